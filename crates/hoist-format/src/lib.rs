@@ -1,0 +1,10 @@
+//! Bytes in, one [`tree::Tree`] of files and one [`extent::ExtentTable`] out, and a tree out as EROFS.
+//!
+//! Nothing here opens a file, a socket or a task: every decoder takes bytes and returns values or
+//! an error, so that it can be fuzzed and reasoned about alone.
+#![forbid(unsafe_code)]
+
+pub mod digest;
+pub mod extent;
+pub mod span;
+pub mod tree;
