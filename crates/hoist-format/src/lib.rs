@@ -8,3 +8,4 @@ pub mod digest;
 pub mod extent;
 pub mod span;
 pub mod tree;
+pub mod table;
