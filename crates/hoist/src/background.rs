@@ -1,0 +1,205 @@
+//! The process behind a mount: started by `hoist mount`, it serves until unmounted.
+//!
+//! While the mount is being made, the child tells its parent on its standard output, a line of JSON for
+//! each event; the parent shows it and leaves when the mount is ready. If the parent goes away earlier, so
+//! does the child.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::Context;
+use hoist_engine::Progress;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use crate::cli::{Global, Mount, TrustIndex};
+use crate::failure::Relayed;
+
+/// What the child tells.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Event {
+    Begin { what: String, total_bytes: u64 },
+    Advance(u64),
+    End,
+    Note(String),
+    Ready,
+    Failed { text: String, code: u8 },
+}
+
+/// Starts the child and shows what it tells until the mount is ready.
+///
+/// # Errors
+/// What the child failed with, or that it ended without a word.
+pub fn start(global: &Global, mount: &Mount, progress: &dyn Progress) -> anyhow::Result<()> {
+    let (log, log_path) = new_log(&global.root()?)?;
+    let mut child = Command::new("/proc/self/exe")
+        .args(arguments(global, mount)?)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .context("starting the background process of the mount")?;
+    let stdout = child.stdout.take().context("the background process has no standard output")?;
+    let outcome = follow(BufReader::new(stdout), progress);
+    progress.end();
+    match outcome? {
+        Some(outcome) => outcome,
+        None => {
+            let status = child.wait().context("waiting for the background process")?;
+            anyhow::bail!(
+                "the background process ended ({status}) before the mount was ready; its log is {}",
+                log_path.display()
+            )
+        }
+    }
+}
+
+/// `None` if the child went away without a last word.
+fn follow(lines: impl BufRead, progress: &dyn Progress) -> anyhow::Result<Option<anyhow::Result<()>>> {
+    for line in lines.lines() {
+        let line = line.context("reading from the background process")?;
+        match serde_json::from_str(&line).with_context(|| format!("the background process said {line:?}"))? {
+            Event::Begin { what, total_bytes } => progress.begin(&what, total_bytes),
+            Event::Advance(bytes) => progress.advance(bytes),
+            Event::End => progress.end(),
+            Event::Note(text) => progress.note(&text),
+            Event::Ready => return Ok(Some(Ok(()))),
+            Event::Failed { text, code } => return Ok(Some(Err(Relayed { text, code }.into()))),
+        }
+    }
+    Ok(None)
+}
+
+fn arguments(global: &Global, mount: &Mount) -> anyhow::Result<Vec<std::ffi::OsString>> {
+    let trust = match global.trust_index {
+        TrustIndex::Registry => "registry",
+        TrustIndex::Local => "local",
+        TrustIndex::None => "none",
+    };
+    let mut arguments: Vec<std::ffi::OsString> =
+        vec!["--root".into(), global.root()?.into(), "--trust-index".into(), trust.into()];
+    if let Some(platform) = &global.platform {
+        arguments.extend(["--platform".into(), platform.into()]);
+    }
+    if let Some(plain) = global.plain_http {
+        arguments.push(format!("--plain-http={plain}").into());
+    }
+    arguments.extend(["--log".into(), (&global.log).into()]);
+    arguments.extend(["mount", "--foreground", "--report"].map(Into::into));
+    if let Some(stats) = &mount.stats.path {
+        arguments.extend(["--stats".into(), std::path::absolute(stats)?.into()]);
+    }
+    arguments.extend(["--".into(), (&mount.image).into(), (&mount.target).into()]);
+    Ok(arguments)
+}
+
+fn new_log(root: &Path) -> anyhow::Result<(File, PathBuf)> {
+    let dir = root.join("log");
+    std::fs::create_dir_all(&dir).with_context(|| format!("making the folder {}", dir.display()))?;
+    // Long-lived processes leave a log each; those that had nothing to say are of no use to anyone.
+    for entry in std::fs::read_dir(&dir)?.flatten() {
+        if entry.metadata().is_ok_and(|meta| meta.len() == 0) && !served(&entry.path()) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    let log = tempfile::Builder::new()
+        .prefix("mount-")
+        .suffix(".log")
+        .tempfile_in(&dir)
+        .with_context(|| format!("making a log file in {}", dir.display()))?;
+    log.as_file().try_lock_shared().context("locking the log file")?;
+    let (file, path) = log.keep()?;
+    Ok((file, path))
+}
+
+/// Whether a process still writes to this log: it holds the lock it got with the descriptor.
+fn served(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| file.try_lock().is_err())
+}
+
+/// The child's side: progress for the parent, and at last that the mount is ready or has failed.
+#[derive(Debug, Default)]
+pub struct Reporter {
+    gone: Notify,
+}
+
+impl Reporter {
+    /// Leaves the parent's session, so that its terminal's end is not the mount's.
+    pub fn detach() -> Reporter {
+        // It fails if this process leads a group, that is, was started by hand: then all is well as it is.
+        let _ = rustix::process::setsid();
+        Reporter::default()
+    }
+
+    fn tell(&self, event: &Event) {
+        let told = serde_json::to_string(event).map_err(std::io::Error::from).and_then(|line| {
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "{line}")?;
+            out.flush()
+        });
+        if told.is_err() {
+            self.gone.notify_one();
+        }
+    }
+
+    /// Waits until the parent has been found gone. Cancel safe.
+    pub async fn parent_gone(&self) {
+        self.gone.notified().await;
+    }
+
+    /// The mount is ready: from here on nobody listens.
+    pub fn ready(&self) -> anyhow::Result<()> {
+        self.tell(&Event::Ready);
+        let null = File::options().write(true).open("/dev/null")?;
+        rustix::stdio::dup2_stdout(null)?;
+        Ok(())
+    }
+
+    /// The mount can't be made.
+    pub fn failed(&self, error: &anyhow::Error) {
+        let text = crate::failure::describe(error);
+        self.tell(&Event::Failed { text, code: crate::failure::exit_code(error) });
+    }
+}
+
+impl Progress for Reporter {
+    fn begin(&self, what: &str, total_bytes: u64) {
+        self.tell(&Event::Begin { what: what.to_owned(), total_bytes });
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.tell(&Event::Advance(bytes));
+    }
+
+    fn end(&self) {
+        self.tell(&Event::End);
+    }
+
+    fn note(&self, text: &str) {
+        self.tell(&Event::Note(text.to_owned()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_child_s_last_word_is_kept() {
+        let silent = hoist_engine::progress::Silent;
+        let ready = br#"{"begin":{"what":"x","total_bytes":3}}
+{"advance":3}
+"end"
+"ready"
+"#;
+        assert!(matches!(follow(&ready[..], &silent), Ok(Some(Ok(())))));
+        let failed = br#"{"failed":{"text":"error: no","code":1}}"#;
+        let error = follow(&failed[..], &silent).unwrap().unwrap().unwrap_err();
+        assert_eq!((crate::failure::describe(&error).as_str(), crate::failure::exit_code(&error)), ("error: no", 1));
+        assert!(matches!(follow(&b"\"end\"\n"[..], &silent), Ok(None)));
+        assert!(follow(&b"nonsense\n"[..], &silent).is_err());
+    }
+}

@@ -1,0 +1,334 @@
+//! The command line: every command, option and environment variable, said once.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Start any container image at once.
+///
+/// hoist runs unmodified OCI images straight from their registry: files are fetched when they are read,
+/// verified before they are readable, and served by the kernel at native speed from then on.
+#[derive(Debug, Parser)]
+#[command(name = "hoist", version, propagate_version = true, max_term_width = 100, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  hoist run --rm -it debian:12 bash          a shell, before the image is fetched
+  hoist index --push registry/app:1          publish the index once: every node starts app lazily
+  hoist mount registry/app:1 /mnt/app        the image as a read-only folder
+  hoist run --rm oci:./layout python3 -V     from an OCI layout, a folder or a tar
+  hoist doctor                               what this machine can do, and what to change
+
+IMAGE is [REGISTRY/]NAME[:TAG][@DIGEST] (Docker Hub short names too), or oci:PATH[:TAG] for an OCI layout.
+Exit code: 1 if you can mend it, 2 if the fault is hoist's or the machine's; `run` passes on the program's.";
+
+/// Options every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Store of layers, indexes and mounts [default: /var/lib/hoist; for an ordinary user
+    /// $XDG_DATA_HOME/hoist or ~/.local/share/hoist]
+    #[arg(long, global = true, env = "HOIST_ROOT", value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// Which layer indexes to trust before the layer itself has been verified
+    #[arg(long, global = true, env = "HOIST_TRUST_INDEX", value_enum, default_value = "registry")]
+    pub trust_index: TrustIndex,
+    /// Platform to choose from a multi-arch image, as OS/ARCH[/VARIANT] [default: this machine's]
+    #[arg(long, global = true, env = "HOIST_PLATFORM", value_name = "OS/ARCH")]
+    pub platform: Option<String>,
+    /// Talk plain HTTP to the registry; `=false` demands TLS [default: plain on loopback only]
+    #[arg(long, global = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub plain_http: Option<bool>,
+    /// What to log to stderr: a level (error, warn, info, debug, trace) or target=level filters
+    #[arg(long, global = true, env = "HOIST_LOG", value_name = "FILTER", default_value = "warn")]
+    pub log: String,
+}
+
+/// See `--trust-index`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TrustIndex {
+    /// Those found in the registry beside the image, checked against the layer when it is complete
+    Registry,
+    /// Only those made on this machine in a pass that verified the layer
+    Local,
+    /// None: a layer is fetched whole and verified before it is used
+    None,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Run(Box<Run>),
+    Mount(Mount),
+    Unmount(Unmount),
+    Pull(Pull),
+    Index(Index),
+    Images(Images),
+    Inspect(Inspect),
+    Rm(Rm),
+    Prune(Prune),
+    Doctor(Doctor),
+}
+
+/// Run a program in an image
+///
+/// The root file system is the image, mounted lazily, under an overlay that takes the writes. The
+/// container is started by an OCI runtime found on PATH (crun, runc or youki); it has its own process,
+/// mount, IPC and UTS namespaces, Docker's default capabilities, and by default the host's network:
+/// networks of its own are not offered yet.
+///
+/// Entrypoint, command, environment, user and working folder come from the image and are overridden as
+/// with Docker. Signals are passed on to the program, and its exit code becomes hoist's (128+N if
+/// signal N ended it).
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hoist run --rm alpine echo hello
+  hoist run --rm -it -v ./src:/src:ro -w /src python:3.12 python3
+  hoist run --name web -e PORT=8080 registry/app:1      then, when done: hoist rm web")]
+pub struct Run {
+    /// Set an environment variable; NAME alone passes on this process's value
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Bind a file or folder of the host into the container
+    #[arg(short, long, value_name = "SOURCE:TARGET[:ro]")]
+    pub volume: Vec<String>,
+    /// Working folder, made if missing
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User, by name or number, from the image's /etc/passwd and /etc/group
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Replace the image's entrypoint (an empty one takes it away); the image's command is dropped too
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<String>,
+    /// Throw away what the container wrote when it ends
+    #[arg(long)]
+    pub rm: bool,
+    /// Make the root file system read-only
+    #[arg(long)]
+    pub read_only: bool,
+    /// Name of the container, for `hoist rm` [default: a random one]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Pass standard input on to the program
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the program a terminal (standard input must be one)
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Host name inside the container [default: the host's, or the container's name with --net none]
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Network of the container
+    #[arg(long, value_enum, default_value = "host")]
+    pub net: Net,
+    /// System call filter of the container
+    #[arg(long, value_enum, default_value = "default")]
+    pub seccomp: Seccomp,
+    /// OCI runtime to use, a name on PATH or a path [default: the first of crun, runc, youki that works here]
+    #[arg(long, env = "HOIST_RUNTIME", value_name = "PROGRAM")]
+    pub runtime: Option<String>,
+    #[command(flatten)]
+    pub stats: StatsFile,
+    /// The image to run
+    pub image: String,
+    /// Command and arguments, instead of the image's
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    pub command: Vec<String>,
+}
+
+/// See `--net`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Net {
+    /// The host's
+    Host,
+    /// Loopback alone
+    None,
+}
+
+/// See `--seccomp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Seccomp {
+    /// Refuse the system calls that administer the kernel, as Docker's default profile does
+    Default,
+    /// Allow every system call
+    None,
+}
+
+/// See `--stats`.
+#[derive(Debug, Clone, Args)]
+pub struct StatsFile {
+    /// Write what it took (requests, bytes, seconds) to this file as JSON at the end
+    #[arg(long = "stats", value_name = "FILE")]
+    pub path: Option<PathBuf>,
+}
+
+/// Mount an image read-only on a folder
+///
+/// Returns as soon as the mount is ready; a process in the background fetches what is read until
+/// `hoist unmount DIR` (or umount) ends it. Its log is kept in the store's `log` folder.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  hoist mount debian:12 /mnt && ls /mnt && hoist unmount /mnt")]
+pub struct Mount {
+    #[command(flatten)]
+    pub stats: StatsFile,
+    /// Stay in the foreground and serve until unmounted or interrupted
+    #[arg(long)]
+    pub foreground: bool,
+    /// Report to the process that started this one, on standard output
+    #[arg(long, hide = true, requires = "foreground")]
+    pub report: bool,
+    /// The image to mount
+    pub image: String,
+    /// The folder to mount it on
+    #[arg(value_name = "DIR")]
+    pub target: PathBuf,
+}
+
+/// Unmount an image and wait until its process has ended
+#[derive(Debug, Args)]
+pub struct Unmount {
+    /// Detach the mount though it is in use; its process ends when the last user has
+    #[arg(long)]
+    pub lazy: bool,
+    /// The folder it is mounted on
+    #[arg(value_name = "DIR")]
+    pub target: PathBuf,
+}
+
+/// Fetch the whole of an image, verified
+#[derive(Debug, Args)]
+pub struct Pull {
+    /// Print the outcome as JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub stats: StatsFile,
+    /// The image to fetch
+    pub image: String,
+}
+
+/// Build the index that makes an image lazy
+///
+/// One pass over the layers, which verifies them as it goes. With `--push` the index is published beside
+/// the image as an OCI referrer (which leaves the image's digest as it is), so that every other node
+/// starts it lazily.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  hoist index --push registry/app:1")]
+pub struct Index {
+    /// Publish the index in the image's repository
+    #[arg(long)]
+    pub push: bool,
+    /// Print the outcome as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The image to index
+    pub image: String,
+}
+
+/// List the images the store knows
+#[derive(Debug, Args)]
+pub struct Images {
+    /// Print them as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Tell an image's layers, their formats, what is present, and whether it will be lazy
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// Print it as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The image to inspect
+    pub image: String,
+}
+
+/// Remove an ended container (by name) or an image's name from the store
+///
+/// Data that no image names any more is freed by `hoist prune`.
+#[derive(Debug, Args)]
+pub struct Rm {
+    /// Container or image names
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+}
+
+/// Free the data that no image in the store and no mount uses
+#[derive(Debug, Args)]
+pub struct Prune {
+    /// Print the outcome as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Tell what this machine can do, and what to change
+///
+/// Exits with 1 if images can't be mounted here.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Global {
+    /// The store's folder, absolute.
+    pub fn root(&self) -> anyhow::Result<PathBuf> {
+        let root = match &self.root {
+            Some(root) => root.clone(),
+            None => default_root(
+                rustix::process::geteuid().is_root(),
+                std::env::var_os("XDG_DATA_HOME").map(PathBuf::from),
+                std::env::var_os("HOME").map(PathBuf::from),
+            )
+            .ok_or_else(|| {
+                crate::failure::user_hint("no place for the store: HOME is not set", "name one with --root DIR")
+            })?,
+        };
+        Ok(std::path::absolute(root)?)
+    }
+}
+
+/// `None` if an ordinary user has neither of the folders. A relative XDG_DATA_HOME is ignored, as the XDG
+/// base directory specification demands.
+fn default_root(is_root: bool, xdg: Option<PathBuf>, home: Option<PathBuf>) -> Option<PathBuf> {
+    if is_root {
+        return Some("/var/lib/hoist".into());
+    }
+    let data = xdg.filter(|dir| dir.is_absolute()).or_else(|| home.map(|home| home.join(".local/share")));
+    data.map(|data| data.join("hoist"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_after_the_image_belong_to_the_program() {
+        let cli = Cli::parse_from(["hoist", "run", "--rm", "-it", "img", "ls", "-e", "--rm"]);
+        let Command::Run(run) = cli.command else { panic!("not run") };
+        assert_eq!(run.command, ["ls", "-e", "--rm"]);
+        assert!(run.rm && run.interactive && run.tty && run.env.is_empty());
+    }
+
+    #[test]
+    fn store_folder() {
+        let home = Some(PathBuf::from("/home/u"));
+        assert_eq!(default_root(true, None, home.clone()), Some("/var/lib/hoist".into()));
+        assert_eq!(default_root(false, Some("/x".into()), home.clone()), Some("/x/hoist".into()));
+        assert_eq!(default_root(false, Some("x".into()), home), Some("/home/u/.local/share/hoist".into()));
+        assert_eq!(default_root(false, None, None), None);
+    }
+}

@@ -1,0 +1,56 @@
+//! The commands, one module each.
+
+mod images;
+mod index;
+mod inspect;
+mod mount;
+mod prune;
+mod pull;
+mod rm;
+mod run;
+mod unmount;
+
+use serde::Serialize;
+
+use crate::cli::{Cli, Command};
+use crate::failure::user_hint;
+
+/// Does what the command line says; returns the exit code.
+pub fn run(cli: Cli) -> anyhow::Result<u8> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Run(options) => return run::run(global, &options),
+        Command::Doctor(options) => return crate::doctor::run(global, options.json),
+        Command::Mount(options) => mount::run(global, &options)?,
+        Command::Unmount(options) => unmount::run(global, &options)?,
+        Command::Pull(options) => pull::run(global, &options)?,
+        Command::Index(options) => index::run(global, &options)?,
+        Command::Images(options) => images::run(global, &options)?,
+        Command::Inspect(options) => inspect::run(global, &options)?,
+        Command::Rm(options) => rm::run(global, &options)?,
+        Command::Prune(options) => prune::run(global, &options)?,
+    }
+    Ok(0)
+}
+
+/// Prints to stdout; a reader who has read enough (`| head`) is no failure.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::{ErrorKind, Write};
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn print_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
+    print(&serde_json::to_string_pretty(value)?)
+}
+
+/// Mounting takes CAP_SYS_ADMIN: better said before anything is fetched.
+fn require_mount_privilege() -> anyhow::Result<()> {
+    if crate::doctor::may_mount() {
+        return Ok(());
+    }
+    Err(user_hint("mounting an image takes root (CAP_SYS_ADMIN)", "run it with sudo, or use `hoist pull` alone"))
+}

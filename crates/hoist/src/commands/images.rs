@@ -1,0 +1,9 @@
+//! `hoist images`.
+
+use crate::cli::{Global, Images};
+
+pub(super) fn run(global: &Global, options: &Images) -> anyhow::Result<()> {
+    let images = crate::engine_glue::open(global)?.images()?;
+    let _ = options;
+    super::print_json(&images)
+}

@@ -1,0 +1,14 @@
+//! `hoist rm`: containers first, then image names.
+
+use crate::cli::{Global, Rm};
+use crate::container::{self, Removal};
+
+pub(super) fn run(global: &Global, options: &Rm) -> anyhow::Result<()> {
+    let root = global.root()?;
+    for name in &options.names {
+        if container::remove(&root, name)? == Removal::Unknown {
+            crate::engine_glue::open(global)?.remove(name)?;
+        }
+    }
+    Ok(())
+}

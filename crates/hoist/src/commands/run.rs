@@ -1,0 +1,264 @@
+//! `hoist run`.
+//!
+//! Start latency is what this command is for, so what does not depend on the mount is done while it is
+//! being made, and what reads the image reads at once, in parallel.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+
+use anyhow::Context;
+use hoist_engine::{Engine, Image, Mount, Progress};
+
+use crate::bundle::process::{self, DEFAULT_PATH, ImageProcess};
+use crate::bundle::user::{self, User};
+use crate::bundle::volume::{self, Volume};
+use crate::bundle::{self, Bundle};
+use crate::cli::{Global, Net, Run, Seccomp};
+use crate::container::Container;
+use crate::failure::user_hint;
+use crate::printer::Printer;
+use crate::program;
+use crate::rootdir::RootDir;
+use crate::runtime::Runtime;
+use crate::signals::{Signals, interrupted};
+
+/// What is known before the image is.
+struct Plan<'a> {
+    global: &'a Global,
+    options: &'a Run,
+    runtime: Runtime,
+    volumes: Vec<Volume>,
+}
+
+pub(super) fn run(global: &Global, options: &Run) -> anyhow::Result<u8> {
+    super::require_mount_privilege()?;
+    if options.tty && !rustix::termios::isatty(std::io::stdin()) {
+        return Err(user_hint("-t needs a terminal on standard input", "leave out -t; -i alone passes input on"));
+    }
+    let cwd = std::env::current_dir().context("finding the current folder")?;
+    let volumes = options.volume.iter().map(|option| volume::parse(option, &cwd)).collect::<Result<_, _>>()?;
+    let plan = Plan { global, options, runtime: Runtime::find(options.runtime.as_deref())?, volumes };
+    crate::engine_glue::tokio_runtime()?.block_on(plan.run())
+}
+
+impl Plan<'_> {
+    async fn run(&self) -> anyhow::Result<u8> {
+        let mut signals = Signals::catch().context("catching signals")?;
+        let resolving = async {
+            let engine = crate::engine_glue::open(self.global)?;
+            let image = engine.resolve(&self.options.image).await?;
+            anyhow::Ok((engine, image))
+        };
+        let (engine, image) = tokio::select! {
+            resolved = resolving => resolved?,
+            signal = signals.next_fatal() => return Err(interrupted(signal)),
+        };
+        let image_process = crate::engine_glue::process_of(&image);
+        let command = process::args(&image_process, self.options.entrypoint.as_deref(), &self.options.command)?;
+        let container = Container::create(&self.global.root()?, self.options.name.as_deref())?;
+        let outcome = self.run_in(&container, &engine, &image, &image_process, command, &mut signals).await;
+        // A container that never ran is kept for nobody.
+        let cleaned = container.clean(self.options.rm || outcome.is_err());
+        let code = outcome?;
+        cleaned?;
+        Ok(code)
+    }
+
+    async fn run_in(
+        &self,
+        container: &Container,
+        engine: &Engine,
+        image: &Image,
+        image_process: &ImageProcess,
+        command: Vec<String>,
+        signals: &mut Signals,
+    ) -> anyhow::Result<u8> {
+        let printer = Printer::new();
+        let target = container.image();
+        let hostname = self.hostname(container)?;
+        let mounting = async {
+            let files = async { self.write_bound_files(&container.bundle(), &hostname) };
+            let (mount, files) = tokio::join!(engine.mount(image, &target, &printer), files);
+            printer.end();
+            let mount = mount?;
+            if let Err(error) = files {
+                let _ = mount.unmount().await;
+                return Err(error);
+            }
+            Ok(mount)
+        };
+        let mount: Mount = tokio::select! {
+            mount = mounting => mount?,
+            signal = signals.next_fatal() => return Err(interrupted(signal)),
+        };
+        let outcome = self.run_mounted(container, image_process, command, &hostname, signals).await;
+        if container.state().join(container.name()).exists() {
+            self.runtime.delete(container.name(), &container.state()).await;
+        }
+        let unmounted = container.unmount_overlay();
+        let stats = mount.unmount().await;
+        let code = outcome?;
+        unmounted?;
+        let stats = stats?;
+        if let Some(path) = &self.options.stats.path {
+            crate::stats_file::write(path, &stats)?;
+        }
+        Ok(code)
+    }
+
+    async fn run_mounted(
+        &self,
+        container: &Container,
+        image_process: &ImageProcess,
+        args: Vec<String>,
+        hostname: &str,
+        signals: &mut Signals,
+    ) -> anyhow::Result<u8> {
+        let options = self.options;
+        let cwd = options.workdir.as_deref().unwrap_or(&image_process.working_dir);
+        let cwd = bundle::absolute_cwd(cwd);
+        let defaults: &[(&str, &str)] = &[("PATH", DEFAULT_PATH), ("HOSTNAME", hostname), ("TERM", "xterm")];
+        let defaults = if options.tty { defaults } else { &defaults[..2] };
+        let own = |name: &str| std::env::var(name).ok();
+        let mut env = process::env(image_process, &options.env, own, defaults)?;
+        let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH).to_owned();
+
+        let preparing = self.read_image(container, image_process, &args[0], &path, &cwd);
+        let user = tokio::select! {
+            user = preparing => user?,
+            signal = signals.next_fatal() => return Err(interrupted(signal)),
+        };
+        if !env.iter().any(|entry| entry.starts_with("HOME=")) {
+            env.push(format!("HOME={}", user.home));
+        }
+        let config = bundle::config(&Bundle {
+            rootfs: &container.rootfs(),
+            files: &container.bundle(),
+            args: &args,
+            env: &env,
+            cwd: &cwd,
+            user: &user,
+            hostname,
+            terminal: options.tty,
+            read_only: options.read_only,
+            host_network: options.net == Net::Host,
+            seccomp: options.seccomp == Seccomp::Default,
+            volumes: &self.volumes,
+            allowed_capabilities: &in_bounding_set,
+            nofile_limit: nofile_limit(),
+        });
+        std::fs::write(container.bundle().join("config.json"), serde_json::to_vec(&config)?)
+            .context("writing the container's config.json")?;
+        let stdin = if options.interactive || options.tty { Stdio::inherit() } else { Stdio::null() };
+        self.runtime
+            .run(container.name(), &container.bundle(), &container.state(), stdin, options.tty, signals)
+            .await
+    }
+
+    /// Mounts the overlay and looks up user and program, all at once: each may wait for the registry.
+    async fn read_image(
+        &self,
+        container: &Container,
+        image_process: &ImageProcess,
+        program: &str,
+        path: &str,
+        cwd: &str,
+    ) -> anyhow::Result<User> {
+        let opened = container.image();
+        let root = blocking(move || Ok(RootDir::open(&opened)?)).await.context("opening the image's root folder")?;
+        let root = Arc::new(root);
+        let read = |file: &'static str| {
+            let root = root.clone();
+            blocking(move || {
+                let content = root.read(Path::new(file)).with_context(|| format!("reading the image's {file}"))?;
+                Ok(content.unwrap_or_default())
+            })
+        };
+        let finding = {
+            let (root, program) = (root.clone(), program.to_owned());
+            let (path, cwd) = (path.to_owned(), cwd.to_owned());
+            blocking(move || {
+                program::find(&root, &program, &path, &cwd)
+                    .with_context(|| format!("looking for {program:?} in the image"))
+            })
+        };
+        let overlay = async { container.mount_overlay() };
+        let (overlay, passwd, group, found) = tokio::join!(overlay, read("/etc/passwd"), read("/etc/group"), finding);
+        overlay?;
+        // A volume may bring the program.
+        if found?.is_none() && self.volumes.is_empty() {
+            return Err(if program.contains('/') {
+                user_hint(format!("the image has no program {program}"), "list the image's files with `hoist mount`")
+            } else {
+                user_hint(format!("the image has no program {program:?} in its PATH"), format!("its PATH is {path}"))
+            });
+        }
+        let spec = self.options.user.as_deref().unwrap_or(&image_process.user);
+        let user = user::resolve(spec, &passwd?, &group?)?;
+        if cwd != "/" {
+            RootDir::open(&container.rootfs())
+                .and_then(|root| root.create_dir_all(Path::new(cwd)))
+                .map_err(|error| user_hint(format!("the working folder {cwd} can't be made: {error}"), "give another with -w"))?;
+        }
+        Ok(user)
+    }
+
+    fn hostname(&self, container: &Container) -> anyhow::Result<String> {
+        match (&self.options.hostname, self.options.net) {
+            // HOST_NAME_MAX of limits.h
+            (Some(name), _) if name.is_empty() || name.len() > 64 => {
+                Err(crate::failure::user(format!("{name:?} is no host name: 1 to 64 bytes")))
+            }
+            (Some(name), _) => Ok(name.clone()),
+            (None, Net::Host) => Ok(rustix::system::uname().nodename().to_string_lossy().into_owned()),
+            (None, Net::None) => Ok(container.name().to_owned()),
+        }
+    }
+
+    /// The files of `bundle::BOUND_FILES`.
+    fn write_bound_files(&self, dir: &Path, hostname: &str) -> anyhow::Result<()> {
+        let host_file = |path: &str| std::fs::read(path).unwrap_or_default();
+        let (resolv, hosts) = match self.options.net {
+            Net::Host => (host_file("/etc/resolv.conf"), host_file("/etc/hosts")),
+            Net::None => (Vec::new(), format!("127.0.0.1 localhost {hostname}\n::1 localhost\n").into_bytes()),
+        };
+        let contents = [("resolv.conf", resolv), ("hosts", hosts), ("hostname", format!("{hostname}\n").into_bytes())];
+        for (name, content) in contents {
+            let path: PathBuf = dir.join(name);
+            std::fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// On a thread of its own: a read through the mount may wait for the very tasks that this one drives.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work).await.context("a reading thread died")?
+}
+
+fn in_bounding_set(name: &str) -> bool {
+    use rustix::thread::{CapabilitySet, capability_is_in_bounding_set};
+    let capability = match name {
+        "CAP_CHOWN" => CapabilitySet::CHOWN,
+        "CAP_DAC_OVERRIDE" => CapabilitySet::DAC_OVERRIDE,
+        "CAP_FSETID" => CapabilitySet::FSETID,
+        "CAP_FOWNER" => CapabilitySet::FOWNER,
+        "CAP_MKNOD" => CapabilitySet::MKNOD,
+        "CAP_NET_RAW" => CapabilitySet::NET_RAW,
+        "CAP_SETGID" => CapabilitySet::SETGID,
+        "CAP_SETUID" => CapabilitySet::SETUID,
+        "CAP_SETFCAP" => CapabilitySet::SETFCAP,
+        "CAP_SETPCAP" => CapabilitySet::SETPCAP,
+        "CAP_NET_BIND_SERVICE" => CapabilitySet::NET_BIND_SERVICE,
+        "CAP_SYS_CHROOT" => CapabilitySet::SYS_CHROOT,
+        "CAP_KILL" => CapabilitySet::KILL,
+        "CAP_AUDIT_WRITE" => CapabilitySet::AUDIT_WRITE,
+        _ => return false,
+    };
+    capability_is_in_bounding_set(capability).unwrap_or(false)
+}
+
+fn nofile_limit() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX)
+}

@@ -1,0 +1,57 @@
+//! `hoist unmount`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+
+use crate::cli::{Global, Unmount};
+use crate::failure::{user, user_hint};
+use crate::mount_record::{Records, mounted_type};
+
+pub(super) fn run(global: &Global, options: &Unmount) -> anyhow::Result<()> {
+    let target = canonical(&options.target)?;
+    let records = Records::of(&global.root()?);
+    let record = records.find(&target).context("reading the mount records")?.ok_or_else(|| {
+        user_hint(
+            format!("{} is no mount of hoist's", target.display()),
+            "mounts belong to a store: is --root the one it was mounted with?",
+        )
+    })?;
+    if mounted_type(&target)?.is_some() {
+        unmount(&target, options.lazy)?;
+    }
+    if !options.lazy {
+        record.wait_for_end().context("waiting for the process that served the mount")?;
+    }
+    // It removes its own record, unless it was killed.
+    if !options.lazy {
+        records.remove(record.pid).context("removing the mount's record")?;
+    }
+    Ok(())
+}
+
+/// Of a mount whose server is dead the folder itself may not answer: its parent does.
+fn canonical(target: &Path) -> anyhow::Result<PathBuf> {
+    let absolute = std::path::absolute(target)?;
+    match (absolute.parent(), absolute.file_name()) {
+        (Some(parent), Some(name)) if !absolute.is_symlink() => parent.canonicalize().map(|dir| dir.join(name)),
+        _ => absolute.canonicalize(),
+    }
+    .map_err(|error| user(format!("can't unmount {}: {error}", target.display())))
+}
+
+fn unmount(target: &Path, lazy: bool) -> anyhow::Result<()> {
+    let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    match rustix::mount::unmount(target, flags | UnmountFlags::NOFOLLOW) {
+        // Someone else has just unmounted it.
+        Ok(()) | Err(Errno::INVAL) => Ok(()),
+        Err(Errno::BUSY) => Err(user_hint(
+            format!("{} is in use", target.display()),
+            format!("end what uses it (fuser -vm {} tells), or detach it with --lazy", target.display()),
+        )),
+        Err(Errno::PERM) => Err(user_hint("unmounting takes root (CAP_SYS_ADMIN)", "run it with sudo")),
+        Err(error) => Err(error).with_context(|| format!("unmounting {}", target.display())),
+    }
+}

@@ -1,0 +1,235 @@
+//! A container on disk: `containers/<name>/{image,upper,work,rootfs,bundle,state}` in the store.
+//!
+//! The image is mounted on `image`; an overlay of `upper` over it on `rootfs` is what the program sees.
+//! A container that was not run with `--rm` keeps its `upper` until `hoist rm`.
+
+use std::fs::{DirBuilder, File, TryLockError};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+
+use crate::failure::{user, user_hint};
+
+/// The folder of a container, locked for as long as the container runs.
+#[derive(Debug)]
+pub struct Container {
+    name: String,
+    dir: PathBuf,
+    _lock: File,
+}
+
+/// Names become file names and runtime ids: letters, digits and `_.-`, not beginning with one of these.
+fn check_name(name: &str) -> anyhow::Result<()> {
+    let head = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let rest = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+    if head && rest && name.len() <= 64 {
+        return Ok(());
+    }
+    Err(user_hint(
+        format!("{name:?} can't name a container"),
+        "use up to 64 letters, digits, and _ . - (not first)",
+    ))
+}
+
+fn containers(root: &Path) -> PathBuf {
+    root.join("containers")
+}
+
+fn lock(dir: &Path) -> std::io::Result<Option<File>> {
+    let file = File::options().create(true).truncate(false).write(true).open(dir.join("lock"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+impl Container {
+    /// Makes the folders of a new container; without a name it gets a random one.
+    ///
+    /// # Errors
+    /// A bad name or one in use (the user's), or the folders can't be made.
+    pub fn create(root: &Path, name: Option<&str>) -> anyhow::Result<Container> {
+        let parent = containers(root);
+        std::fs::create_dir_all(&parent).with_context(|| format!("making the folder {}", parent.display()))?;
+        let name = match name {
+            Some(name) => {
+                check_name(name)?;
+                name.to_owned()
+            }
+            None => random_name()?,
+        };
+        let dir = parent.join(&name);
+        // 0711: the root file system below must be reachable for users other than root.
+        let mut make = DirBuilder::new();
+        match make.mode(0o711).create(&dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                return Err(user_hint(
+                    format!("there is a container {name:?} already"),
+                    format!("remove it with: hoist rm {name}"),
+                ));
+            }
+            other => other.with_context(|| format!("making the folder {}", dir.display()))?,
+        }
+        let lock = lock(&dir)?.context("locking a container's new folder")?;
+        for (folder, mode) in
+            [("image", 0o755), ("upper", 0o755), ("work", 0o700), ("rootfs", 0o755), ("bundle", 0o700), ("state", 0o700)]
+        {
+            let path = dir.join(folder);
+            DirBuilder::new().mode(mode).create(&path).with_context(|| format!("making {}", path.display()))?;
+        }
+        Ok(Container { name, dir, _lock: lock })
+    }
+
+    /// The container's name, its id for the runtime.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where the image is mounted.
+    pub fn image(&self) -> PathBuf {
+        self.dir.join("image")
+    }
+
+    /// The root file system the program sees.
+    pub fn rootfs(&self) -> PathBuf {
+        self.dir.join("rootfs")
+    }
+
+    /// The OCI bundle's folder.
+    pub fn bundle(&self) -> PathBuf {
+        self.dir.join("bundle")
+    }
+
+    /// The runtime's folder for this container.
+    pub fn state(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// Mounts the overlay of the container's writes over the image.
+    pub fn mount_overlay(&self) -> anyhow::Result<()> {
+        let root_mode = self.image().metadata().context("reading the image's root folder")?;
+        // The overlay shows the upper folder's owner and mode as those of `/`.
+        let upper = self.dir.join("upper");
+        std::fs::set_permissions(&upper, root_mode.permissions()).context("preparing the overlay")?;
+        use std::os::unix::fs::MetadataExt;
+        std::os::unix::fs::chown(&upper, Some(root_mode.uid()), Some(root_mode.gid()))
+            .context("preparing the overlay")?;
+        overlay(&self.image(), &upper, &self.dir.join("work"), &self.rootfs())
+    }
+
+    /// Takes the overlay away.
+    pub fn unmount_overlay(&self) -> anyhow::Result<()> {
+        detach(&self.rootfs())
+    }
+
+    /// Removes what is of no use after the end, with the writes too if `all`.
+    pub fn clean(self, all: bool) -> anyhow::Result<()> {
+        let dir = &self.dir;
+        if all {
+            return remove_tree(dir);
+        }
+        for folder in ["bundle", "state", "work", "image", "rootfs"] {
+            remove_tree(&dir.join(folder))?;
+        }
+        Ok(())
+    }
+}
+
+/// What became of a container that was to be removed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// It is gone.
+    Removed,
+    /// There is none of this name.
+    Unknown,
+}
+
+/// Removes an ended container.
+///
+/// # Errors
+/// It is still running (the user's to mend), or its folder can't be removed.
+pub fn remove(root: &Path, name: &str) -> anyhow::Result<Removal> {
+    let dir = containers(root).join(name);
+    if check_name(name).is_err() || !dir.is_dir() {
+        return Ok(Removal::Unknown);
+    }
+    let Some(_lock) = lock(&dir).with_context(|| format!("locking the container {name}"))? else {
+        return Err(user(format!("the container {name:?} is still running")));
+    };
+    // A killed `hoist run` leaves its mounts.
+    detach(&dir.join("rootfs"))?;
+    detach(&dir.join("image"))?;
+    remove_tree(&dir)?;
+    Ok(Removal::Removed)
+}
+
+fn overlay(lower: &Path, upper: &Path, work: &Path, target: &Path) -> anyhow::Result<()> {
+    hoist_sys::mount::overlay(&[lower], upper, work, target)
+        .with_context(|| format!("mounting the overlay on {}", target.display()))
+}
+
+fn detach(target: &Path) -> anyhow::Result<()> {
+    match rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        // Not mounted, or not even there.
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("unmounting {}", target.display())),
+    }
+}
+
+fn remove_tree(path: &Path) -> anyhow::Result<()> {
+    // Never through a mount: the device differs below one, and removing would empty what is mounted.
+    if crate::mount_record::mounted_type(path)?.is_some() {
+        anyhow::bail!("{} is still mounted and can't be removed", path.display());
+    }
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn random_name() -> anyhow::Result<String> {
+    let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid").context("choosing a container's name")?;
+    Ok(uuid.bytes().filter(u8::is_ascii_hexdigit).take(12).map(char::from).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["a", "web-1", "A_b.c"] {
+            check_name(good).unwrap();
+        }
+        for bad in ["", ".", "..", "-a", "a/b", "a b", &"x".repeat(65)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_running_container_is_not_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let container = Container::create(root.path(), Some("web")).unwrap();
+        assert!(Container::create(root.path(), Some("web")).is_err());
+        assert!(remove(root.path(), "web").is_err());
+        container.clean(false).unwrap();
+        assert!(root.path().join("containers/web/upper").is_dir());
+        assert_eq!(remove(root.path(), "web").unwrap(), Removal::Removed);
+        assert_eq!(remove(root.path(), "web").unwrap(), Removal::Unknown);
+        assert_eq!(remove(root.path(), "../containers").unwrap(), Removal::Unknown);
+    }
+
+    #[test]
+    fn random_names_are_good_names() {
+        let name = random_name().unwrap();
+        assert_eq!(name.len(), 12);
+        check_name(&name).unwrap();
+        assert_ne!(name, random_name().unwrap());
+    }
+}

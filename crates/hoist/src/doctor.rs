@@ -1,0 +1,253 @@
+//! `hoist doctor`: what this kernel and machine can do, and what to change.
+
+use std::path::Path;
+
+use rustix::thread::CapabilitySet;
+use serde::Serialize;
+
+use crate::cli::Global;
+
+/// How much of hoist a finding takes away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    /// As it should be.
+    Ok,
+    /// Something is worse for it, or may be later.
+    Warning,
+    /// Images can't be mounted.
+    Missing,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: &'static str,
+    state: State,
+    found: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    change: Option<String>,
+}
+
+impl Finding {
+    fn ok(what: &'static str, found: impl Into<String>) -> Finding {
+        Finding { what, state: State::Ok, found: found.into(), change: None }
+    }
+
+    fn worse(what: &'static str, state: State, found: impl Into<String>, change: impl Into<String>) -> Finding {
+        Finding { what, state, found: found.into(), change: Some(change.into()) }
+    }
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    can_mount: bool,
+    findings: &'a [Finding],
+}
+
+/// Prints the findings; the exit code is 1 if images can't be mounted here.
+pub fn run(global: &Global, json: bool) -> anyhow::Result<u8> {
+    let root = global.root()?;
+    let findings = [
+        kernel(),
+        privilege(),
+        precontent(),
+        file_system("EROFS", "erofs", "CONFIG_EROFS_FS, and CONFIG_EROFS_FS_BACKED_BY_FILE"),
+        file_system("overlayfs", "overlay", "CONFIG_OVERLAY_FS"),
+        store_file_system(&root),
+        space(&root),
+        runtime(),
+        certificates(),
+        credentials(),
+    ];
+    let can_mount = findings.iter().all(|finding| finding.state != State::Missing);
+    if json {
+        crate::commands::print_json(&Report { can_mount, findings: &findings })?;
+    } else {
+        crate::commands::print(&table(&findings, can_mount))?;
+    }
+    Ok(if can_mount { 0 } else { crate::failure::EXIT_USER })
+}
+
+fn table(findings: &[Finding], can_mount: bool) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        let state = match finding.state {
+            State::Ok => "ok",
+            State::Warning => "warning",
+            State::Missing => "MISSING",
+        };
+        text.push_str(&format!("{state:<8} {:<20} {}\n", finding.what, finding.found));
+        if let Some(change) = &finding.change {
+            text.push_str(&format!("{:29} -> {change}\n", ""));
+        }
+    }
+    text.push_str(if can_mount { "\nImages can be mounted here." } else { "\nImages can't be mounted here." });
+    text
+}
+
+fn kernel() -> Finding {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy().into_owned();
+    match version(&release) {
+        Some(version) if version < (6, 14) => Finding::worse(
+            "kernel",
+            State::Missing,
+            format!("Linux {release}"),
+            "boot Linux 6.14 or later: it is the first with pre-content events",
+        ),
+        _ => Finding::ok("kernel", format!("Linux {release}")),
+    }
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// Whether this process may mount.
+pub fn may_mount() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|held| held.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
+fn privilege() -> Finding {
+    if may_mount() {
+        return Finding::ok("privilege", "CAP_SYS_ADMIN");
+    }
+    Finding::worse("privilege", State::Missing, "no CAP_SYS_ADMIN", "run hoist as root (sudo) to mount images")
+}
+
+fn precontent() -> Finding {
+    const WHAT: &str = "fanotify";
+    match hoist_sys::fanotify::supported() {
+        Ok(()) => Finding::ok(WHAT, "pre-content events"),
+        Err(error) => Finding::worse(
+            WHAT,
+            State::Missing,
+            error.to_string(),
+            "use a kernel >= 6.14 with CONFIG_FANOTIFY_ACCESS_PERMISSIONS, and run as root outside of containers",
+        ),
+    }
+}
+
+fn file_system(what: &'static str, name: &str, options: &str) -> Finding {
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if known.lines().any(|line| line.split_whitespace().next_back() == Some(name)) {
+        return Finding::ok(what, "known to the kernel");
+    }
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let modules = format!("/lib/modules/{release}/modules.dep");
+    let loadable = std::fs::read_to_string(modules)
+        .is_ok_and(|list| list.lines().any(|line| line.contains(&format!("/{name}.ko"))));
+    if loadable {
+        return Finding::ok(what, "a module, loaded at the first mount");
+    }
+    Finding::worse(what, State::Missing, "not in this kernel", format!("use a kernel with {options}"))
+}
+
+/// The store's folder, or the nearest of its parents that is there.
+fn existing(root: &Path) -> &Path {
+    root.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"))
+}
+
+// File system magics of linux/magic.h.
+fn store_file_system(root: &Path) -> Finding {
+    const WHAT: &str = "store";
+    let named = |name: &str| format!("{} on {name}", root.display());
+    let magic = match rustix::fs::statfs(existing(root)) {
+        // f_type is a signed word on some machines, and btrfs' magic has the sign bit.
+        Ok(stat) => u32::try_from(i128::from(stat.f_type) & 0xffff_ffff).unwrap_or(0),
+        Err(error) => {
+            return Finding::worse(WHAT, State::Missing, format!("{}: {error}", root.display()), "choose one with --root");
+        }
+    };
+    let other = match magic {
+        0xef53 => return Finding::ok(WHAT, named("ext4")),
+        0x5846_5342 => return Finding::ok(WHAT, named("xfs")),
+        0x9123_683e => return Finding::ok(WHAT, named("btrfs")),
+        0x0102_1994 => "tmpfs",
+        0x794c_7630 => "overlayfs",
+        0x6969 => "NFS",
+        _ => "a file system not known to work",
+    };
+    let change = "put the store on ext4, xfs or btrfs: --root DIR or HOIST_ROOT";
+    Finding::worse(WHAT, State::Warning, named(other), change)
+}
+
+fn space(root: &Path) -> Finding {
+    const WHAT: &str = "disk space";
+    const LITTLE: u64 = 2 << 30;
+    match rustix::fs::statvfs(existing(root)) {
+        Ok(stat) => {
+            let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+            let found = format!("{} free", crate::printer::bytes(free));
+            if free >= LITTLE {
+                return Finding::ok(WHAT, found);
+            }
+            Finding::worse(WHAT, State::Warning, found, "free some with `hoist prune`, or choose a larger disk with --root")
+        }
+        Err(error) => Finding::worse(WHAT, State::Warning, error.to_string(), "choose another store with --root"),
+    }
+}
+
+fn runtime() -> Finding {
+    match crate::runtime::Runtime::find(None) {
+        Ok(runtime) => Finding::ok("OCI runtime", runtime.program().display().to_string()),
+        Err(_) => Finding::worse(
+            "OCI runtime",
+            State::Warning,
+            "none on PATH: `hoist run` won't work",
+            "apt install crun (or runc, or youki)",
+        ),
+    }
+}
+
+fn certificates() -> Finding {
+    let dirs = ["/etc/containerd/certs.d", "/etc/docker/certs.d"];
+    let there: Vec<&str> = dirs.into_iter().filter(|dir| Path::new(dir).is_dir()).collect();
+    if there.is_empty() {
+        return Finding::ok("registry settings", "no certs.d: the system's certificates, no mirrors");
+    }
+    Finding::ok("registry settings", there.join(", "))
+}
+
+fn credentials() -> Finding {
+    let dir = std::env::var_os("DOCKER_CONFIG")
+        .map(Into::into)
+        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".docker")));
+    let file = dir.map(|dir: std::path::PathBuf| dir.join("config.json"));
+    match file.filter(|file| file.is_file()) {
+        None => Finding::ok("credentials", "none: registries are read anonymously"),
+        Some(file) => match std::fs::read(&file).map(|text| serde_json::from_slice::<serde_json::Value>(&text)) {
+            Ok(Ok(_)) => Finding::ok("credentials", file.display().to_string()),
+            _ => Finding::worse(
+                "credentials",
+                State::Warning,
+                format!("{} can't be read as JSON", file.display()),
+                "mend it, or log in again with docker login",
+            ),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions() {
+        assert_eq!(version("6.18.44-fc"), Some((6, 18)));
+        assert_eq!(version("5.4"), Some((5, 4)));
+        assert_eq!(version("x"), None);
+    }
+
+    #[test]
+    fn an_absent_file_system_is_missing() {
+        assert_eq!(file_system("x", "nosuchfs", "y").state, State::Missing);
+        assert_eq!(file_system("proc", "proc", "y").state, State::Ok);
+    }
+
+    #[test]
+    fn the_nearest_folder_is_asked() {
+        assert_eq!(existing(Path::new("/proc/none/such")), Path::new("/proc"));
+    }
+}

@@ -1,0 +1,147 @@
+//! Reading an image's root folder without ever leaving it.
+//!
+//! Links in an image are hostile: `/etc/passwd -> /etc/shadow` must be the image's own file, never the
+//! host's. Every path is resolved by the kernel with the folder as its root (openat2, RESOLVE_IN_ROOT).
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+/// The most of an image's `/etc/passwd` or `/etc/group` that is read.
+const MAX_FILE: u64 = 4 << 20;
+
+/// An open root folder.
+#[derive(Debug)]
+pub struct RootDir {
+    fd: OwnedFd,
+}
+
+impl RootDir {
+    /// Opens `path` itself, a trusted folder of the host's.
+    pub fn open(path: &Path) -> io::Result<RootDir> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(RootDir { fd: rustix::fs::open(path, flags, Mode::empty())? })
+    }
+
+    fn open_inside(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        loop {
+            match rustix::fs::openat2(&self.fd, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+                // A rename raced with the walk; the kernel asks to try again.
+                Err(Errno::AGAIN | Errno::INTR) => continue,
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// A regular file's content, at most 4 MiB of it; `None` if there is no such regular file.
+    pub fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+        // NONBLOCK: opening a FIFO must not wait for a writer.
+        let file = match self.open_inside(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY) {
+            Ok(fd) => File::from(fd),
+            Err(error) if is_absent(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if !file.metadata()?.is_file() {
+            return Ok(None);
+        }
+        let mut content = Vec::new();
+        file.take(MAX_FILE).read_to_end(&mut content)?;
+        Ok(Some(content))
+    }
+
+    /// Opens a regular file that has an execute bit; `None` if there is none at `path`.
+    pub fn open_program(&self, path: &Path) -> io::Result<Option<File>> {
+        let file = match self.open_inside(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY) {
+            Ok(fd) => File::from(fd),
+            Err(error) if is_absent(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mode = std::os::unix::fs::MetadataExt::mode(&file.metadata()?);
+        Ok((file.metadata()?.is_file() && mode & 0o111 != 0).then_some(file))
+    }
+
+    /// Makes a folder and its parents (mode 0755), following links inside the root only.
+    pub fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        let mut made = std::path::PathBuf::from("/");
+        for component in path.components() {
+            match component {
+                Component::Normal(name) => {
+                    let parent = self.open_inside(&made, OFlags::PATH | OFlags::DIRECTORY)?;
+                    match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+                        Ok(()) | Err(Errno::EXIST) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                    made.push(name);
+                }
+                Component::ParentDir => {
+                    made.pop();
+                }
+                _ => {}
+            }
+        }
+        self.open_inside(&made, OFlags::PATH | OFlags::DIRECTORY).map(drop)
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO | Errno::NODEV | Errno::NAMETOOLONG)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn links_stay_inside() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::write(outside.path().join("secret"), "host").unwrap();
+        symlink(outside.path().join("secret"), dir.path().join("absolute")).unwrap();
+        symlink("../../../../../../../../etc/hostname", dir.path().join("dots")).unwrap();
+        symlink("/inner", dir.path().join("link")).unwrap();
+        symlink("loop", dir.path().join("loop")).unwrap();
+        std::fs::write(dir.path().join("inner"), "image").unwrap();
+        let root = RootDir::open(dir.path()).unwrap();
+        for path in ["/absolute", "/dots", "/loop", "/none", "/inner/x"] {
+            assert_eq!(root.read(Path::new(path)).unwrap(), None, "{path}");
+        }
+        assert_eq!(root.read(Path::new("/link")).unwrap().unwrap(), b"image");
+    }
+
+    #[test]
+    fn folders_are_made_inside() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        symlink(outside.path(), dir.path().join("out")).unwrap();
+        let root = RootDir::open(dir.path()).unwrap();
+        root.create_dir_all(Path::new("/a/b/../c")).unwrap();
+        assert!(dir.path().join("a/c").is_dir());
+        assert!(root.create_dir_all(Path::new("/out/x")).is_err());
+        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn fifos_and_folders_are_no_files() {
+        let dir = tempfile::tempdir().unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            dir.path().join("fifo"),
+            rustix::fs::FileType::Fifo,
+            Mode::from_raw_mode(0o644),
+            0,
+        )
+        .unwrap();
+        let root = RootDir::open(dir.path()).unwrap();
+        assert_eq!(root.read(Path::new("/fifo")).unwrap(), None);
+        assert_eq!(root.read(Path::new("/")).unwrap(), None);
+    }
+}

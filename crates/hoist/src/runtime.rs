@@ -1,0 +1,185 @@
+//! The OCI runtime that starts containers: found on PATH, run in the foreground, its signals passed on.
+
+use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+
+use anyhow::Context;
+use rustix::process::{Pid, Signal};
+
+use crate::failure::user_hint;
+use crate::signals::Signals;
+
+/// Runtimes in the order of preference: the fastest to start first.
+const KNOWN: [&str; 3] = ["crun", "runc", "youki"];
+
+/// A program that speaks the OCI runtime command line.
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    program: PathBuf,
+}
+
+/// A program of this name in the folders of `path`, or the path it is.
+pub fn find_program(name: &str, path: Option<&OsStr>) -> Option<PathBuf> {
+    let runs = |path: &Path| {
+        path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
+    if name.contains('/') {
+        return Some(PathBuf::from(name)).filter(|path| runs(path));
+    }
+    // Daemons and cron start with a PATH without sbin, where Debian has runc.
+    let default = OsStr::new("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    std::env::split_paths(path.unwrap_or_default())
+        .chain(std::env::split_paths(default))
+        .map(|dir| dir.join(name))
+        .find(|path| runs(path))
+}
+
+/// Whether cgroups v1 and v2 are mixed with controllers in both, which crun refuses.
+fn mixed_cgroups(sys_fs_cgroup: &Path) -> bool {
+    std::fs::read_to_string(sys_fs_cgroup.join("unified/cgroup.controllers"))
+        .is_ok_and(|controllers| !controllers.trim().is_empty())
+}
+
+impl Runtime {
+    /// The runtime asked for, or the first that is there and works with this machine's cgroups.
+    ///
+    /// # Errors
+    /// None is there: the user's to mend.
+    pub fn find(asked: Option<&str>) -> anyhow::Result<Runtime> {
+        let path = std::env::var_os("PATH");
+        if let Some(name) = asked {
+            let program = find_program(name, path.as_deref()).ok_or_else(|| {
+                user_hint(format!("there is no OCI runtime {name:?}"), "give --runtime a program on PATH or a path")
+            })?;
+            return Ok(Runtime { program: std::path::absolute(program)? });
+        }
+        let mut found: Vec<PathBuf> = KNOWN.iter().filter_map(|name| find_program(name, path.as_deref())).collect();
+        if found.len() > 1 && found[0].ends_with("crun") && mixed_cgroups(Path::new("/sys/fs/cgroup")) {
+            found.remove(0);
+        }
+        let program = found.into_iter().next().ok_or_else(|| {
+            user_hint("there is no OCI runtime on PATH", "install one: apt install crun (or runc, or youki)")
+        })?;
+        Ok(Runtime { program })
+    }
+
+    /// The program's path.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Runs the bundle as container `id` until it ends; returns the exit code (128+N for signal N).
+    ///
+    /// `state` is a folder of the container's own for the runtime's files. Signals that arrive are passed
+    /// on to the runtime, which in the foreground passes them on to the program.
+    ///
+    /// # Errors
+    /// The runtime could not be started, or could not start the container (it has said why on stderr).
+    pub async fn run(
+        &self,
+        id: &str,
+        bundle: &Path,
+        state: &Path,
+        stdin: Stdio,
+        terminal: bool,
+        signals: &mut Signals,
+    ) -> anyhow::Result<u8> {
+        let pid_file = bundle.join("pid");
+        let mut child = tokio::process::Command::new(&self.program)
+            .arg("--root")
+            .arg(state)
+            .args(["run", "--bundle"])
+            .arg(bundle)
+            .arg("--pid-file")
+            .arg(&pid_file)
+            .arg(id)
+            .stdin(stdin)
+            .spawn()
+            .with_context(|| format!("starting the OCI runtime {}", self.program.display()))?;
+        let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        let status = loop {
+            tokio::select! {
+                status = child.wait() => break status.context("waiting for the OCI runtime")?,
+                signal = signals.next() => {
+                    if let Some(pid) = pid.filter(|_| !sent_to_group_too(signal, terminal)) {
+                        tracing::debug!(?signal, "passing a signal on");
+                        // It may just have ended: then there is no one to tell.
+                        let _ = rustix::process::kill_process(pid, signal);
+                    }
+                }
+            }
+        };
+        if !status.success() && !pid_file.exists() && status.signal().is_none() {
+            anyhow::bail!(
+                "{} could not start the container (its own message is above)",
+                self.program.display()
+            );
+        }
+        Ok(exit_code(status))
+    }
+
+    /// Removes what the runtime keeps of a container, and kills what still runs in it.
+    pub async fn delete(&self, id: &str, state: &Path) {
+        let command = tokio::process::Command::new(&self.program)
+            .arg("--root")
+            .arg(state)
+            .args(["delete", "--force", id])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .await;
+        tracing::debug!(?command, id, "deleted the container's remains");
+    }
+}
+
+/// Whether the terminal has sent this signal to the runtime as well, which is in the same process group:
+/// passing it on would deliver it twice. A container's own terminal is in raw mode and sends none but
+/// WINCH.
+fn sent_to_group_too(signal: Signal, terminal: bool) -> bool {
+    let keyboard = signal == Signal::INT || signal == Signal::QUIT;
+    (signal == Signal::WINCH || (keyboard && !terminal)) && in_foreground()
+}
+
+fn in_foreground() -> bool {
+    rustix::termios::tcgetpgrp(std::io::stdin()).is_ok_and(|group| group == rustix::process::getpgrp())
+}
+
+/// The exit code a shell would show.
+pub fn exit_code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255);
+    u8::try_from(code).unwrap_or(255)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_programs() {
+        assert!(find_program("sh", None).is_some());
+        assert!(find_program("/bin/sh", None).is_some());
+        assert!(find_program("no-such-program", None).is_none());
+        assert!(find_program("/etc/passwd", None).is_none());
+    }
+
+    #[test]
+    fn exit_codes_are_the_shell_s() {
+        assert_eq!(exit_code(ExitStatus::from_raw(3 << 8)), 3);
+        assert_eq!(exit_code(ExitStatus::from_raw(9)), 137);
+    }
+
+    #[test]
+    fn mixed_cgroups_are_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!mixed_cgroups(dir.path()));
+        std::fs::create_dir(dir.path().join("unified")).unwrap();
+        std::fs::write(dir.path().join("unified/cgroup.controllers"), "\n").unwrap();
+        assert!(!mixed_cgroups(dir.path()));
+        std::fs::write(dir.path().join("unified/cgroup.controllers"), "hugetlb\n").unwrap();
+        assert!(mixed_cgroups(dir.path()));
+    }
+}
