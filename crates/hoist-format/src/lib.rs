@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod digest;
+pub mod erofs;
 pub mod extent;
 pub mod span;
 pub mod tree;

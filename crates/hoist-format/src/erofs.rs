@@ -1,0 +1,37 @@
+//! A [`Tree`](crate::tree::Tree) as an EROFS image of metadata alone, and back.
+//!
+//! Regular files are chunk-based inodes that point into external devices, one device for each
+//! layer's data file, so the kernel mounts the image as it is and the FUSE driver reads the very
+//! same bytes through [`Image`]. What a layer's tree says beyond a file system is written as
+//! overlayfs has it (a whiteout is a character device 0:0, an opaque folder carries
+//! `trusted.overlay.opaque=y`) or, where overlayfs has no word, as a `trusted.hoist.` attribute.
+//!
+//! Facts of the format are from the kernel's `fs/erofs/erofs_fs.h` and `fs/erofs/*.c` (6.18).
+
+mod decode;
+mod dirent;
+mod encode;
+mod error;
+mod image;
+mod inode;
+mod layout;
+mod place;
+mod superblock;
+mod walk;
+mod xattr;
+
+pub use decode::decode;
+pub use dirent::Entry;
+pub use encode::encode;
+pub use error::{DecodeError, EncodeError, Fault};
+pub use image::{Entries, Image};
+pub use inode::{Node, NodeKind};
+
+/// An external device: the data file of one layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// What identifies it, at most 64 bytes without NUL, such as the hex digits of a sha256.
+    pub tag: String,
+    /// Bytes of the data file, a multiple of 4096.
+    pub size: u64,
+}

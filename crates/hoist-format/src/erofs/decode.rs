@@ -1,0 +1,183 @@
+//! A whole image as a tree.
+
+use std::collections::BTreeMap;
+
+use super::image::Image;
+use super::inode::{Node, NodeKind};
+use super::layout::*;
+use super::{DecodeError, Fault};
+use crate::tree::{Dev, Inode, InodeId, Kind, Meta, Name, Tree};
+
+/// Reads a whole image. Inodes come out folder by folder, as [`encode`](super::encode) wrote them.
+///
+/// # Errors
+/// Says which inode is damaged, or holds what a tree can't say (compression, holes, inline file
+/// data). Memory is bounded by a multiple of the image's size.
+pub fn decode(bytes: &[u8]) -> Result<Tree, DecodeError> {
+    let image = Image::new(bytes)?;
+    let size = bytes.len() as u64;
+    let mut decoder = Decoder {
+        ids: vec![NONE; bytes.len() / SLOT as usize],
+        own_budget: size,
+        copy_budget: size.saturating_mul(64).saturating_add(64 << 20),
+        dirs: Vec::new(),
+        tree: Tree { inodes: Vec::new() },
+        image: &image,
+    };
+    decoder.add_root()?;
+    let mut next = 0;
+    while let Some(dir) = decoder.dirs.get(next).cloned() {
+        decoder.fill(&dir)?;
+        next += 1;
+    }
+    Ok(decoder.tree)
+}
+
+const NONE: InodeId = InodeId::MAX;
+
+/// Index of an inode number, which counts 32-byte units as [`Decoder::ids`] does.
+fn slot(nid: u64) -> usize {
+    usize::try_from(nid).unwrap_or(usize::MAX)
+}
+
+/// A folder whose entries are still to be read.
+#[derive(Clone)]
+struct Dir<'a> {
+    id: InodeId,
+    node: Node<'a>,
+    parent: u64,
+}
+
+struct Decoder<'i, 'a> {
+    image: &'i Image<'a>,
+    tree: Tree,
+    /// By inode number: where it stands in the tree.
+    ids: Vec<InodeId>,
+    dirs: Vec<Dir<'a>>,
+    /// Bytes that inodes may still claim for themselves: those of sound ones don't overlap.
+    own_budget: u64,
+    /// Bytes of names, attributes and targets still to be copied: they may be shared, but not
+    /// without end.
+    copy_budget: u64,
+}
+
+impl<'a> Decoder<'_, 'a> {
+    fn add_root(&mut self) -> Result<(), DecodeError> {
+        let root = self.image.root();
+        let node = self.image.inode(root)?;
+        if node.kind != NodeKind::Dir {
+            return Err(self.image.at(root, Fault::Bad("the root is no folder")));
+        }
+        self.add(&node, root)?;
+        Ok(())
+    }
+
+    /// Appends an inode that was not met before.
+    fn add(&mut self, node: &Node<'a>, parent: u64) -> Result<InodeId, DecodeError> {
+        let id = self.tree.inodes.len() as InodeId;
+        let inode = self.inode(node)?;
+        let left = self.own_budget.checked_sub(node.own);
+        self.own_budget = left.ok_or_else(|| self.image.at(node.nid, Fault::Bad("inodes overlap")))?;
+        if node.kind == NodeKind::Dir {
+            self.dirs.push(Dir { id, node: node.clone(), parent });
+        }
+        // Reading the inode has shown that its number is within the image.
+        self.ids[slot(node.nid)] = id;
+        self.tree.inodes.push(inode);
+        Ok(id)
+    }
+
+    fn charge(&mut self, nid: u64, bytes: usize) -> Result<(), DecodeError> {
+        let left = self.copy_budget.checked_sub(bytes as u64);
+        self.copy_budget = left.ok_or_else(|| {
+            self.image.at(nid, Fault::Unsupported("names and attributes beyond 64 times the image's size"))
+        })?;
+        Ok(())
+    }
+
+    fn fill(&mut self, dir: &Dir<'a>) -> Result<(), DecodeError> {
+        let (image, nid) = (self.image, dir.node.nid);
+        let mut entries: Vec<(Name, InodeId)> = Vec::new();
+        let mut last: &[u8] = b"";
+        for entry in image.entries(&dir.node) {
+            let entry = entry?;
+            if !last.is_empty() && entry.name <= last {
+                return Err(image.at(nid, Fault::name("unsorted or repeated", entry.name)));
+            }
+            last = entry.name;
+            let dots = match entry.name {
+                b"." => Some(nid),
+                b".." => Some(dir.parent),
+                _ => None,
+            };
+            match dots {
+                Some(right) if entry.nid != right => {
+                    return Err(image.at(nid, Fault::name("wrong inode behind the", entry.name)));
+                }
+                Some(_) => {}
+                None => {
+                    self.charge(nid, entry.name.len())?;
+                    let id = self.child(nid, entry.name, entry.nid, entry.file_type)?;
+                    entries.push((entry.name.into(), id));
+                }
+            }
+        }
+        // From sorted input: one pass, and densely filled.
+        self.tree.inodes[dir.id as usize].kind = Kind::Dir(entries.into_iter().collect::<BTreeMap<_, _>>());
+        Ok(())
+    }
+
+    fn child(&mut self, dir: u64, name: &[u8], nid: u64, file_type: u8) -> Result<InodeId, DecodeError> {
+        let (id, mode) = match self.ids.get(slot(nid)) {
+            Some(&id) if id != NONE => {
+                let kind = &self.tree.get(id).kind;
+                if matches!(kind, Kind::Dir(_)) {
+                    return Err(self
+                        .image
+                        .at(dir, Fault::name("a folder that stands in a second place has the", name)));
+                }
+                (id, type_bits(kind))
+            }
+            _ => {
+                let node = self.image.inode(nid)?;
+                (self.add(&node, dir)?, node.mode)
+            }
+        };
+        if file_type != 0 && file_type != dirent_type(mode) {
+            return Err(self.image.at(dir, Fault::name("wrong file type behind the", name)));
+        }
+        Ok(id)
+    }
+
+    fn inode(&mut self, node: &Node<'a>) -> Result<Inode, DecodeError> {
+        let mut xattrs = BTreeMap::new();
+        for (name, value) in self.image.xattrs(node)? {
+            self.charge(node.nid, name.len() + value.len())?;
+            xattrs.insert(name, Name::from(value));
+        }
+        let kind = match node.kind {
+            NodeKind::Dir => Kind::Dir(BTreeMap::new()),
+            NodeKind::File(data) => Kind::File { size: node.size, data },
+            NodeKind::Symlink(target) => {
+                self.charge(node.nid, target.len())?;
+                Kind::Symlink(target.into())
+            }
+            NodeKind::Char(Dev { major: 0, minor: 0 }) => Kind::Whiteout,
+            NodeKind::Char(dev) => Kind::Char(dev),
+            NodeKind::Block(dev) => Kind::Block(dev),
+            NodeKind::Fifo => Kind::Fifo,
+            NodeKind::Socket => Kind::Socket,
+        };
+        let mut flag = |name: &[u8]| {
+            let set = node.kind == NodeKind::Dir && xattrs.get(name).is_some_and(|v| **v == *YES);
+            if set {
+                xattrs.remove(name);
+            }
+            set
+        };
+        let (opaque, implied) = (flag(OPAQUE), flag(IMPLIED));
+        let Node { uid, gid, mtime, .. } = *node;
+        let meta = Meta { perm: node.mode & 0o7777, uid, gid, mtime, xattrs };
+        Ok(Inode { kind, meta, implied, opaque })
+    }
+}

@@ -1,0 +1,196 @@
+//! Reading an image in place: every answer borrows from its bytes, nothing is decoded ahead.
+
+use std::collections::BTreeMap;
+
+use super::dirent::{Block, Entry};
+use super::inode::{Node, NodeKind};
+use super::layout::*;
+use super::superblock::{Superblock, read_device};
+use super::{DecodeError, Device, Fault, xattr};
+use crate::tree::Name;
+
+/// An EROFS image without compression, as [`encode`](super::encode) and `mkfs.erofs` make it.
+/// Reads are checked as they happen: a damaged inode is an error only when it is asked for.
+#[derive(Debug, Clone)]
+pub struct Image<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) sb: Superblock,
+    pub(super) devices: Vec<Device>,
+}
+
+/// `bytes[start..start + len]`, or which structure is cut.
+pub(super) fn cut<'a>(bytes: &'a [u8], what: &'static str, start: u64, len: u64) -> Result<&'a [u8], Fault> {
+    let size = bytes.len() as u64;
+    match start.checked_add(len) {
+        Some(end) if end <= size => Ok(&bytes[start as usize..end as usize]),
+        _ => Err(Fault::Cut { what, start, len, size }),
+    }
+}
+
+impl<'a> Image<'a> {
+    /// Checks superblock and device table.
+    ///
+    /// # Errors
+    /// [`DecodeError::Superblock`] or [`DecodeError::Checksum`].
+    pub fn new(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let sb = Superblock::read(bytes)?;
+        let devices = (0..sb.devices).map(|i| read_device(bytes, &sb, i)).collect::<Result<_, _>>()?;
+        Ok(Self { bytes, sb, devices })
+    }
+
+    /// The devices the files' data lies on, by layer.
+    pub fn devices(&self) -> &[Device] {
+        &self.devices
+    }
+
+    /// The inode number of the root folder.
+    pub fn root(&self) -> u64 {
+        self.sb.root
+    }
+
+    /// The inode `nid`.
+    ///
+    /// # Errors
+    /// [`DecodeError::Inode`] as everywhere below: what is wrong with which inode.
+    pub fn inode(&self, nid: u64) -> Result<Node<'a>, DecodeError> {
+        self.read_inode(nid).map_err(|fault| self.at(nid, fault))
+    }
+
+    /// Follows a path (`/`-separated, leading `/` and `.` components ignored) without following
+    /// links; None where there is no such entry.
+    ///
+    /// # Errors
+    /// [`DecodeError::Inode`].
+    pub fn lookup(&self, path: &[u8]) -> Result<Option<u64>, DecodeError> {
+        let mut nid = self.root();
+        for name in path.split(|&c| c == b'/').filter(|p| !p.is_empty() && *p != b".") {
+            let dir = self.inode(nid)?;
+            let NodeKind::Dir = dir.kind else { return Ok(None) };
+            let Some(entry) = self.find(&dir, name)? else { return Ok(None) };
+            nid = entry.nid;
+        }
+        Ok(Some(nid))
+    }
+
+    /// Finds a name in a folder, by halving.
+    ///
+    /// # Errors
+    /// [`DecodeError::Inode`].
+    pub fn find(&self, dir: &Node<'a>, name: &[u8]) -> Result<Option<Entry<'a>>, DecodeError> {
+        self.search(dir, name).map_err(|fault| self.at(dir.nid, fault))
+    }
+
+    /// All entries of a folder in the image's order, `.` and `..` among them; of anything else none.
+    pub fn entries(&self, dir: &Node<'a>) -> Entries<'_, 'a> {
+        let blocks = if dir.kind == NodeKind::Dir { dir.size.div_ceil(self.sb.block()) } else { 0 };
+        Entries { image: self, dir: dir.clone(), blocks, next_block: 0, block: None, next: 0 }
+    }
+
+    /// The extended attributes of an inode by full name.
+    ///
+    /// # Errors
+    /// [`DecodeError::Inode`].
+    pub fn xattrs(&self, node: &Node<'a>) -> Result<BTreeMap<Name, &'a [u8]>, DecodeError> {
+        let shared = |id: u32| {
+            let at = self.sb.shared + u64::from(id) * 4;
+            // An entry is at most this long; what the image has of it will do.
+            let most = 4 + 255 + u64::from(u16::MAX);
+            let len = (self.bytes.len() as u64).saturating_sub(at).min(most);
+            cut(self.bytes, "a shared extended attribute", at, len.max(4))
+        };
+        xattr::read_body(node.xattrs, shared).map_err(|fault| self.at(node.nid, fault))
+    }
+
+    pub(super) fn at(&self, nid: u64, fault: Fault) -> DecodeError {
+        let offset = nid.saturating_mul(SLOT).saturating_add(self.sb.meta);
+        DecodeError::Inode { nid, offset, fault }
+    }
+
+    fn block(&self, dir: &Node<'a>, index: u64) -> Result<Block<'a>, Fault> {
+        let block = self.sb.block();
+        let len = (dir.size - index * block).min(block);
+        Block::new(self.body(dir, index, len)?)
+    }
+
+    /// `len` bytes of block `index` of what a folder or symlink holds.
+    pub(super) fn body(&self, node: &Node<'a>, index: u64, len: u64) -> Result<&'a [u8], Fault> {
+        let block = self.sb.block();
+        let start = match node.tail {
+            Some(tail) if index + 1 == node.size.div_ceil(block) => {
+                if tail % block + len > block {
+                    return Err(Fault::Bad("inline data crosses a block"));
+                }
+                tail
+            }
+            // Neither overflows: 32 bits of address and of block count.
+            _ => node.start + index * block,
+        };
+        cut(self.bytes, "a folder's block or link target", start, len)
+    }
+
+    fn search(&self, dir: &Node<'a>, name: &[u8]) -> Result<Option<Entry<'a>>, Fault> {
+        if dir.kind != NodeKind::Dir {
+            return Ok(None);
+        }
+        // The last block whose first name is not greater holds the name if any does.
+        let (mut low, mut high) = (0, dir.size.div_ceil(self.sb.block()));
+        while low < high {
+            let mid = low + (high - low) / 2;
+            if self.block(dir, mid)?.entry(0)?.name <= name { low = mid + 1 } else { high = mid }
+        }
+        let Some(index) = low.checked_sub(1) else { return Ok(None) };
+        let block = self.block(dir, index)?;
+        let (mut low, mut high) = (0, block.count);
+        while low < high {
+            let mid = low + (high - low) / 2;
+            let entry = block.entry(mid)?;
+            match entry.name.cmp(name) {
+                std::cmp::Ordering::Equal => return Ok(Some(entry)),
+                std::cmp::Ordering::Less => low = mid + 1,
+                std::cmp::Ordering::Greater => high = mid,
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Iterator over a folder's entries. Ends after its first error.
+pub struct Entries<'i, 'a> {
+    image: &'i Image<'a>,
+    dir: Node<'a>,
+    blocks: u64,
+    next_block: u64,
+    block: Option<Block<'a>>,
+    next: usize,
+}
+
+impl<'a> Entries<'_, 'a> {
+    fn step(&mut self) -> Result<Option<Entry<'a>>, Fault> {
+        loop {
+            if let Some(block) = self.block.filter(|b| self.next < b.count) {
+                self.next += 1;
+                return block.entry(self.next - 1).map(Some);
+            }
+            if self.next_block == self.blocks {
+                return Ok(None);
+            }
+            self.block = Some(self.image.block(&self.dir, self.next_block)?);
+            self.next_block += 1;
+            self.next = 0;
+        }
+    }
+}
+
+impl<'a> Iterator for Entries<'_, 'a> {
+    type Item = Result<Entry<'a>, DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.step() {
+            Ok(entry) => entry.map(Ok),
+            Err(fault) => {
+                (self.block, self.next_block) = (None, self.blocks);
+                Some(Err(self.image.at(self.dir.nid, fault)))
+            }
+        }
+    }
+}
