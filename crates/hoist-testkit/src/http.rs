@@ -81,8 +81,11 @@ fn read_response(mut from: impl BufRead, method: &str) -> Result<Response> {
     loop {
         let mut line = String::new();
         from.read_line(&mut line)?;
-        let status: u16 =
-            line.split(' ').nth(1).and_then(|s| s.parse().ok()).with_context(|| format!("bad status line {line:?}"))?;
+        let status: u16 = line
+            .split(' ')
+            .nth(1)
+            .and_then(|s| s.parse().ok())
+            .with_context(|| format!("bad status line {line:?}"))?;
         let headers = read_headers(&mut from)?;
         if status == 100 {
             continue;

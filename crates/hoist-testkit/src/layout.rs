@@ -168,7 +168,9 @@ fn media_type(family: MediaTypes, compression: Compression) -> Result<&'static s
         (MediaTypes::Oci, Compression::Zstd(_)) => "application/vnd.oci.image.layer.v1.tar+zstd",
         (MediaTypes::Oci, _) => "application/vnd.oci.image.layer.v1.tar+gzip",
         (MediaTypes::Docker, Compression::None) => "application/vnd.docker.image.rootfs.diff.tar",
-        (MediaTypes::Docker, Compression::Zstd(_)) => bail!("Docker schema 2 has no zstd layers: use MediaTypes::Oci"),
+        (MediaTypes::Docker, Compression::Zstd(_)) => {
+            bail!("Docker schema 2 has no zstd layers: use MediaTypes::Oci")
+        }
         (MediaTypes::Docker, _) => "application/vnd.docker.image.rootfs.diff.tar.gzip",
     })
 }
@@ -185,7 +187,9 @@ fn compress(tar: &Path, to: &Path, compression: Compression) -> Result<()> {
         .stdin(Stdio::from(File::open(tar).with_context(|| format!("opening {}", tar.display()))?))
         .stdout(Stdio::from(File::create(to).with_context(|| format!("creating {}", to.display()))?))
         .status()
-        .with_context(|| format!("starting {tool} (is it installed? `make deps` installs what tests need)"))?;
+        .with_context(|| {
+            format!("starting {tool} (is it installed? `make deps` installs what tests need)")
+        })?;
     if !status.success() {
         bail!("{tool} on {} failed with {status}", tar.display());
     }

@@ -47,10 +47,9 @@ impl Drop for Daemon {
 /// Runs a command to its end and returns its standard output; a failure names the command and its stderr.
 pub fn run(command: &mut Command) -> Result<String> {
     let shown = format!("{command:?}");
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("starting {shown} (is it installed? `make deps` installs what tests need)"))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| {
+        format!("starting {shown} (is it installed? `make deps` installs what tests need)")
+    })?;
     if !output.status.success() {
         bail!("{shown} failed with {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -65,7 +65,13 @@ pub fn push_blob(host: &str, repo: &str, digest: &str, file: &Path) -> Result<()
 }
 
 /// Puts a manifest under a tag or its digest.
-pub fn push_manifest(host: &str, repo: &str, reference: &str, media_type: &str, mut bytes: &[u8]) -> Result<()> {
+pub fn push_manifest(
+    host: &str,
+    repo: &str,
+    reference: &str,
+    media_type: &str,
+    mut bytes: &[u8],
+) -> Result<()> {
     let length = bytes.len() as u64;
     let path = format!("/v2/{repo}/manifests/{reference}");
     let body = Body { from: &mut bytes, length };
@@ -97,7 +103,12 @@ fn descriptors(of: &Value, list: &str) -> Vec<(String, String)> {
 }
 
 /// A manifest, then what it contains as an index, parents first.
-fn collect_manifests(layout: &Path, digest: &str, media_type: &str, into: &mut Vec<(String, String)>) -> Result<()> {
+fn collect_manifests(
+    layout: &Path,
+    digest: &str,
+    media_type: &str,
+    into: &mut Vec<(String, String)>,
+) -> Result<()> {
     into.push((digest.to_owned(), media_type.to_owned()));
     if media_type.contains("index") || media_type.contains("manifest.list") {
         let children = descriptors(&read_json(&blob_path(layout, digest))?, "manifests");

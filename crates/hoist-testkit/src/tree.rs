@@ -51,7 +51,8 @@ pub fn walk(root: &Path) -> Result<Tree> {
         let (entry, inode) = look(&full).with_context(|| format!("looking at {}", full.display()))?;
         if entry.kind == "dir" {
             for child in std::fs::read_dir(&full).with_context(|| format!("listing {}", full.display()))? {
-                let name = child.with_context(|| format!("listing {}", full.display()))?.file_name().into_vec();
+                let name =
+                    child.with_context(|| format!("listing {}", full.display()))?.file_name().into_vec();
                 pending.push(if path == b"." { name } else { [&path[..], b"/", &name].concat() });
             }
         } else {
@@ -67,6 +68,7 @@ pub fn walk(root: &Path) -> Result<Tree> {
 pub(crate) fn link_up(tree: &mut Tree, groups: impl Iterator<Item = Vec<Vec<u8>>>) {
     for mut group in groups {
         group.sort();
+        group.dedup();
         for path in &group[1..] {
             if let Some(entry) = tree.get_mut(path) {
                 entry.same_inode_as = Some(group[0].clone());

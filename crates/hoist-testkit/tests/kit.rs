@@ -11,8 +11,8 @@ use hoist_testkit::http::{self, Response};
 use hoist_testkit::layout::{Builder, Compression, MediaTypes};
 use hoist_testkit::proxy::ProxyStats;
 use hoist_testkit::{
-    Exceptions, Fault, FaultKind, Proxy, ProxyOptions, Registry, When, compare_tree, containerd, diff, digest,
-    fixtures_dir, process, push_layout, walk,
+    Exceptions, Fault, FaultKind, Proxy, ProxyOptions, Registry, When, compare_tree, containerd, diff,
+    digest, fixtures_dir, process, push_layout, walk,
 };
 
 /// containerd's unpack of the gzip fixture is what expected.jsonl was written from: the walker must agree.
@@ -21,7 +21,12 @@ fn containerd_unpack_of_the_fixtures_is_as_expected() -> Result<()> {
     let registry = Registry::start()?;
     let containerd = containerd::Daemon::start()?;
     for format in ["gzip", "zstd", "tar", "gzip-multimember"] {
-        push_layout(&registry.host(), &format!("fixtures/{format}"), "latest", &fixtures_dir()?.join(format))?;
+        push_layout(
+            &registry.host(),
+            &format!("fixtures/{format}"),
+            "latest",
+            &fixtures_dir()?.join(format),
+        )?;
         let view = containerd.unpack(&format!("{}/fixtures/{format}:latest", registry.host()))?;
         let differences = compare_tree(view.path(), &Exceptions::full())?;
         ensure!(differences.is_empty(), "{format}: {differences:#?}");
@@ -84,8 +89,12 @@ fn the_proxy_counts_and_passes_bytes_unchanged() -> Result<()> {
     ensure!(whole.status == 200 && whole.body == content);
     let part = http::get(&proxy.host(), &path, &[("range", "bytes=10-19")])?;
     ensure!(part.status == 206 && part.body == content[10..20]);
-    let wanted =
-        ProxyStats { requests: 2, body_bytes: content.len() as u64 + 10, request_body_bytes: 0, connections: 2 };
+    let wanted = ProxyStats {
+        requests: 2,
+        body_bytes: content.len() as u64 + 10,
+        request_body_bytes: 0,
+        connections: 2,
+    };
     ensure!(proxy.stats() == wanted, "{:?}", proxy.stats());
     ensure!(proxy.log()[1].range.as_deref() == Some("bytes=10-19"));
     proxy.reset();

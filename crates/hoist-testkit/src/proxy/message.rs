@@ -63,7 +63,8 @@ impl Head {
 
     /// Whether its sender wants the connection closed after this message.
     pub(super) fn closes(&self) -> bool {
-        self.get("connection").is_some_and(|v| v.eq_ignore_ascii_case("close")) || self.start.contains("HTTP/1.0")
+        self.get("connection").is_some_and(|v| v.eq_ignore_ascii_case("close"))
+            || self.start.contains("HTTP/1.0")
     }
 
     pub(super) fn request_body(&self) -> Result<BodyLength> {
@@ -71,7 +72,8 @@ impl Head {
     }
 
     pub(super) fn response_body(&self, method: &str) -> Result<BodyLength> {
-        let status: u16 = self.word(1).parse().with_context(|| format!("bad status line {:?}", self.start))?;
+        let status: u16 =
+            self.word(1).parse().with_context(|| format!("bad status line {:?}", self.start))?;
         if method == "HEAD" || status == 204 || status == 304 || status < 200 {
             return Ok(BodyLength::Known(0));
         }

@@ -35,7 +35,9 @@ async fn converse(client: TcpStream, shared: &Shared) -> Result<()> {
         let closes = request.closes();
         if let Some(json) = control::answer(shared, request.word(1)) {
             let length = json.len();
-            let text = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n");
+            let text = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+            );
             client.write_all((text + &json).as_bytes()).await?;
         } else if !pass(&mut client, &mut upstream, request, shared).await? {
             return Ok(());
@@ -64,7 +66,12 @@ fn register(request: &Head, shared: &Shared) -> (ProxyOptions, Option<FaultKind>
 }
 
 /// Passes one request and its response. False when the connection can't be used further.
-async fn pass(client: &mut Stream, upstream: &mut Option<Stream>, mut request: Head, shared: &Shared) -> Result<bool> {
+async fn pass(
+    client: &mut Stream,
+    upstream: &mut Option<Stream>,
+    mut request: Head,
+    shared: &Shared,
+) -> Result<bool> {
     let (options, fault) = register(&request, shared);
     tokio::time::sleep(options.delay).await;
     match &fault {
@@ -100,7 +107,12 @@ async fn pass(client: &mut Stream, upstream: &mut Option<Stream>, mut request: H
 
 /// Sends the request and reads the head of the response. A kept connection that the registry has meanwhile
 /// closed is replaced by a new one, once, if the request has no body that is already gone.
-async fn exchange(client: &mut Stream, upstream: &mut Option<Stream>, request: &Head, shared: &Shared) -> Result<Head> {
+async fn exchange(
+    client: &mut Stream,
+    upstream: &mut Option<Stream>,
+    request: &Head,
+    shared: &Shared,
+) -> Result<Head> {
     let body = request.request_body()?;
     if request.get("expect").is_some() {
         client.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
@@ -189,7 +201,9 @@ impl Copy<'_> {
 
     async fn response(&mut self, from: &mut Stream, to: &mut Stream, body: BodyLength) -> Result<()> {
         let keep = match (&self.fault, body) {
-            (Some(FaultKind::ShortBody(keep)), BodyLength::Known(length)) => BodyLength::Known(length.min(*keep)),
+            (Some(FaultKind::ShortBody(keep)), BodyLength::Known(length)) => {
+                BodyLength::Known(length.min(*keep))
+            }
             _ => body,
         };
         let counted_before = self.at;

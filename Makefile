@@ -1,0 +1,29 @@
+# `make demo` shows what hoist does; `make test` is all that CI runs. Both need root: they mount.
+
+CARGO ?= cargo
+# Seconds for each fuzz target.
+FUZZ_SECONDS ?= 20
+
+.PHONY: demo test check bench fuzz deps build
+
+demo: deps build
+	demo/demo.sh
+
+test: deps check
+	$(CARGO) test --workspace
+
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+bench: deps build
+	bench/run.sh
+
+fuzz:
+	scripts/fuzz $(FUZZ_SECONDS)
+
+deps:
+	scripts/deps
+
+build:
+	$(CARGO) build --release --bin hoist --bin hoist-testkit
