@@ -10,3 +10,6 @@ pub mod extent;
 pub mod span;
 pub mod tree;
 pub mod table;
+pub mod layer;
+pub mod merge;
+pub mod tar;
