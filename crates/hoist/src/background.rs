@@ -198,7 +198,10 @@ mod tests {
         assert!(matches!(follow(&ready[..], &silent), Ok(Some(Ok(())))));
         let failed = br#"{"failed":{"text":"error: no","code":1}}"#;
         let error = follow(&failed[..], &silent).unwrap().unwrap().unwrap_err();
-        assert_eq!((crate::failure::describe(&error).as_str(), crate::failure::exit_code(&error)), ("error: no", 1));
+        assert_eq!(
+            (crate::failure::describe(&error).as_str(), crate::failure::exit_code(&error)),
+            ("error: no", 1)
+        );
         assert!(matches!(follow(&b"\"end\"\n"[..], &silent), Ok(None)));
         assert!(follow(&b"nonsense\n"[..], &silent).is_err());
     }

@@ -169,6 +169,11 @@ fn mounts(bundle: &Bundle<'_>) -> Vec<Value> {
     mounts
 }
 
+/// The hard limit of open files of this process, which it can't exceed for others either.
+pub fn own_nofile_limit() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX)
+}
+
 /// The working folder made absolute, as Docker does: relative ones are taken from `/`.
 pub fn absolute_cwd(cwd: &str) -> String {
     if cwd.starts_with('/') { cwd.to_owned() } else { format!("/{cwd}") }

@@ -33,19 +33,33 @@ Exit code: 1 if you can mend it, 2 if the fault is hoist's or the machine's; `ru
 pub struct Global {
     /// Store of layers, indexes and mounts [default: /var/lib/hoist; for an ordinary user
     /// $XDG_DATA_HOME/hoist or ~/.local/share/hoist]
-    #[arg(long, global = true, env = "HOIST_ROOT", value_name = "DIR")]
+    #[arg(long, global = true, env = "HOIST_ROOT", hide_env_values = true, value_name = "DIR")]
     pub root: Option<PathBuf>,
     /// Which layer indexes to trust before the layer itself has been verified
-    #[arg(long, global = true, env = "HOIST_TRUST_INDEX", value_enum, default_value = "registry")]
+    #[arg(
+        long,
+        global = true,
+        env = "HOIST_TRUST_INDEX",
+        hide_env_values = true,
+        value_enum,
+        default_value = "registry"
+    )]
     pub trust_index: TrustIndex,
     /// Platform to choose from a multi-arch image, as OS/ARCH[/VARIANT] [default: this machine's]
-    #[arg(long, global = true, env = "HOIST_PLATFORM", value_name = "OS/ARCH")]
+    #[arg(long, global = true, env = "HOIST_PLATFORM", hide_env_values = true, value_name = "OS/ARCH")]
     pub platform: Option<String>,
     /// Talk plain HTTP to the registry; `=false` demands TLS [default: plain on loopback only]
     #[arg(long, global = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub plain_http: Option<bool>,
     /// What to log to stderr: a level (error, warn, info, debug, trace) or target=level filters
-    #[arg(long, global = true, env = "HOIST_LOG", value_name = "FILTER", default_value = "warn")]
+    #[arg(
+        long,
+        global = true,
+        env = "HOIST_LOG",
+        hide_env_values = true,
+        value_name = "FILTER",
+        default_value = "warn"
+    )]
     pub log: String,
 }
 
@@ -131,7 +145,7 @@ pub struct Run {
     #[arg(long, value_enum, default_value = "default")]
     pub seccomp: Seccomp,
     /// OCI runtime to use, a name on PATH or a path [default: the first of crun, runc, youki that works here]
-    #[arg(long, env = "HOIST_RUNTIME", value_name = "PROGRAM")]
+    #[arg(long, env = "HOIST_RUNTIME", hide_env_values = true, value_name = "PROGRAM")]
     pub runtime: Option<String>,
     #[command(flatten)]
     pub stats: StatsFile,
@@ -288,7 +302,10 @@ impl Global {
                 std::env::var_os("HOME").map(PathBuf::from),
             )
             .ok_or_else(|| {
-                crate::failure::user_hint("no place for the store: HOME is not set", "name one with --root DIR")
+                crate::failure::user_hint(
+                    "no place for the store: HOME is not set",
+                    "name one with --root DIR",
+                )
             })?,
         };
         Ok(std::path::absolute(root)?)

@@ -52,5 +52,8 @@ fn require_mount_privilege() -> anyhow::Result<()> {
     if crate::doctor::may_mount() {
         return Ok(());
     }
-    Err(user_hint("mounting an image takes root (CAP_SYS_ADMIN)", "run it with sudo, or use `hoist pull` alone"))
+    Err(user_hint(
+        "mounting an image takes root (CAP_SYS_ADMIN)",
+        "run it with sudo, or use `hoist pull` alone",
+    ))
 }

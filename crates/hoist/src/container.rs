@@ -54,7 +54,8 @@ impl Container {
     /// A bad name or one in use (the user's), or the folders can't be made.
     pub fn create(root: &Path, name: Option<&str>) -> anyhow::Result<Container> {
         let parent = containers(root);
-        std::fs::create_dir_all(&parent).with_context(|| format!("making the folder {}", parent.display()))?;
+        std::fs::create_dir_all(&parent)
+            .with_context(|| format!("making the folder {}", parent.display()))?;
         let name = match name {
             Some(name) => {
                 check_name(name)?;
@@ -75,11 +76,19 @@ impl Container {
             other => other.with_context(|| format!("making the folder {}", dir.display()))?,
         }
         let lock = lock(&dir)?.context("locking a container's new folder")?;
-        for (folder, mode) in
-            [("image", 0o755), ("upper", 0o755), ("work", 0o700), ("rootfs", 0o755), ("bundle", 0o700), ("state", 0o700)]
-        {
+        for (folder, mode) in [
+            ("image", 0o755),
+            ("upper", 0o755),
+            ("work", 0o700),
+            ("rootfs", 0o755),
+            ("bundle", 0o700),
+            ("state", 0o700),
+        ] {
             let path = dir.join(folder);
-            DirBuilder::new().mode(mode).create(&path).with_context(|| format!("making {}", path.display()))?;
+            DirBuilder::new()
+                .mode(mode)
+                .create(&path)
+                .with_context(|| format!("making {}", path.display()))?;
         }
         Ok(Container { name, dir, _lock: lock })
     }
@@ -194,7 +203,8 @@ fn remove_tree(path: &Path) -> anyhow::Result<()> {
 }
 
 fn random_name() -> anyhow::Result<String> {
-    let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid").context("choosing a container's name")?;
+    let uuid =
+        std::fs::read_to_string("/proc/sys/kernel/random/uuid").context("choosing a container's name")?;
     Ok(uuid.bytes().filter(u8::is_ascii_hexdigit).take(12).map(char::from).collect())
 }
 

@@ -33,7 +33,12 @@ impl Finding {
         Finding { what, state: State::Ok, found: found.into(), change: None }
     }
 
-    fn worse(what: &'static str, state: State, found: impl Into<String>, change: impl Into<String>) -> Finding {
+    fn worse(
+        what: &'static str,
+        state: State,
+        found: impl Into<String>,
+        change: impl Into<String>,
+    ) -> Finding {
         Finding { what, state, found: found.into(), change: Some(change.into()) }
     }
 }
@@ -81,7 +86,11 @@ fn table(findings: &[Finding], can_mount: bool) -> String {
             text.push_str(&format!("{:29} -> {change}\n", ""));
         }
     }
-    text.push_str(if can_mount { "\nImages can be mounted here." } else { "\nImages can't be mounted here." });
+    text.push_str(if can_mount {
+        "\nImages can be mounted here."
+    } else {
+        "\nImages can't be mounted here."
+    });
     text
 }
 
@@ -113,7 +122,12 @@ fn privilege() -> Finding {
     if may_mount() {
         return Finding::ok("privilege", "CAP_SYS_ADMIN");
     }
-    Finding::worse("privilege", State::Missing, "no CAP_SYS_ADMIN", "run hoist as root (sudo) to mount images")
+    Finding::worse(
+        "privilege",
+        State::Missing,
+        "no CAP_SYS_ADMIN",
+        "run hoist as root (sudo) to mount images",
+    )
 }
 
 fn precontent() -> Finding {
@@ -157,7 +171,12 @@ fn store_file_system(root: &Path) -> Finding {
         // f_type is a signed word on some machines, and btrfs' magic has the sign bit.
         Ok(stat) => u32::try_from(i128::from(stat.f_type) & 0xffff_ffff).unwrap_or(0),
         Err(error) => {
-            return Finding::worse(WHAT, State::Missing, format!("{}: {error}", root.display()), "choose one with --root");
+            return Finding::worse(
+                WHAT,
+                State::Missing,
+                format!("{}: {error}", root.display()),
+                "choose one with --root",
+            );
         }
     };
     let other = match magic {
@@ -183,9 +202,16 @@ fn space(root: &Path) -> Finding {
             if free >= LITTLE {
                 return Finding::ok(WHAT, found);
             }
-            Finding::worse(WHAT, State::Warning, found, "free some with `hoist prune`, or choose a larger disk with --root")
+            Finding::worse(
+                WHAT,
+                State::Warning,
+                found,
+                "free some with `hoist prune`, or choose a larger disk with --root",
+            )
         }
-        Err(error) => Finding::worse(WHAT, State::Warning, error.to_string(), "choose another store with --root"),
+        Err(error) => {
+            Finding::worse(WHAT, State::Warning, error.to_string(), "choose another store with --root")
+        }
     }
 }
 
@@ -217,15 +243,17 @@ fn credentials() -> Finding {
     let file = dir.map(|dir: std::path::PathBuf| dir.join("config.json"));
     match file.filter(|file| file.is_file()) {
         None => Finding::ok("credentials", "none: registries are read anonymously"),
-        Some(file) => match std::fs::read(&file).map(|text| serde_json::from_slice::<serde_json::Value>(&text)) {
-            Ok(Ok(_)) => Finding::ok("credentials", file.display().to_string()),
-            _ => Finding::worse(
-                "credentials",
-                State::Warning,
-                format!("{} can't be read as JSON", file.display()),
-                "mend it, or log in again with docker login",
-            ),
-        },
+        Some(file) => {
+            match std::fs::read(&file).map(|text| serde_json::from_slice::<serde_json::Value>(&text)) {
+                Ok(Ok(_)) => Finding::ok("credentials", file.display().to_string()),
+                _ => Finding::worse(
+                    "credentials",
+                    State::Warning,
+                    format!("{} can't be read as JSON", file.display()),
+                    "mend it, or log in again with docker login",
+                ),
+            }
+        }
     }
 }
 

@@ -55,7 +55,11 @@ impl Records {
 
     /// The record of the latest mount on `target`.
     pub fn find(&self, target: &Path) -> io::Result<Option<MountRecord>> {
-        Ok(self.all()?.into_iter().filter(|record| record.target == target).max_by_key(|record| record.started))
+        Ok(self
+            .all()?
+            .into_iter()
+            .filter(|record| record.target == target)
+            .max_by_key(|record| record.started))
     }
 
     /// Every record, those included whose process was killed before it could remove its own.

@@ -52,11 +52,15 @@ impl Runtime {
         let path = std::env::var_os("PATH");
         if let Some(name) = asked {
             let program = find_program(name, path.as_deref()).ok_or_else(|| {
-                user_hint(format!("there is no OCI runtime {name:?}"), "give --runtime a program on PATH or a path")
+                user_hint(
+                    format!("there is no OCI runtime {name:?}"),
+                    "give --runtime a program on PATH or a path",
+                )
             })?;
             return Ok(Runtime { program: std::path::absolute(program)? });
         }
-        let mut found: Vec<PathBuf> = KNOWN.iter().filter_map(|name| find_program(name, path.as_deref())).collect();
+        let mut found: Vec<PathBuf> =
+            KNOWN.iter().filter_map(|name| find_program(name, path.as_deref())).collect();
         if found.len() > 1 && found[0].ends_with("crun") && mixed_cgroups(Path::new("/sys/fs/cgroup")) {
             found.remove(0);
         }

@@ -24,7 +24,11 @@ pub struct ImageProcess {
 ///
 /// # Errors
 /// Nothing to run.
-pub fn args(image: &ImageProcess, entrypoint: Option<&str>, command: &[String]) -> anyhow::Result<Vec<String>> {
+pub fn args(
+    image: &ImageProcess,
+    entrypoint: Option<&str>,
+    command: &[String],
+) -> anyhow::Result<Vec<String>> {
     let mut args = match entrypoint {
         Some("") => Vec::new(),
         Some(program) => vec![program.to_owned()],

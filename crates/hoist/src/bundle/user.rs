@@ -125,7 +125,8 @@ pub fn resolve(spec: &str, passwd_file: &[u8], group_file: &[u8]) -> anyhow::Res
 mod tests {
     use super::*;
 
-    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\n# c\nbroken\napp:x:1000:1001:App:/home/app:/bin/sh\n";
+    const PASSWD: &[u8] =
+        b"root:x:0:0:root:/root:/bin/sh\n# c\nbroken\napp:x:1000:1001:App:/home/app:/bin/sh\n";
     const GROUP: &[u8] = b"root:x:0:\nwheel:x:10:root,app\napp:x:1001:\nvideo:x:44:app,app\nagain:x:44:app";
 
     fn of(spec: &str) -> (u32, u32, Vec<u32>, String) {

@@ -20,8 +20,9 @@ pub struct Volume {
 /// # Errors
 /// A malformed option, a target that is not absolute, a source that is not there.
 pub fn parse(option: &str, cwd: &Path) -> anyhow::Result<Volume> {
-    let malformed =
-        || user_hint(format!("-v {option:?} is not SOURCE:TARGET[:ro|rw]"), "for example -v /srv/data:/data:ro");
+    let malformed = || {
+        user_hint(format!("-v {option:?} is not SOURCE:TARGET[:ro|rw]"), "for example -v /srv/data:/data:ro")
+    };
     let mut parts = option.split(':');
     let (source, target) = (parts.next().unwrap_or(""), parts.next().ok_or_else(malformed)?);
     let mut read_only = false;
@@ -61,7 +62,9 @@ mod tests {
         let volume = parse("./bin:/x:ro", cwd).unwrap();
         assert_eq!((volume.target.as_str(), volume.read_only), ("/x", true));
         assert!(parse("/tmp:/t", cwd).is_ok());
-        for bad in ["", "/tmp", ":/x", "/tmp:x", "/tmp:/", "/tmp:/x:rx", "/tmp:/x:ro:y", "named:/x", "/nonesuch:/x"] {
+        for bad in
+            ["", "/tmp", ":/x", "/tmp:x", "/tmp:/", "/tmp:/x:rx", "/tmp:/x:ro:y", "named:/x", "/nonesuch:/x"]
+        {
             assert!(parse(bad, cwd).is_err(), "{bad}");
         }
     }

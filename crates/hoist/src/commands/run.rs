@@ -34,10 +34,14 @@ struct Plan<'a> {
 pub(super) fn run(global: &Global, options: &Run) -> anyhow::Result<u8> {
     super::require_mount_privilege()?;
     if options.tty && !rustix::termios::isatty(std::io::stdin()) {
-        return Err(user_hint("-t needs a terminal on standard input", "leave out -t; -i alone passes input on"));
+        return Err(user_hint(
+            "-t needs a terminal on standard input",
+            "leave out -t; -i alone passes input on",
+        ));
     }
     let cwd = std::env::current_dir().context("finding the current folder")?;
-    let volumes = options.volume.iter().map(|option| volume::parse(option, &cwd)).collect::<Result<_, _>>()?;
+    let volumes =
+        options.volume.iter().map(|option| volume::parse(option, &cwd)).collect::<Result<_, _>>()?;
     let plan = Plan { global, options, runtime: Runtime::find(options.runtime.as_deref())?, volumes };
     crate::engine_glue::tokio_runtime()?.block_on(plan.run())
 }
@@ -55,7 +59,8 @@ impl Plan<'_> {
             signal = signals.next_fatal() => return Err(interrupted(signal)),
         };
         let image_process = crate::engine_glue::process_of(&image);
-        let command = process::args(&image_process, self.options.entrypoint.as_deref(), &self.options.command)?;
+        let command =
+            process::args(&image_process, self.options.entrypoint.as_deref(), &self.options.command)?;
         let container = Container::create(&self.global.root()?, self.options.name.as_deref())?;
         let outcome = self.run_in(&container, &engine, &image, &image_process, command, &mut signals).await;
         // A container that never ran is kept for nobody.
@@ -122,7 +127,8 @@ impl Plan<'_> {
         let defaults = if options.tty { defaults } else { &defaults[..2] };
         let own = |name: &str| std::env::var(name).ok();
         let mut env = process::env(image_process, &options.env, own, defaults)?;
-        let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH).to_owned();
+        let path =
+            env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH).to_owned();
 
         let preparing = self.read_image(container, image_process, &args[0], &path, &cwd);
         let user = tokio::select! {
@@ -146,7 +152,7 @@ impl Plan<'_> {
             seccomp: options.seccomp == Seccomp::Default,
             volumes: &self.volumes,
             allowed_capabilities: &in_bounding_set,
-            nofile_limit: nofile_limit(),
+            nofile_limit: bundle::own_nofile_limit(),
         });
         std::fs::write(container.bundle().join("config.json"), serde_json::to_vec(&config)?)
             .context("writing the container's config.json")?;
@@ -166,12 +172,14 @@ impl Plan<'_> {
         cwd: &str,
     ) -> anyhow::Result<User> {
         let opened = container.image();
-        let root = blocking(move || Ok(RootDir::open(&opened)?)).await.context("opening the image's root folder")?;
+        let root =
+            blocking(move || Ok(RootDir::open(&opened)?)).await.context("opening the image's root folder")?;
         let root = Arc::new(root);
         let read = |file: &'static str| {
             let root = root.clone();
             blocking(move || {
-                let content = root.read(Path::new(file)).with_context(|| format!("reading the image's {file}"))?;
+                let content =
+                    root.read(Path::new(file)).with_context(|| format!("reading the image's {file}"))?;
                 Ok(content.unwrap_or_default())
             })
         };
@@ -184,22 +192,34 @@ impl Plan<'_> {
             })
         };
         let overlay = async { container.mount_overlay() };
-        let (overlay, passwd, group, found) = tokio::join!(overlay, read("/etc/passwd"), read("/etc/group"), finding);
+        let (overlay, passwd, group, found) =
+            tokio::join!(overlay, read("/etc/passwd"), read("/etc/group"), finding);
         overlay?;
         // A volume may bring the program.
         if found?.is_none() && self.volumes.is_empty() {
             return Err(if program.contains('/') {
-                user_hint(format!("the image has no program {program}"), "list the image's files with `hoist mount`")
+                user_hint(
+                    format!("the image has no program {program}"),
+                    "list the image's files with `hoist mount`",
+                )
             } else {
-                user_hint(format!("the image has no program {program:?} in its PATH"), format!("its PATH is {path}"))
+                user_hint(
+                    format!("the image has no program {program:?} in its PATH"),
+                    format!("its PATH is {path}"),
+                )
             });
         }
         let spec = self.options.user.as_deref().unwrap_or(&image_process.user);
         let user = user::resolve(spec, &passwd?, &group?)?;
         if cwd != "/" {
-            RootDir::open(&container.rootfs())
-                .and_then(|root| root.create_dir_all(Path::new(cwd)))
-                .map_err(|error| user_hint(format!("the working folder {cwd} can't be made: {error}"), "give another with -w"))?;
+            RootDir::open(&container.rootfs()).and_then(|root| root.create_dir_all(Path::new(cwd))).map_err(
+                |error| {
+                    user_hint(
+                        format!("the working folder {cwd} can't be made: {error}"),
+                        "give another with -w",
+                    )
+                },
+            )?;
         }
         Ok(user)
     }
@@ -221,9 +241,12 @@ impl Plan<'_> {
         let host_file = |path: &str| std::fs::read(path).unwrap_or_default();
         let (resolv, hosts) = match self.options.net {
             Net::Host => (host_file("/etc/resolv.conf"), host_file("/etc/hosts")),
-            Net::None => (Vec::new(), format!("127.0.0.1 localhost {hostname}\n::1 localhost\n").into_bytes()),
+            Net::None => {
+                (Vec::new(), format!("127.0.0.1 localhost {hostname}\n::1 localhost\n").into_bytes())
+            }
         };
-        let contents = [("resolv.conf", resolv), ("hosts", hosts), ("hostname", format!("{hostname}\n").into_bytes())];
+        let contents =
+            [("resolv.conf", resolv), ("hosts", hosts), ("hostname", format!("{hostname}\n").into_bytes())];
         for (name, content) in contents {
             let path: PathBuf = dir.join(name);
             std::fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
@@ -233,7 +256,9 @@ impl Plan<'_> {
 }
 
 /// On a thread of its own: a read through the mount may wait for the very tasks that this one drives.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> anyhow::Result<T> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
     tokio::task::spawn_blocking(work).await.context("a reading thread died")?
 }
 
@@ -257,8 +282,4 @@ fn in_bounding_set(name: &str) -> bool {
         _ => return false,
     };
     capability_is_in_bounding_set(capability).unwrap_or(false)
-}
-
-fn nofile_limit() -> u64 {
-    rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX)
 }

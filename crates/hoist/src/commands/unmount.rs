@@ -36,7 +36,9 @@ pub(super) fn run(global: &Global, options: &Unmount) -> anyhow::Result<()> {
 fn canonical(target: &Path) -> anyhow::Result<PathBuf> {
     let absolute = std::path::absolute(target)?;
     match (absolute.parent(), absolute.file_name()) {
-        (Some(parent), Some(name)) if !absolute.is_symlink() => parent.canonicalize().map(|dir| dir.join(name)),
+        (Some(parent), Some(name)) if !absolute.is_symlink() => {
+            parent.canonicalize().map(|dir| dir.join(name))
+        }
         _ => absolute.canonicalize(),
     }
     .map_err(|error| user(format!("can't unmount {}: {error}", target.display())))

@@ -1,0 +1,78 @@
+//! What the command line says and the codes it leaves, where no image is needed.
+//!
+//! After a deliberate change, `HOIST_BLESS=1 cargo test -p hoist --test cli` renews the snapshots.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn hoist(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hoist"));
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("COLUMNS", "100").args(args);
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    hoist(args).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn help_is_as_reviewed() {
+    let commands =
+        ["", "run", "mount", "unmount", "pull", "index", "images", "inspect", "rm", "prune", "doctor"];
+    for command in commands {
+        let mut args = vec![command, "--help"];
+        args.retain(|arg| !arg.is_empty());
+        let output = run(&args);
+        assert_eq!(output.status.code(), Some(0), "{command}");
+        let said = String::from_utf8(output.stdout).unwrap();
+        let name = if command.is_empty() { "hoist" } else { command };
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/snapshots/help-{name}.txt"));
+        if std::env::var_os("HOIST_BLESS").is_some() {
+            std::fs::write(&path, &said).unwrap();
+        }
+        let reviewed = std::fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(said, reviewed, "{} differs", path.display());
+    }
+}
+
+#[test]
+fn wrong_use_is_the_user_s_failure() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path().to_str().unwrap();
+    let cases: [(&[&str], &str); 8] = [
+        (&[], "requires a subcommand"),
+        (&["fly"], "unrecognized subcommand"),
+        (&["run"], "IMAGE"),
+        (&["run", "-v", "bad", "img"], "SOURCE:TARGET"),
+        (&["run", "-t", "img"], "-t needs a terminal"),
+        (&["run", "--runtime", "no-such-runtime", "img"], "no OCI runtime"),
+        (&["unmount", "/proc"], "/proc is no mount of hoist's"),
+        (&["mount", "img", "/no/such/folder"], "mkdir -p /no/such/folder"),
+    ];
+    for (args, wanted) in cases {
+        let output = hoist(args).env("HOIST_ROOT", root).stdin(std::process::Stdio::null()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).starts_with("error: "), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(wanted), "{args:?}: {}", stderr(&output));
+        assert!(output.stdout.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn doctor_tells_machines_too() {
+    let root = tempfile::tempdir().unwrap();
+    let output = run(&["doctor", "--json", "--root", root.path().to_str().unwrap()]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.success(), report["can_mount"].as_bool().unwrap());
+    let findings = report["findings"].as_array().unwrap();
+    let of = |what: &str| findings.iter().find(|finding| finding["what"] == what).unwrap();
+    let kernel = String::from_utf8(Command::new("uname").arg("-r").output().unwrap().stdout).unwrap();
+    assert_eq!(of("kernel")["found"], format!("Linux {}", kernel.trim()));
+    for finding in findings {
+        assert_eq!(finding["state"] != "ok", finding["change"].is_string(), "{finding}");
+    }
+}
