@@ -129,7 +129,7 @@ impl Overlay<'_> {
         };
         let mut parts = Vec::new();
         if !target.starts_with(b"/") {
-            parts = self.path_to(dir)?;
+            parts = self.path_to(dir, budget)?;
         }
         parts.extend(target.split(|&b| b == b'/').filter(|p| !p.is_empty() && *p != b"."));
         let way = resolve(self.merged, &parts, budget).ok()?;
@@ -138,7 +138,7 @@ impl Overlay<'_> {
     }
 
     /// The names that lead to a folder of the merged tree.
-    fn path_to(&self, dir: InodeId) -> Option<Vec<&[u8]>> {
+    fn path_to(&self, dir: InodeId, budget: &mut u64) -> Option<Vec<&[u8]>> {
         let mut parents: BTreeMap<InodeId, (InodeId, &[u8])> = BTreeMap::new();
         let mut todo = vec![ROOT];
         while let Some(at) = todo.pop() {
@@ -146,6 +146,7 @@ impl Overlay<'_> {
                 break;
             }
             for (name, &id) in self.merged.entries(at)? {
+                *budget = budget.checked_sub(1)?;
                 if self.merged.entries(id).is_some() {
                     parents.insert(id, (at, name));
                     todo.push(id);
