@@ -12,6 +12,7 @@ pub mod layout;
 pub mod process;
 pub mod proxy;
 pub mod push;
+pub mod reading;
 pub mod registry;
 pub mod tree;
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use hoist_testkit::layout::{Builder, Compression};
-use hoist_testkit::{Exceptions, Proxy, ProxyOptions, Registry, compare_tree, diff, http, push_layout, walk};
+use hoist_testkit::{
+    Exceptions, Proxy, ProxyOptions, Registry, compare_tree, diff, http, push_layout, reading, walk,
+};
 
 #[derive(Parser)]
 #[command(about = "Registries, proxies and images for hoist's demo, tests and benches")]
@@ -76,6 +78,23 @@ enum Subcommands {
         #[arg(long, default_value = r#"["/bin/sh"]"#)]
         cmd: String,
     },
+    /// Read a tree and print seconds, paths and bytes: for benches.
+    Read {
+        /// walk, sequential or random.
+        how: String,
+        /// The tree.
+        root: PathBuf,
+        /// How many pages a random run reads.
+        #[arg(long, default_value_t = 20_000)]
+        count: u64,
+    },
+    /// Mount an EROFS image straight from its file: mount(8) would put a loop device between.
+    MountErofs {
+        /// The image.
+        image: PathBuf,
+        /// Where to mount it.
+        target: PathBuf,
+    },
     /// Compare two trees in every respect, or one with the fixtures' expected.jsonl.
     Compare {
         /// The tree to judge.
@@ -131,6 +150,21 @@ fn main() -> Result<()> {
             }
             println!("{}", builder.write(&tag)?.manifest);
             Ok(())
+        }
+        Subcommands::Read { how, root, count } => {
+            let done = match how.as_str() {
+                "walk" => reading::walk(&root)?,
+                "sequential" => reading::sequential(&root)?,
+                "random" => reading::random(&root, count)?,
+                other => bail!("unknown reading {other}: use walk, sequential or random"),
+            };
+            println!("{:.6} {} {}", done.took.as_secs_f64(), done.paths, done.bytes);
+            Ok(())
+        }
+        Subcommands::MountErofs { image, target } => {
+            use rustix::mount::{MountFlags, mount};
+            mount(&image, &target, "erofs", MountFlags::RDONLY, None)
+                .with_context(|| format!("mounting {} on {}", image.display(), target.display()))
         }
         Subcommands::Compare { found, wanted } => {
             let lines = match wanted {
