@@ -99,8 +99,11 @@ impl Pax {
     }
 }
 
-/// Key, value and what follows the first record.
-fn record(block: &[u8]) -> Result<(&[u8], &[u8], &[u8]), TarFault> {
+/// Key, value and what follows.
+type Record<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+
+/// Splits off the first record.
+fn record(block: &[u8]) -> Result<Record<'_>, TarFault> {
     let space = block.iter().take(20).position(|&b| b == b' ').ok_or(TarFault::Pax("no length"))?;
     let len = decimal(&block[..space], "length")?.ok_or(TarFault::Pax("no length"))?;
     let len = usize::try_from(len).ok().filter(|&l| l > space + 1 && l <= block.len());
