@@ -4,6 +4,7 @@
 //! an error, so that it can be fuzzed and reasoned about alone.
 #![forbid(unsafe_code)]
 
+pub mod codec;
 pub mod digest;
 pub mod erofs;
 pub mod extent;

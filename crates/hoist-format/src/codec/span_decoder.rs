@@ -1,0 +1,92 @@
+//! From a checkpoint on.
+
+use super::buffer::Buffer;
+use super::gzip::Gzip;
+use super::window;
+use super::zstd::Zstd;
+use super::{CodecError, WindowError};
+use crate::span::{Codec, SpanTable};
+
+/// Decodes from the start of a span for as long as input comes, following spans included (they
+/// need no windows then). It checks no gzip checksums, which a span does not hold: digests of the
+/// extents do that.
+pub struct SpanDecoder {
+    kind: Kind,
+    buf: Buffer,
+}
+
+enum Kind {
+    Plain { limit: u64 },
+    Gzip(Box<Gzip>),
+    Zstd(Zstd),
+}
+
+impl SpanDecoder {
+    /// A decoder of span `span`. Its first input is the byte at `table.blob_range(span).start`.
+    /// `window` is the span's window as it is stored, if it has one.
+    ///
+    /// # Errors
+    /// [`CodecError::Table`] for a table that contradicts itself, [`CodecError::Window`] for a
+    /// window that is missing or not the table's.
+    pub fn new(table: &SpanTable, span: usize, stored_window: Option<&[u8]>) -> Result<Self, CodecError> {
+        let bad = |what| CodecError::Table { span, what };
+        let s = table.spans.get(span).ok_or(bad("there is no such span"))?;
+        let shared = u64::from(s.bits > 0);
+        let start = s.blob_offset.checked_sub(shared).ok_or(bad("bits before the blob's start"))?;
+        if start > table.blob_size || s.stream_offset > table.stream_size {
+            return Err(bad("it starts after the end"));
+        }
+        if s.bits > 7 || (s.bits > 0 || s.raw || s.window_len > 0) && table.codec != Codec::Gzip {
+            return Err(bad("it has bits or a window that its codec has not"));
+        }
+        if !s.raw && (s.bits > 0 || s.window_len > 0) {
+            return Err(bad("the start of a member has bits or a window"));
+        }
+        let window = match (s.window_len, stored_window) {
+            (0, _) => Vec::new(),
+            (len, stored) => stored
+                .ok_or(WindowError::Missing)
+                .and_then(|stored| window::open(stored, len, &s.window_digest))
+                .map_err(|source| CodecError::Window { span, source })?,
+        };
+        let limit = table.stream_size;
+        let kind = match table.codec {
+            Codec::Plain => Kind::Plain { limit },
+            Codec::Zstd => Kind::Zstd(Zstd::at_frame(start, limit)?),
+            Codec::Gzip if s.raw => Kind::Gzip(Box::new(Gzip::at_block(start, s.bits, window, limit)?)),
+            Codec::Gzip => Kind::Gzip(Box::new(Gzip::at_member(start, s.stream_offset, limit, false)?)),
+        };
+        Ok(Self { kind, buf: Buffer::new(s.stream_offset) })
+    }
+
+    /// Takes the next bytes of the blob and gives all output they yield to `out`.
+    ///
+    /// # Errors
+    /// [`CodecError`] for damaged data or more of it than the table says, or what `out` returns.
+    pub fn feed<E: From<CodecError>>(
+        &mut self,
+        input: &[u8],
+        out: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        match &mut self.kind {
+            Kind::Plain { limit } => {
+                let end = self.buf.total.checked_add(input.len() as u64).filter(|end| end <= limit);
+                self.buf.total = end.ok_or(CodecError::TooLarge { limit: *limit })?;
+                return if input.is_empty() { Ok(()) } else { out(input) };
+            }
+            Kind::Gzip(gzip) => gzip.feed(input, &mut self.buf, None, out)?,
+            Kind::Zstd(zstd) => zstd.feed(input, &mut self.buf, None, out)?,
+        }
+        self.buf.flush(out)
+    }
+
+    /// The stream offset, in bytes, up to which output was given.
+    pub fn position(&self) -> u64 {
+        self.buf.total
+    }
+
+    /// Whether all output before stream offset `end` was given.
+    pub fn is_done(&self, end: u64) -> bool {
+        self.position() >= end
+    }
+}

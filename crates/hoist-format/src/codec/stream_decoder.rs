@@ -1,0 +1,127 @@
+//! A whole blob, from its first byte to its last.
+
+use super::buffer::Buffer;
+use super::checkpoint::Checkpoints;
+use super::gzip::Gzip;
+use super::zstd::Zstd;
+use super::{CodecError, OUTPUT_LIMIT};
+use crate::span::{Codec, SpanTable};
+
+/// What a whole blob came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decoded {
+    /// Its checkpoints (a single one if they were not wanted).
+    pub spans: SpanTable,
+    /// The windows that the spans point into, each zstd-compressed, one after the other.
+    pub windows: Vec<u8>,
+}
+
+/// Decodes a blob that is pushed from its start, and finds its checkpoints.
+pub struct StreamDecoder {
+    codec: Codec,
+    kind: Kind,
+    buf: Buffer,
+    spans: Checkpoints,
+    want_spans: bool,
+}
+
+enum Kind {
+    Plain { at: u64, limit: u64 },
+    Gzip(Box<Gzip>),
+    Zstd(Zstd),
+}
+
+impl StreamDecoder {
+    /// A decoder that gives at most [`OUTPUT_LIMIT`] bytes.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn new(codec: Codec, want_spans: bool) -> Result<Self, CodecError> {
+        Self::with_limit(codec, want_spans, OUTPUT_LIMIT)
+    }
+
+    /// A decoder that gives at most `limit` bytes.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn with_limit(codec: Codec, want_spans: bool, limit: u64) -> Result<Self, CodecError> {
+        let kind = match codec {
+            Codec::Plain => Kind::Plain { at: 0, limit },
+            Codec::Gzip => Kind::Gzip(Box::new(Gzip::at_member(0, 0, limit, true)?)),
+            Codec::Zstd => Kind::Zstd(Zstd::at_frame(0, limit)?),
+        };
+        Ok(Self { codec, kind, buf: Buffer::new(0), spans: Checkpoints::new(codec), want_spans })
+    }
+
+    /// Takes the blob's next bytes and gives output to `out`, in slices of 256 KiB but for the
+    /// last of the stream. After an error, of its own or of `out`, the decoder is of no more use.
+    ///
+    /// # Errors
+    /// [`CodecError`] for damaged or too large data, or what `out` returns.
+    pub fn feed<E: From<CodecError>>(
+        &mut self,
+        input: &[u8],
+        out: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let spans = self.want_spans.then_some(&mut self.spans);
+        let may_end = match &mut self.kind {
+            Kind::Plain { at, limit } => return plain(at, *limit, input, spans, out),
+            Kind::Gzip(gzip) => {
+                gzip.feed(input, &mut self.buf, spans, out)?;
+                gzip.may_end()
+            }
+            Kind::Zstd(zstd) => {
+                zstd.feed(input, &mut self.buf, spans, out)?;
+                zstd.may_end()
+            }
+        };
+        if may_end { self.buf.flush(out) } else { Ok(()) }
+    }
+
+    /// Bytes of output so far, those not handed on yet included.
+    pub fn position(&self) -> u64 {
+        match self.kind {
+            Kind::Plain { at, .. } => at,
+            _ => self.buf.total,
+        }
+    }
+
+    /// The blob is over; all its output was handed on by the last [`Self::feed`].
+    ///
+    /// # Errors
+    /// [`CodecError::Truncated`] when it is not complete.
+    pub fn finish(self) -> Result<Decoded, CodecError> {
+        let (blob_size, stream_size, complete) = match &self.kind {
+            Kind::Plain { at, .. } => (*at, *at, true),
+            Kind::Gzip(gzip) => (gzip.at, self.buf.total, gzip.may_end()),
+            Kind::Zstd(zstd) => (zstd.at, self.buf.total, zstd.may_end()),
+        };
+        if !complete {
+            return Err(CodecError::Truncated { codec: self.codec, at: blob_size });
+        }
+        let (spans, windows) = self.spans.finish(stream_size, blob_size);
+        Ok(Decoded { spans, windows })
+    }
+}
+
+/// A plain blob is its own output; any byte of it may start a span.
+fn plain<E: From<CodecError>>(
+    at: &mut u64,
+    limit: u64,
+    input: &[u8],
+    mut spans: Option<&mut Checkpoints>,
+    out: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    let end = *at + input.len() as u64;
+    if end > limit {
+        return Err(CodecError::TooLarge { limit }.into());
+    }
+    while let Some(spans) = spans.as_deref_mut()
+        && let Some(next) = spans.next_plain()
+        && next < end
+    {
+        spans.start(next, next);
+    }
+    *at = end;
+    if input.is_empty() { Ok(()) } else { out(input) }
+}

@@ -1,0 +1,155 @@
+//! Decoding and checkpoints, judged by the tools that made the streams.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use hoist_format::codec::{CodecError, Decoded, SpanDecoder, StreamDecoder};
+use hoist_format::span::Codec;
+
+/// Output of a shell command over a scratch folder; a missing tool fails the test.
+fn sh(dir: &Path, script: &str) -> Vec<u8> {
+    let out = Command::new("bash")
+        .args(["-o", "pipefail", "-ec", script])
+        .current_dir(dir)
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{script}");
+    out.stdout
+}
+
+fn decode(codec: Codec, blob: &[u8], piece: usize) -> Result<(Vec<u8>, Decoded), CodecError> {
+    let (mut all, mut decoder) = (Vec::new(), StreamDecoder::with_limit(codec, true, 1 << 30)?);
+    for part in blob.chunks(piece) {
+        decoder.feed::<CodecError>(part, &mut |bytes| {
+            all.extend_from_slice(bytes);
+            Ok(())
+        })?;
+    }
+    Ok((all, decoder.finish()?))
+}
+
+fn check(codec: Codec, blob: &[u8], want: &[u8]) -> usize {
+    let (got, Decoded { spans, windows }) = decode(codec, blob, 70_001).unwrap();
+    assert!(got == want, "decoded bytes differ");
+    assert_eq!((spans.blob_size, spans.stream_size), (blob.len() as u64, want.len() as u64));
+    assert!(windows.len() * 100 <= blob.len(), "windows take {} of {}", windows.len(), blob.len());
+    for (i, s) in spans.spans.iter().enumerate() {
+        let (from, to) = (spans.blob_range(i), spans.stream_range(i));
+        let window = &windows[s.window_offset as usize..][..s.window_len as usize];
+        let mut decoder = SpanDecoder::new(&spans, i, Some(window)).unwrap();
+        let mut got = Vec::new();
+        for part in blob[from.start as usize..from.end as usize].chunks(997) {
+            decoder
+                .feed::<CodecError>(part, &mut |b| {
+                    got.extend_from_slice(b);
+                    Ok(())
+                })
+                .unwrap();
+        }
+        assert!(decoder.is_done(to.end), "span {i} of {} stops early", spans.spans.len());
+        assert!(got[..(to.end - to.start) as usize] == want[to.start as usize..to.end as usize], "span {i}");
+    }
+    // Across all spans after the second checkpoint, fed contiguously.
+    if let Some(s) = spans.spans.get(1) {
+        let window = &windows[s.window_offset as usize..][..s.window_len as usize];
+        let mut decoder = SpanDecoder::new(&spans, 1, Some(window)).unwrap();
+        let mut got = Vec::new();
+        let rest = &blob[spans.blob_range(1).start as usize..];
+        decoder
+            .feed::<CodecError>(rest, &mut |b| {
+                got.extend_from_slice(b);
+                Ok(())
+            })
+            .unwrap();
+        assert!(got == want[s.stream_offset as usize..], "contiguous from span 1");
+    }
+    spans.spans.len()
+}
+
+/// Some 40 MB that compress like programs do.
+const CORPUS: &str =
+    "tar -C / -c usr/bin usr/lib/x86_64-linux-gnu 2>/dev/null | head -c 40000000 > corpus || true";
+
+#[test]
+fn streams_of_real_tools() {
+    let dir = tempfile::tempdir().unwrap();
+    sh(dir.path(), CORPUS);
+    let want = std::fs::read(dir.path().join("corpus")).unwrap();
+    for (tool, codec, most) in [
+        ("gzip -1", Codec::Gzip, 2),
+        ("gzip -9 --rsyncable", Codec::Gzip, 2),
+        ("pigz -6", Codec::Gzip, 2),
+        ("zstd -q -3", Codec::Zstd, 1),
+        ("zstd -q -19 --long=27 --ultra -T2", Codec::Zstd, 1),
+        ("pzstd -q -3 -p 2", Codec::Zstd, 2),
+        ("cat", Codec::Plain, 100),
+    ] {
+        let blob = sh(dir.path(), &format!("{tool} < corpus"));
+        let spans = check(codec, &blob, &want);
+        assert!(spans >= most, "{tool}: {spans} spans");
+    }
+    let members = sh(
+        dir.path(),
+        "split -b 3000000 corpus p.; for p in p.*; do gzip -nc $p; done; head -c 999 /dev/zero",
+    );
+    assert!(check(Codec::Gzip, &members, &want) > 5);
+    let frames =
+        sh(dir.path(), "for p in p.*; do zstd -qc $p; printf '\\x50\\x2a\\x4d\\x18\\x01\\0\\0\\0x'; done");
+    assert!(check(Codec::Zstd, &frames, &want) > 5);
+}
+
+#[test]
+fn odd_pieces_and_named_headers() {
+    let dir = tempfile::tempdir().unwrap();
+    let blob = sh(dir.path(), "seq 1 20000 > name; gzip -N name; cat name.gz");
+    let want = sh(dir.path(), "gzip -dc name.gz");
+    for piece in [1, 2, 3, 7, 4096] {
+        assert!(decode(Codec::Gzip, &blob, piece).unwrap().0 == want, "pieces of {piece}");
+    }
+}
+
+#[test]
+fn damage_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    for (tool, codec) in [("gzip", Codec::Gzip), ("zstd -qc --check", Codec::Zstd)] {
+        let blob = sh(dir.path(), &format!("seq 1 3000 | {tool}"));
+        let want = decode(codec, &blob, 999).unwrap().0;
+        for cut in 0..blob.len() {
+            assert!(decode(codec, &blob[..cut], 999).is_err(), "{tool} cut at {cut}");
+        }
+        for at in 0..blob.len() {
+            let mut bad = blob.clone();
+            bad[at] ^= 0x10;
+            // Some header bits mean nothing; what decodes must be right.
+            assert!(
+                decode(codec, &bad, 999).is_ok_and(|(got, _)| got == want)
+                    || decode(codec, &bad, 999).is_err()
+            );
+        }
+        let mut garbage = blob.clone();
+        garbage.extend_from_slice(b"garbage");
+        assert!(decode(codec, &garbage, 999).is_err());
+        let bomb = sh(dir.path(), &format!("head -c 1100000000 /dev/zero | {tool}"));
+        assert!(matches!(decode(codec, &bomb, 65536), Err(CodecError::TooLarge { .. })));
+    }
+}
+
+#[test]
+fn hostile_tables() {
+    let dir = tempfile::tempdir().unwrap();
+    let blob = sh(dir.path(), "seq 1 1000 | gzip");
+    let (_, Decoded { spans, .. }) = decode(Codec::Gzip, &blob, 999).unwrap();
+    assert!(SpanDecoder::new(&spans, 9, None).is_err());
+    for change in [
+        (|t: &mut hoist_format::span::Span| t.bits = 3) as fn(&mut hoist_format::span::Span),
+        |t: &mut hoist_format::span::Span| (t.bits, t.raw, t.blob_offset) = (9, true, 5),
+        |t: &mut hoist_format::span::Span| t.blob_offset = u64::MAX,
+        |t: &mut hoist_format::span::Span| t.stream_offset = u64::MAX,
+        |t: &mut hoist_format::span::Span| (t.raw, t.window_len) = (true, 7),
+    ] {
+        let mut bad = spans.clone();
+        change(&mut bad.spans[0]);
+        assert!(SpanDecoder::new(&bad, 0, Some(b"not one")).is_err());
+    }
+}
