@@ -161,7 +161,7 @@ impl Reporter {
     /// The mount can't be made.
     pub fn failed(&self, error: &anyhow::Error) {
         let text = crate::failure::describe(error);
-        self.tell(&Event::Failed { text, code: crate::failure::exit_code(error) });
+        self.tell(&Event::Failed { text, code: crate::engine_glue::exit_code(error) });
     }
 }
 
@@ -199,7 +199,7 @@ mod tests {
         let failed = br#"{"failed":{"text":"error: no","code":1}}"#;
         let error = follow(&failed[..], &silent).unwrap().unwrap().unwrap_err();
         assert_eq!(
-            (crate::failure::describe(&error).as_str(), crate::failure::exit_code(&error)),
+            (crate::failure::describe(&error).as_str(), crate::engine_glue::exit_code(&error)),
             ("error: no", 1)
         );
         assert!(matches!(follow(&b"\"end\"\n"[..], &silent), Ok(None)));

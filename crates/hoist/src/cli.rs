@@ -99,11 +99,14 @@ pub enum Command {
 /// with Docker. Signals are passed on to the program, and its exit code becomes hoist's (128+N if
 /// signal N ended it).
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(
+    override_usage = "hoist run [OPTIONS] IMAGE [CMD]...",
+    after_help = "\
 Examples:
   hoist run --rm alpine echo hello
   hoist run --rm -it -v ./src:/src:ro -w /src python:3.12 python3
-  hoist run --name web -e PORT=8080 registry/app:1      then, when done: hoist rm web")]
+  hoist run --name web -e PORT=8080 registry/app:1      then, when done: hoist rm web"
+)]
 pub struct Run {
     /// Set an environment variable; NAME alone passes on this process's value
     #[arg(short, long, value_name = "NAME[=VALUE]")]
@@ -149,11 +152,10 @@ pub struct Run {
     pub runtime: Option<String>,
     #[command(flatten)]
     pub stats: StatsFile,
-    /// The image to run
-    pub image: String,
-    /// Command and arguments, instead of the image's
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
-    pub command: Vec<String>,
+    /// The image to run, then a command and its arguments, instead of the image's
+    // One list, since clap would take options between two positional arguments for its own.
+    #[arg(required = true, trailing_var_arg = true, value_name = "IMAGE [CMD]")]
+    image_and_command: Vec<String>,
 }
 
 /// See `--net`.
@@ -291,6 +293,18 @@ pub struct Doctor {
     pub json: bool,
 }
 
+impl Run {
+    /// The image's name.
+    pub fn image(&self) -> &str {
+        self.image_and_command.first().map_or("", String::as_str)
+    }
+
+    /// The command given instead of the image's; empty if none is.
+    pub fn command(&self) -> &[String] {
+        self.image_and_command.get(1..).unwrap_or_default()
+    }
+}
+
 impl Global {
     /// The store's folder, absolute.
     pub fn root(&self) -> anyhow::Result<PathBuf> {
@@ -334,9 +348,10 @@ mod tests {
 
     #[test]
     fn options_after_the_image_belong_to_the_program() {
-        let cli = Cli::parse_from(["hoist", "run", "--rm", "-it", "img", "ls", "-e", "--rm"]);
+        let cli = Cli::parse_from(["hoist", "run", "--rm", "-it", "img", "-u", "ls", "-e", "--rm"]);
         let Command::Run(run) = cli.command else { panic!("not run") };
-        assert_eq!(run.command, ["ls", "-e", "--rm"]);
+        assert_eq!((run.image(), run.command().join(" ")), ("img", "-u ls -e --rm".to_owned()));
+        assert!(Cli::try_parse_from(["hoist", "run", "--no-such-option", "img"]).is_err());
         assert!(run.rm && run.interactive && run.tty && run.env.is_empty());
     }
 

@@ -43,6 +43,14 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Prints JSON for a script, or the same facts for a person.
+fn print_value<T: Serialize>(value: &T, json: bool) -> anyhow::Result<()> {
+    if json {
+        return print_json(value);
+    }
+    print(crate::human::text(&serde_json::to_value(value)?).trim_end())
+}
+
 pub(crate) fn print_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
     print(&serde_json::to_string_pretty(value)?)
 }

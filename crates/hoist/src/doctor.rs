@@ -198,7 +198,7 @@ fn space(root: &Path) -> Finding {
     match rustix::fs::statvfs(existing(root)) {
         Ok(stat) => {
             let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-            let found = format!("{} free", crate::printer::bytes(free));
+            let found = format!("{} free", crate::human::bytes(free));
             if free >= LITTLE {
                 return Finding::ok(WHAT, found);
             }

@@ -9,8 +9,13 @@ use crate::cli::{Global, TrustIndex};
 use crate::failure::user;
 
 /// `None` if the error is not the engine's.
-pub fn is_user_failure(error: &(dyn StdError + 'static)) -> Option<bool> {
+fn is_user_failure(error: &(dyn StdError + 'static)) -> Option<bool> {
     error.downcast_ref::<hoist_engine::Error>().map(hoist_engine::Error::is_user_failure)
+}
+
+/// The exit code an error calls for, the engine's own errors included.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    crate::failure::exit_code(error, is_user_failure)
 }
 
 /// Opens the store the options name.

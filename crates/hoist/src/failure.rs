@@ -53,8 +53,12 @@ impl fmt::Display for Relayed {
 
 impl std::error::Error for Relayed {}
 
-/// The exit code an error calls for.
-pub fn exit_code(error: &anyhow::Error) -> u8 {
+/// The exit code an error calls for. `judge` says of an error of another kind whether it is the user's to
+/// mend, if it knows.
+pub fn exit_code(
+    error: &anyhow::Error,
+    judge: impl Fn(&(dyn std::error::Error + 'static)) -> Option<bool>,
+) -> u8 {
     for cause in error.chain() {
         if cause.is::<UserFailure>() {
             return EXIT_USER;
@@ -62,7 +66,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         if let Some(relayed) = cause.downcast_ref::<Relayed>() {
             return relayed.code;
         }
-        if let Some(user) = crate::engine_glue::is_user_failure(cause) {
+        if let Some(user) = judge(cause) {
             return if user { EXIT_USER } else { EXIT_OURS };
         }
     }
@@ -107,7 +111,8 @@ mod tests {
         let inner = user_hint("no such image", "check the name");
         let error = Err::<(), _>(inner).context("cannot run x").unwrap_err();
         assert_eq!(describe(&error), "error: cannot run x\n  cause: no such image\n  hint: check the name");
-        assert_eq!(exit_code(&error), 1);
-        assert_eq!(exit_code(&anyhow::anyhow!("disk on fire")), 2);
+        assert_eq!(exit_code(&error, |_| None), 1);
+        assert_eq!(exit_code(&anyhow::anyhow!("disk on fire"), |_| None), 2);
+        assert_eq!(exit_code(&anyhow::anyhow!("no such tag"), |_| Some(true)), 1);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use hoist_engine::Progress;
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// How long work may take unseen.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -99,9 +99,4 @@ impl Progress for Printer {
             _ => eprintln!("{text}"),
         });
     }
-}
-
-/// Bytes for a person: `1.25 MiB`.
-pub fn bytes(count: u64) -> String {
-    HumanBytes(count).to_string()
 }

@@ -4,6 +4,5 @@ use crate::cli::{Global, Images};
 
 pub(super) fn run(global: &Global, options: &Images) -> anyhow::Result<()> {
     let images = crate::engine_glue::open(global)?.images()?;
-    let _ = options;
-    super::print_json(&images)
+    super::print_value(&images, options.json)
 }

@@ -22,5 +22,5 @@ pub(super) fn run(global: &Global, options: &Index) -> anyhow::Result<()> {
     });
     printer.end();
     let indexed = indexed?;
-    super::print_json(&indexed)
+    super::print_value(&indexed, options.json)
 }

@@ -25,8 +25,5 @@ pub(super) fn run(global: &Global, options: &Pull) -> anyhow::Result<()> {
     if let Some(path) = &options.stats.path {
         crate::stats_file::write(path, &pulled.stats)?;
     }
-    if options.json {
-        return super::print_json(&pulled);
-    }
-    super::print(&pulled.digest.to_string())
+    super::print_value(&pulled, options.json)
 }

@@ -51,7 +51,7 @@ impl Plan<'_> {
         let mut signals = Signals::catch().context("catching signals")?;
         let resolving = async {
             let engine = crate::engine_glue::open(self.global)?;
-            let image = engine.resolve(&self.options.image).await?;
+            let image = engine.resolve(self.options.image()).await?;
             anyhow::Ok((engine, image))
         };
         let (engine, image) = tokio::select! {
@@ -60,7 +60,7 @@ impl Plan<'_> {
         };
         let image_process = crate::engine_glue::process_of(&image);
         let command =
-            process::args(&image_process, self.options.entrypoint.as_deref(), &self.options.command)?;
+            process::args(&image_process, self.options.entrypoint.as_deref(), self.options.command())?;
         let container = Container::create(&self.global.root()?, self.options.name.as_deref())?;
         let outcome = self.run_in(&container, &engine, &image, &image_process, command, &mut signals).await;
         // A container that never ran is kept for nobody.

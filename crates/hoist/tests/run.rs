@@ -1,0 +1,138 @@
+//! `hoist run` and `hoist mount` whole, on an image in an OCI layout, against what its own programs see.
+
+mod common;
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use hoist_testkit::layout::{Builder, Compression};
+use serde_json::json;
+
+struct Image {
+    dir: tempfile::TempDir,
+}
+
+impl Image {
+    fn new() -> Image {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, tar) = (dir.path().join("root"), dir.path().join("layer.tar"));
+        common::make_rootfs(&root);
+        common::output(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&root).arg("."));
+        Builder::new(dir.path().join("layout"))
+            .unwrap()
+            .layer(&tar, Compression::Gzip(6))
+            .unwrap()
+            .config("Env", json!(["PATH=/bin", "COLOR=blue"]))
+            .config("WorkingDir", json!("/made/here"))
+            .config("Cmd", json!(["sh", "-c", "echo by default"]))
+            .write("latest")
+            .unwrap();
+        Image { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn name(&self) -> String {
+        format!("oci:{}", self.path("layout").display())
+    }
+
+    fn hoist(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hoist"));
+        command.env("HOIST_ROOT", self.path("store")).args(args).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, options: &[&str], program: &[&str]) -> Output {
+        self.run_command(options, program).output().unwrap()
+    }
+
+    fn run_command(&self, options: &[&str], program: &[&str]) -> Command {
+        let name = self.name();
+        self.hoist(&[&["run"], options, &[name.as_str()], program].concat())
+    }
+
+    fn says(&self, options: &[&str], program: &[&str]) -> String {
+        common::output(&mut self.run_command(options, program))
+    }
+}
+
+impl Drop for Image {
+    // What a failed test leaves mounted would keep its folder from being removed.
+    fn drop(&mut self) {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for point in table.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
+            if Path::new(point).starts_with(self.dir.path()) {
+                let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_image_s_configuration_and_its_overrides() {
+    let image = Image::new();
+    assert_eq!(image.says(&["--rm"], &[]), "by default\n");
+    assert_eq!(image.says(&["--rm"], &["sh", "-c", "pwd; echo $COLOR $HOME"]), "/made/here\nblue /root\n");
+    let options = ["--rm", "-w", "/tmp", "-e", "COLOR=red", "-u", "app"];
+    assert_eq!(image.says(&options, &["sh", "-c", "pwd; echo $COLOR $HOME"]), "/tmp\nred /home/app\n");
+    assert_eq!(image.says(&["--rm", "--entrypoint", "id"], &["-u"]), "0\n");
+}
+
+#[test]
+fn exit_codes() {
+    let image = Image::new();
+    assert_eq!(image.run(&["--rm"], &["sh", "-c", "exit 37"]).status.code(), Some(37));
+    assert_eq!(image.run(&["--rm"], &["no-such-program"]).status.code(), Some(1));
+    assert_eq!(image.run(&["--rm", "-u", "nobody"], &["id"]).status.code(), Some(1));
+    assert_eq!(fs::read_dir(image.path("store/containers")).unwrap().count(), 0);
+}
+
+#[test]
+fn signals_reach_the_program() {
+    let image = Image::new();
+    let script = "trap 'exit 42' TERM; echo up; while :; do sleep 0.05; done";
+    let mut child =
+        image.run_command(&["--rm"], &["sh", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut up = [0; 3];
+    child.stdout.take().unwrap().read_exact(&mut up).unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(42));
+    assert_eq!(fs::read_dir(image.path("store/containers")).unwrap().count(), 0);
+}
+
+#[test]
+fn writes_stay_in_the_container_until_it_is_removed() {
+    let image = Image::new();
+    image.says(&["--name", "kept"], &["sh", "-c", "echo mine >/tmp/x"]);
+    assert_eq!(fs::read_to_string(image.path("store/containers/kept/upper/tmp/x")).unwrap(), "mine\n");
+    assert!(!image.run(&["--rm"], &["cat", "/tmp/x"]).status.success());
+    assert_eq!(image.run(&["--name", "kept"], &[]).status.code(), Some(1));
+    common::output(&mut image.hoist(&["rm", "kept"]));
+    assert!(!image.path("store/containers/kept").exists());
+}
+
+#[test]
+fn a_mount_serves_in_the_background_until_unmounted() {
+    let image = Image::new();
+    let (target, stats) = (image.path("mnt"), image.path("stats.json"));
+    fs::create_dir(&target).unwrap();
+    let (target, stats) = (target.to_str().unwrap(), stats.to_str().unwrap());
+    common::output(&mut image.hoist(&["mount", "--stats", stats, &image.name(), target]));
+    common::output(Command::new("diff").arg("-r").arg(image.path("root")).arg(target));
+    let again = image.hoist(&["mount", &image.name(), target]).output().unwrap();
+    assert_eq!(again.status.code(), Some(1));
+    common::output(&mut image.hoist(&["unmount", target]));
+    let written: serde_json::Value = serde_json::from_slice(&fs::read(stats).unwrap()).unwrap();
+    for field in
+        ["requests", "wire_bytes", "demand_bytes", "demand_stalls", "seconds_to_mount", "seconds_total"]
+    {
+        assert!(written[field].is_number(), "{field} in {written}");
+    }
+    assert_eq!(fs::read_dir(target).unwrap().count(), 0);
+    assert_eq!(image.hoist(&["unmount", target]).status().unwrap().code(), Some(1));
+}
