@@ -1,1 +1,3 @@
 //! 
+pub mod reference;
+pub mod registry;

@@ -1,0 +1,290 @@
+//! Where an image is: `registry/name:tag@digest` as users and Docker write it, or an OCI layout
+//! on disk (`oci:DIR[:tag]`, a folder or a tar file).
+//!
+//! Grammar after the distribution project's `reference` package: the first component is a host
+//! when it holds a `.` or `:` or is `localhost`; otherwise the name is Docker Hub's.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use hoist_format::digest::Digest;
+
+/// Canonical domain of Docker Hub in references.
+pub const DOCKER_HUB: &str = "docker.io";
+/// Host that serves Docker Hub's registry API.
+pub const DOCKER_HUB_API: &str = "registry-1.docker.io";
+
+/// Longest repository name, host included, that the distribution project accepts.
+const MAX_NAME: usize = 255;
+/// Longest tag (OCI distribution-spec v1.1, "Pulling manifests").
+const MAX_TAG: usize = 128;
+
+/// A repository of a registry.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Repo {
+    /// Host with optional port, as written in references (`docker.io` for Docker Hub).
+    pub host: String,
+    /// Name below the host, such as `library/debian`.
+    pub name: String,
+}
+
+impl fmt::Display for Repo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.host, self.name)
+    }
+}
+
+/// An image in a registry. At least one of tag and digest is there; the digest decides.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Reference {
+    /// The repository.
+    pub repo: Repo,
+    /// The tag, `latest` when the user named neither tag nor digest.
+    pub tag: Option<String>,
+    /// The digest of the manifest or index.
+    pub digest: Option<Digest>,
+}
+
+impl Reference {
+    /// What stands in the manifest's URL: the digest if there is one, else the tag.
+    pub fn target(&self) -> String {
+        match (&self.digest, &self.tag) {
+            (Some(digest), _) => digest.to_string(),
+            (None, tag) => tag.clone().unwrap_or_else(|| "latest".to_owned()),
+        }
+    }
+    /// The same repository, by `digest`.
+    pub fn with_digest(&self, digest: Digest) -> Self {
+        Self { repo: self.repo.clone(), tag: self.tag.clone(), digest: Some(digest) }
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.repo.fmt(f)?;
+        if let Some(tag) = &self.tag {
+            write!(f, ":{tag}")?;
+        }
+        if let Some(digest) = &self.digest {
+            write!(f, "@{digest}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Where an image comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// A registry.
+    Registry(Reference),
+    /// An OCI image layout: a folder, or an uncompressed tar file of one.
+    Layout {
+        /// The folder or tar file.
+        path: PathBuf,
+        /// `org.opencontainers.image.ref.name` (or a digest) of the entry in index.json.
+        tag: Option<String>,
+    },
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Registry(reference) => reference.fmt(f),
+            Self::Layout { path, tag: None } => write!(f, "oci:{}", path.display()),
+            Self::Layout { path, tag: Some(tag) } => write!(f, "oci:{}:{tag}", path.display()),
+        }
+    }
+}
+
+/// Why a string names no image.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not an image reference: {why}")]
+pub struct ReferenceError {
+    /// What was given, cut to 200 characters.
+    pub text: String,
+    /// What is wrong with it and what is expected.
+    pub why: String,
+}
+
+impl FromStr for Source {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        let Some(layout) = text.strip_prefix("oci:") else {
+            return text.parse().map(Self::Registry);
+        };
+        // A colon after the last slash starts the tag, or the digest that stands for one.
+        let name = layout.rfind('/').map_or(0, |slash| slash + 1);
+        let (path, tag) = match layout[name..].find(':') {
+            Some(colon) => (&layout[..name + colon], Some(&layout[name + colon + 1..])),
+            None => (layout, None),
+        };
+        if path.is_empty() || tag == Some("") {
+            return Err(bad(text, "a layout is written oci:DIR or oci:DIR:TAG"));
+        }
+        Ok(Self::Layout { path: path.into(), tag: tag.map(str::to_owned) })
+    }
+}
+
+impl FromStr for Reference {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        if text.is_empty() {
+            return Err(bad(text, "it is empty; write for example debian:12"));
+        }
+        if text.contains("://") {
+            return Err(bad(text, "leave out the scheme; write registry/name:tag"));
+        }
+        let (rest, digest) = match text.split_once('@') {
+            Some((rest, digest)) => {
+                let digest = digest.parse().map_err(|error| bad(text, &format!("{error}")))?;
+                (rest, Some(digest))
+            }
+            None => (text, None),
+        };
+        let slash = rest.rfind('/').map_or(0, |at| at + 1);
+        let (name, tag) = match rest[slash..].find(':') {
+            Some(colon) => (&rest[..slash + colon], Some(&rest[slash + colon + 1..])),
+            None => (rest, None),
+        };
+        if let Some(tag) = tag.filter(|tag| !is_tag(tag)) {
+            let why = format!("{tag:?} is no tag: letters, digits, _ . - and at most {MAX_TAG} of them");
+            return Err(bad(text, &why));
+        }
+        let (host, path) = split_host(name);
+        if !is_host(host) {
+            return Err(bad(text, &format!("{host:?} is no host name")));
+        }
+        let path = match path {
+            short if host == DOCKER_HUB && !short.contains('/') => format!("library/{short}"),
+            path => path.to_owned(),
+        };
+        if host.len() + 1 + path.len() > MAX_NAME {
+            return Err(bad(text, &format!("its name is longer than {MAX_NAME} characters")));
+        }
+        if !path.split('/').all(is_component) {
+            let why = "repository names are lower-case letters and digits, joined by . _ - and /";
+            return Err(bad(text, why));
+        }
+        let tag = match (tag, &digest) {
+            (None, None) => Some("latest".to_owned()),
+            (tag, _) => tag.map(str::to_owned),
+        };
+        Ok(Self { repo: Repo { host: host.to_owned(), name: path }, tag, digest })
+    }
+}
+
+fn bad(text: &str, why: &str) -> ReferenceError {
+    ReferenceError { text: text.chars().take(200).collect(), why: why.to_owned() }
+}
+
+fn split_host(name: &str) -> (&str, &str) {
+    match name.split_once('/') {
+        Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => match first {
+            "index.docker.io" | DOCKER_HUB_API => (DOCKER_HUB, rest),
+            host => (host, rest),
+        },
+        _ => (DOCKER_HUB, name),
+    }
+}
+
+fn is_host(host: &str) -> bool {
+    let (name, port) = match host.strip_prefix('[').and_then(|v6| v6.split_once(']')) {
+        Some((address, port)) => {
+            if address.parse::<std::net::Ipv6Addr>().is_err() {
+                return false;
+            }
+            ("v6", port)
+        }
+        None => host.split_at(host.find(':').unwrap_or(host.len())),
+    };
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.split('.').all(label)
+        && (port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok()))
+}
+
+/// Whether `tag` fits the grammar of tags.
+pub fn is_tag(tag: &str) -> bool {
+    let word = |c: u8| c.is_ascii_alphanumeric() || c == b'_';
+    (1..=MAX_TAG).contains(&tag.len())
+        && word(tag.as_bytes()[0])
+        && tag.bytes().all(|c| word(c) || c == b'.' || c == b'-')
+}
+
+/// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*` (OCI distribution-spec v1.1).
+fn is_component(component: &str) -> bool {
+    let alnum = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    component.starts_with(alnum)
+        && component.ends_with(alnum)
+        && component
+            .split(alnum)
+            .all(|joint| matches!(joint, "" | "." | "_" | "__") || joint.bytes().all(|c| c == b'-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_completed_as_docker_does() {
+        let digest = Digest::of(b"{}");
+        for (given, full) in [
+            ("debian", "docker.io/library/debian:latest"),
+            ("debian:12", "docker.io/library/debian:12"),
+            ("grafana/loki", "docker.io/grafana/loki:latest"),
+            ("index.docker.io/debian", "docker.io/library/debian:latest"),
+            ("localhost/a", "localhost/a:latest"),
+            ("localhost:5000/a/b:1", "localhost:5000/a/b:1"),
+            ("[::1]:5000/a:1", "[::1]:5000/a:1"),
+            ("ghcr.io/a/b-c__d.e:v1.2-rc_3", "ghcr.io/a/b-c__d.e:v1.2-rc_3"),
+            (&format!("debian@{digest}"), &format!("docker.io/library/debian@{digest}")),
+            (&format!("q.io/a:t@{digest}"), &format!("q.io/a:t@{digest}")),
+        ] {
+            let reference: Reference = given.parse().unwrap();
+            assert_eq!(reference.to_string(), full);
+            assert_eq!(full.parse::<Reference>().unwrap(), reference);
+        }
+    }
+
+    #[test]
+    fn what_is_no_reference_is_refused() {
+        for given in [
+            "",
+            "Debian",
+            "a:",
+            "a:b:c",
+            "a@sha256:12",
+            "https://a.io/b",
+            "a.io/",
+            "a.io//b",
+            "a.io/../b",
+            "a.io/b?x",
+            "a.io:99999/b",
+            "a.io/b_-c",
+            "-a.io/b",
+            "a b",
+            "a.io/ü",
+            ".io/a",
+        ] {
+            assert!(given.parse::<Reference>().is_err(), "{given}");
+        }
+        assert!("a/".repeat(200).parse::<Reference>().is_err());
+    }
+
+    #[test]
+    fn layouts() {
+        let layout =
+            |path: &str, tag: Option<&str>| Source::Layout { path: path.into(), tag: tag.map(Into::into) };
+        assert_eq!("oci:dir".parse(), Ok(layout("dir", None)));
+        assert_eq!("oci:/a:b/dir.tar:12".parse(), Ok(layout("/a:b/dir.tar", Some("12"))));
+        assert!("oci:".parse::<Source>().is_err());
+        assert!("oci:dir:".parse::<Source>().is_err());
+    }
+}

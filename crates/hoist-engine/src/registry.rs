@@ -1,0 +1,76 @@
+//! The registry client (OCI distribution-spec v1.1) and its counterpart for layouts on disk.
+//!
+//! Assumptions: servers and networks fail, lie and stall, so every wait and every body is bounded;
+//! content is named by digest, so whole bodies are verified here and parts by who knows their
+//! digests; a round trip is what costs, so connections, tokens and redirects are kept.
+
+mod auth;
+mod challenge;
+mod config;
+mod credentials;
+mod error;
+mod hosts;
+mod layout;
+mod media;
+mod push;
+mod range;
+mod read;
+mod secret;
+mod send;
+mod source;
+mod stats;
+mod tls;
+mod turn;
+mod wire;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+pub use config::{ClientConfig, RetryPolicy, Timeouts};
+pub use credentials::{CredentialStore, Credentials};
+pub use error::RegistryError;
+pub use layout::Layout;
+pub use media::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Fetched, MAX_MANIFEST, OCI_INDEX, OCI_MANIFEST};
+pub use push::Pushed;
+pub use range::RangeBody;
+pub use read::MAX_BLOB;
+pub use secret::Secret;
+pub use source::ImageSource;
+pub use stats::Stats;
+
+pub use crate::reference::{Reference, Repo, Source};
+
+/// A client of all registries. Clones share connections, tokens and knowledge of servers.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    config: ClientConfig,
+    wire: wire::Wire,
+    auth: auth::Auth,
+    hosts: Mutex<HashMap<String, Arc<[Arc<send::Endpoint>]>>>,
+}
+
+impl Client {
+    /// A client with these settings; reads and connects to nothing yet.
+    pub fn new(config: ClientConfig) -> Self {
+        Self(Arc::new(Inner {
+            wire: wire::Wire { stats: config.stats.clone(), timeouts: config.timeouts.clone() },
+            auth: auth::Auth::new(config.credentials.clone()),
+            hosts: Mutex::default(),
+            config,
+        }))
+    }
+
+    /// The counters it adds to.
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.0.config.stats
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("config", &self.0.config).finish_non_exhaustive()
+    }
+}

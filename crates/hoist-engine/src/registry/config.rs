@@ -1,0 +1,100 @@
+//! The client's settings, with defaults for production.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::credentials::CredentialStore;
+use super::stats::Stats;
+
+/// How long to wait for a server.
+#[derive(Debug, Clone)]
+pub struct Timeouts {
+    /// For the TCP and TLS handshakes.
+    pub connect: Duration,
+    /// From the request to the response's header (sending a body adds to it by its length).
+    pub first_byte: Duration,
+    /// Between two pieces of a body.
+    pub idle: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            first_byte: Duration::from_secs(20),
+            idle: Duration::from_secs(15),
+        }
+    }
+}
+
+/// How stubborn the client is: bounded in number and in time.
+#[derive(Debug, Clone)]
+pub struct RetryPolicy {
+    /// Tries of one request, the first included.
+    pub attempts: u32,
+    /// No try starts later than this after the first.
+    pub total: Duration,
+    /// Longest pause before the second try; doubled for each further one.
+    pub base: Duration,
+    /// Longest pause, also when a server's `Retry-After` asks for more.
+    pub longest: Duration,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            attempts: 6,
+            total: Duration::from_secs(90),
+            base: Duration::from_millis(100),
+            longest: Duration::from_secs(20),
+        }
+    }
+}
+
+impl RetryPolicy {
+    /// The pause before try number `attempt` + 1: the server's wish, else a random half to whole
+    /// of the exponential step, so that clients which failed together come back apart.
+    pub(super) fn pause(&self, attempt: u32, retry_after: Option<Duration>) -> Duration {
+        let step = self.base.saturating_mul(1 << attempt.saturating_sub(1).min(16)).min(self.longest);
+        let jittered = step.mul_f64(0.5 + 0.5 * rand::random::<f64>());
+        retry_after.unwrap_or(jittered).min(self.longest)
+    }
+}
+
+/// Settings of a [`Client`](super::Client).
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// Counters to add to.
+    pub stats: Arc<Stats>,
+    /// Folders with `<host>/hosts.toml`, as containerd has them; the first that knows a host wins.
+    pub certs_dirs: Vec<PathBuf>,
+    /// `Some(true)`: plain HTTP wherever hosts.toml gives no scheme; `Some(false)`: never;
+    /// `None`: for loopback only.
+    pub plain_http: Option<bool>,
+    /// Where user names and passwords are found.
+    pub credentials: CredentialStore,
+    /// Time limits.
+    pub timeouts: Timeouts,
+    /// Limits of repetition.
+    pub retry: RetryPolicy,
+    /// How long the URL that a blob was redirected to is used without asking the registry again.
+    pub redirect_life: Duration,
+    /// How long a mirror that could not be reached is left alone.
+    pub mirror_rest: Duration,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            stats: Arc::default(),
+            certs_dirs: vec!["/etc/containerd/certs.d".into(), "/etc/docker/certs.d".into()],
+            plain_http: None,
+            credentials: CredentialStore::from_environment(),
+            timeouts: Timeouts::default(),
+            retry: RetryPolicy::default(),
+            redirect_life: Duration::from_secs(300),
+            mirror_rest: Duration::from_secs(15),
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! What can go wrong between hoist and a registry. No text holds a credential or a signed URL.
+
+use std::time::Duration;
+
+use hoist_format::digest::Digest;
+
+/// A failed registry or layout operation. `doing` says what was done and to what.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// The server answered that it has no such thing.
+    #[error("{doing}: {host} has no such manifest, blob or repository; check the image name and tag")]
+    NotFound {
+        /// What was done.
+        doing: String,
+        /// Who answered.
+        host: String,
+    },
+    /// Credentials are missing, wrong or not enough.
+    #[error(
+        "{doing}: {host} refused access ({detail}); check the name, or log in with `docker login {host}`"
+    )]
+    Unauthorized {
+        /// What was done.
+        doing: String,
+        /// Who answered.
+        host: String,
+        /// The server's words.
+        detail: String,
+    },
+    /// The server could not be reached, or the connection broke.
+    #[error("{doing}: cannot reach {host} ({detail}); check the network, the host name and its hosts.toml")]
+    Unreachable {
+        /// What was done.
+        doing: String,
+        /// Who was asked.
+        host: String,
+        /// The cause.
+        detail: String,
+    },
+    /// The server took too long.
+    #[error("{doing}: {host} did not {what} within {limit:?}; check the network, or try again later")]
+    TimedOut {
+        /// What was done.
+        doing: String,
+        /// Who was asked.
+        host: String,
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        limit: Duration,
+    },
+    /// An answer that reports failure.
+    #[error("{doing}: {host} answered {status} {detail}; {}", advice(*.status))]
+    Status {
+        /// What was done.
+        doing: String,
+        /// Who answered.
+        host: String,
+        /// HTTP status.
+        status: u16,
+        /// The server's words.
+        detail: String,
+        /// The pause it asked for.
+        retry_after: Option<Duration>,
+    },
+    /// An answer that breaks the protocol: hostile, broken, or no registry at all.
+    #[error("{doing}: {host} sent {what}; the server or a proxy on the way is broken, try another mirror")]
+    BadAnswer {
+        /// What was done.
+        doing: String,
+        /// Who answered.
+        host: String,
+        /// What was wrong with it.
+        what: String,
+    },
+    /// Content that is not what its digest says.
+    #[error("{doing}: {host} sent content with digest {found}, not {expected}; it was thrown away")]
+    DigestMismatch {
+        /// What was done.
+        doing: String,
+        /// Who answered.
+        host: String,
+        /// The digest asked for.
+        expected: Digest,
+        /// The digest of what came.
+        found: Digest,
+    },
+    /// The server sends whole blobs where a part is asked for, and the part is far inside.
+    #[error("{doing}: {host} ignores HTTP ranges; lazy reading needs them, fetch the blob as a whole")]
+    RangesIgnored {
+        /// What was done.
+        doing: String,
+        /// Who answered.
+        host: String,
+    },
+    /// Settings of this machine that cannot be used.
+    #[error("{doing}: {what}")]
+    Config {
+        /// What was done.
+        doing: String,
+        /// What is wrong and where.
+        what: String,
+    },
+    /// An OCI layout that cannot be read.
+    #[error("reading OCI layout {path}: {what}")]
+    Layout {
+        /// The folder or tar file.
+        path: String,
+        /// What is wrong and what to do.
+        what: String,
+    },
+}
+
+fn advice(status: u16) -> &'static str {
+    match status {
+        429 => "its rate limit is used up, wait or log in",
+        500.. => "the server has trouble, try again later",
+        _ => "check the image name and the server's settings",
+    }
+}
+
+impl RegistryError {
+    /// Whether the thing is not there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+    /// Whether credentials are the matter.
+    pub fn is_unauthorized(&self) -> bool {
+        matches!(self, Self::Unauthorized { .. })
+    }
+    /// Whether the server sends whole blobs only.
+    pub fn is_ranges_ignored(&self) -> bool {
+        matches!(self, Self::RangesIgnored { .. })
+    }
+    /// Whether the same may work a little later or with another mirror.
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::BadAnswer { .. } => true,
+            Self::DigestMismatch { .. } => true,
+            Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500 | 502..=504 | 507..=599),
+            _ => false,
+        }
+    }
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+    /// Whether the server as such is the trouble, so that it deserves a rest.
+    pub(super) fn server_down(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. })
+            || matches!(self, Self::Status { status: 500.., .. })
+    }
+}

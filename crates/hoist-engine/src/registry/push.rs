@@ -1,0 +1,181 @@
+//! Writing to a registry: blobs in one piece, manifests, referrers with their tag fallback.
+
+use bytes::Bytes;
+use hoist_format::digest::Digest;
+use reqwest::Method;
+use reqwest::header::{CONTENT_TYPE, HeaderValue};
+use serde_json::{Value, json};
+
+use super::Client;
+use super::error::RegistryError;
+use super::media::{self, ArtifactHead, MAX_MANIFEST};
+use super::read::fallback_tag;
+use super::send::{Ask, Endpoint, Need, Target, location};
+use crate::reference::Repo;
+
+/// Times the fallback index is written again because somebody else wrote it meanwhile.
+const FALLBACK_TRIES: usize = 4;
+
+/// What a registry made of a manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pushed {
+    /// Digest of the manifest.
+    pub digest: Digest,
+    /// The registry has taken note of the subject (`OCI-Subject`): it has the referrers API.
+    pub subject_seen: bool,
+}
+
+impl Client {
+    /// Stores `bytes` as a blob of `repo`, unless it is there.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn push_blob(&self, repo: &Repo, bytes: Bytes) -> Result<Digest, RegistryError> {
+        let digest = Digest::of(&bytes);
+        let doing = format!("pushing blob {digest} to {repo}");
+        let endpoints = self.endpoints(repo, Need::Push)?;
+        let mut head = Ask::get(doing.clone(), repo, Need::Push, format!("blobs/{digest}"));
+        head.method = Method::HEAD;
+        let mut start = Ask::get(doing, repo, Need::Push, "blobs/uploads/".to_owned());
+        start.method = Method::POST;
+        start.body = Some(Bytes::new());
+        let mut turn = self.turn(&endpoints);
+        loop {
+            let endpoint = turn.endpoint();
+            let done = match self.ask(endpoint, &head, turn.last()).await {
+                Ok(_) => return Ok(digest),
+                Err(error) if error.is_not_found() => {
+                    self.upload(endpoint, &start, &digest, &bytes, turn.last()).await
+                }
+                Err(error) => Err(error),
+            };
+            match done {
+                Ok(()) => return Ok(digest),
+                Err(error) => turn.next(error)?,
+            }
+        }
+    }
+
+    /// A broken upload leaves its session in doubt: each try opens a new one.
+    async fn upload(
+        &self,
+        endpoint: &Endpoint,
+        start: &Ask<'_>,
+        digest: &Digest,
+        bytes: &Bytes,
+        last: bool,
+    ) -> Result<(), RegistryError> {
+        let mut tries = self.tries(last);
+        loop {
+            match self.upload_once(endpoint, start, digest, bytes).await {
+                Ok(()) => return Ok(()),
+                Err(error) => tries.again(error).await?,
+            }
+        }
+    }
+
+    async fn upload_once(
+        &self,
+        endpoint: &Endpoint,
+        start: &Ask<'_>,
+        digest: &Digest,
+        bytes: &Bytes,
+    ) -> Result<(), RegistryError> {
+        let session = self.ask(endpoint, start, false).await?;
+        let mut url = location(&session, &start.doing)?;
+        url.query_pairs_mut().append_pair("digest", &digest.to_string());
+        let mut put = Ask { method: Method::PUT, path: Target::Url(url), ..start.clone() };
+        put.body = Some(bytes.clone());
+        put.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        self.ask(endpoint, &put, false).await.map(drop)
+    }
+
+    /// Stores a manifest or index under `tag`, or by its digest alone.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn push_manifest(
+        &self,
+        repo: &Repo,
+        tag: Option<&str>,
+        media_type: &str,
+        bytes: Bytes,
+    ) -> Result<Pushed, RegistryError> {
+        let digest = Digest::of(&bytes);
+        let target = tag.map_or_else(|| digest.to_string(), str::to_owned);
+        let doing = format!("pushing manifest {target} to {repo}");
+        let mut ask = Ask::get(doing, repo, Need::Push, format!("manifests/{target}"));
+        ask.method = Method::PUT;
+        ask.body = Some(bytes);
+        let kind = HeaderValue::from_str(media_type).map_err(|_| RegistryError::Config {
+            doing: ask.doing.clone(),
+            what: format!("{media_type:?} is no media type"),
+        })?;
+        ask.headers.insert(CONTENT_TYPE, kind);
+        let endpoints = self.endpoints(repo, Need::Push)?;
+        let mut turn = self.turn(&endpoints);
+        let response = loop {
+            match self.ask(turn.endpoint(), &ask, turn.last()).await {
+                Ok(response) => break response,
+                Err(error) => turn.next(error)?,
+            }
+        };
+        Ok(Pushed { digest, subject_seen: response.headers().contains_key("oci-subject") })
+    }
+
+    /// Stores a manifest that has a `subject`, so that [`Client::referrers`] finds it: where the
+    /// registry has no referrers API, it is added to the index under the tag `sha256-<subject>`
+    /// (distribution-spec v1.1 "Pushing Manifests with Subject"), which keeps its other entries.
+    ///
+    /// # Errors
+    /// `Config` when the manifest has no subject; else see [`RegistryError`].
+    pub async fn push_referrer(&self, repo: &Repo, bytes: Bytes) -> Result<Pushed, RegistryError> {
+        let head = serde_json::from_slice::<ArtifactHead>(&bytes);
+        let subject = head.as_ref().ok().and_then(|head| head.subject.as_ref()).map(|subject| subject.digest);
+        let (Ok(head), Some(subject)) = (&head, subject) else {
+            return Err(RegistryError::Config {
+                doing: format!("pushing a referrer to {repo}"),
+                what: "the manifest names no subject".to_owned(),
+            });
+        };
+        let entry = head.descriptor(&bytes);
+        let pushed = self.push_manifest(repo, None, &entry.media_type.clone(), bytes).await?;
+        if pushed.subject_seen {
+            return Ok(pushed);
+        }
+        let entry = json!(entry);
+        let tag = fallback_tag(&subject);
+        for _ in 0..FALLBACK_TRIES {
+            let index = match self.manifest_by(repo, &tag, None).await {
+                Ok(index) => Some(index.bytes),
+                Err(error) if error.is_not_found() => None,
+                Err(error) => return Err(error),
+            };
+            // Written by another at the same time? Then one of us finds its entry missing now.
+            let Some(index) = with_entry(index.as_deref(), &entry) else { return Ok(pushed) };
+            if index.len() as u64 > MAX_MANIFEST {
+                return Err(RegistryError::Config {
+                    doing: format!("adding a referrer to the tag {tag} of {repo}"),
+                    what: "the list of referrers is over 4 MiB; delete old ones".to_owned(),
+                });
+            }
+            self.push_manifest(repo, Some(&tag), media::OCI_INDEX, index.into()).await?;
+        }
+        Ok(pushed)
+    }
+}
+
+/// `index` with `entry` added, other entries as they were; none if it is there. What is no index
+/// is replaced.
+fn with_entry(index: Option<&[u8]>, entry: &Value) -> Option<Vec<u8>> {
+    let parsed = index.and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok());
+    let mut index = parsed
+        .filter(|value| value["manifests"].is_array())
+        .unwrap_or_else(|| json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": []}));
+    let entries = index["manifests"].as_array_mut()?;
+    if entries.iter().any(|other| other["digest"] == entry["digest"]) {
+        return None;
+    }
+    entries.push(entry.clone());
+    serde_json::to_vec(&index).ok()
+}

@@ -1,0 +1,268 @@
+//! A part of a blob, exactly: what a server sends short, long, elsewhere or not at all is cut,
+//! asked for again from where it stopped, or refused.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use hoist_format::digest::Digest;
+use reqwest::header::{CONTENT_RANGE, HeaderValue, RANGE};
+use reqwest::{Response, StatusCode};
+
+use super::Client;
+use super::error::RegistryError;
+use super::layout::LayoutRange;
+use super::send::{Ask, Endpoint, Need};
+use super::wire::authority;
+use crate::reference::Repo;
+
+/// A part that starts before this is cut out of a whole blob when the server ignores ranges.
+const CHEAP_SKIP: u64 = 4 << 20;
+/// Progress after which earlier failures are forgiven.
+const GOOD_PROGRESS: u64 = 1 << 20;
+
+/// The bytes of a range, in order, in pieces of any length. Not verified: that is for who knows
+/// the digests of the parts.
+pub struct RangeBody(pub(super) Kind);
+
+pub(super) enum Kind {
+    Http(Box<HttpRange>),
+    Layout(LayoutRange),
+}
+
+impl RangeBody {
+    /// The next piece; `None` when every byte of the range has come.
+    ///
+    /// # Errors
+    /// See [`RegistryError`]; the body is of no use after one.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
+        match &mut self.0 {
+            Kind::Http(range) => range.next().await,
+            Kind::Layout(range) => range.next().await,
+        }
+    }
+
+    /// The same as a stream that ends after the first error.
+    pub fn into_stream(self) -> impl Stream<Item = Result<Bytes, RegistryError>> + Send {
+        futures_util::stream::unfold(Some(self), |body| async {
+            let mut body = body?;
+            match body.next().await {
+                Ok(piece) => piece.map(|piece| (Ok(piece), Some(body))),
+                Err(error) => Some((Err(error), None)),
+            }
+        })
+    }
+}
+
+pub(super) struct HttpRange {
+    client: Client,
+    repo: Repo,
+    digest: Digest,
+    doing: String,
+    endpoints: Vec<Arc<Endpoint>>,
+    /// The next byte to deliver, and the end.
+    position: u64,
+    end: u64,
+    open: Option<Open>,
+    failures: u32,
+    /// Where the first of these failures was, and when.
+    failed_at: (u64, Instant),
+}
+
+struct Open {
+    response: Response,
+    /// Bytes of the body that come before `position`.
+    skip: u64,
+    /// Bytes of the body after those that belong to the range.
+    promised: u64,
+}
+
+impl Client {
+    /// The bytes `range` of a blob. The first request goes out here.
+    ///
+    /// # Errors
+    /// `RangesIgnored` when the server sends whole blobs and the range starts far inside: then
+    /// read the blob from its start. Else see [`RegistryError`].
+    pub async fn blob_range(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        range: Range<u64>,
+    ) -> Result<RangeBody, RegistryError> {
+        let mut body = HttpRange {
+            client: self.clone(),
+            repo: repo.clone(),
+            digest: *digest,
+            doing: format!("reading bytes {}-{} of blob {digest} of {repo}", range.start, range.end),
+            endpoints: self.endpoints(repo, Need::Pull)?,
+            position: range.start,
+            end: range.end,
+            open: None,
+            failures: 0,
+            failed_at: (range.start, Instant::now()),
+        };
+        if body.position < body.end {
+            body.reopen().await?;
+        }
+        Ok(RangeBody(Kind::Http(Box::new(body))))
+    }
+
+    /// Whether every server of `repo` is known to send whole blobs only.
+    pub fn ranges_ignored(&self, repo: &Repo) -> bool {
+        let endpoints = self.endpoints(repo, Need::Pull);
+        endpoints.is_ok_and(|all| all.iter().all(|endpoint| endpoint.ignores_ranges()))
+    }
+}
+
+impl HttpRange {
+    async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
+        while self.position < self.end {
+            let client = self.client.clone();
+            let Some(open) = &mut self.open else {
+                self.reopen().await?;
+                continue;
+            };
+            let error = match client.0.wire.chunk(&mut open.response, &self.doing).await {
+                Ok(Some(chunk)) => {
+                    if let Some(piece) = open.cut(chunk) {
+                        self.position += piece.len() as u64;
+                        if open.promised == 0 {
+                            self.open = None;
+                        }
+                        return Ok(Some(piece));
+                    }
+                    continue;
+                }
+                Ok(None) => RegistryError::BadAnswer {
+                    doing: self.doing.clone(),
+                    host: authority(open.response.url()),
+                    what: format!("a body that ends {} bytes early", open.promised),
+                },
+                Err(error) => error,
+            };
+            self.failed(error).await?;
+        }
+        self.open = None;
+        Ok(None)
+    }
+
+    /// Counts a failure and waits, or gives up.
+    async fn failed(&mut self, error: RegistryError) -> Result<(), RegistryError> {
+        let policy = &self.client.0.config.retry;
+        self.open = None;
+        let (position, since) = self.failed_at;
+        if self.failures == 0 || self.position - position >= GOOD_PROGRESS {
+            self.failures = 0;
+            self.failed_at = (self.position, Instant::now());
+        } else if since.elapsed() > policy.total {
+            return Err(error);
+        }
+        self.failures += 1;
+        if !error.retryable() || self.failures >= policy.attempts {
+            return Err(error);
+        }
+        let pause = policy.pause(self.failures, error.retry_after());
+        self.client.0.wire.stats.retry();
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+
+    /// Asks for what is missing, of each server in turn, until one promises some of it.
+    async fn reopen(&mut self) -> Result<(), RegistryError> {
+        loop {
+            match self.ask().await {
+                Ok(open) => {
+                    self.open = Some(open);
+                    return Ok(());
+                }
+                Err(error) => self.failed(error).await?,
+            }
+        }
+    }
+
+    async fn ask(&self) -> Result<Open, RegistryError> {
+        let path = format!("blobs/{}", self.digest);
+        let mut ask = Ask::get(self.doing.clone(), &self.repo, Need::Pull, path);
+        ask.blob = Some(self.digest);
+        let wanted = format!("bytes={}-{}", self.position, self.end - 1);
+        let bad =
+            |what: String, host: String| RegistryError::BadAnswer { doing: self.doing.clone(), host, what };
+        let value =
+            HeaderValue::from_str(&wanted).map_err(|_| bad("no range".to_owned(), self.repo.host.clone()))?;
+        ask.headers.insert(RANGE, value);
+        let mut turn = self.client.turn(&self.endpoints);
+        loop {
+            let endpoint = turn.endpoint();
+            let opened = if endpoint.ignores_ranges() && self.position >= CHEAP_SKIP {
+                Err(self.ignored(authority(&endpoint.base)))
+            } else {
+                // Retries are counted in `failed`, together with bodies that break.
+                let response = self.client.ask(endpoint, &ask, false).await;
+                response.and_then(|response| self.opened(endpoint, response))
+            };
+            match opened {
+                Ok(open) => return Ok(open),
+                Err(error) => turn.next(error)?,
+            }
+        }
+    }
+
+    fn ignored(&self, host: String) -> RegistryError {
+        RegistryError::RangesIgnored { doing: self.doing.clone(), host }
+    }
+
+    /// Judges the header of a response: which of the bytes we want will it bring, and where?
+    fn opened(&self, endpoint: &Endpoint, response: Response) -> Result<Open, RegistryError> {
+        let host = authority(response.url());
+        let bad =
+            |what: String| RegistryError::BadAnswer { doing: self.doing.clone(), host: host.clone(), what };
+        let missing = self.end - self.position;
+        if response.status() == StatusCode::PARTIAL_CONTENT {
+            let header = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+            let Some((first, last)) = header.and_then(content_range) else {
+                return Err(bad("a part without saying which (no valid Content-Range)".to_owned()));
+            };
+            if first != self.position || last >= self.end || last < first {
+                return Err(bad(format!("bytes {first}-{last} of the blob instead")));
+            }
+            return Ok(Open { response, skip: 0, promised: last - first + 1 });
+        }
+        if response.status() != StatusCode::OK {
+            return Err(bad(format!("status {} to a request for a part", response.status())));
+        }
+        let length = response.content_length();
+        if length.is_some_and(|length| length < self.end) {
+            return Err(bad("a blob that is shorter than expected".to_owned()));
+        }
+        // A whole blob in answer to the wish for the whole blob tells nothing about ranges.
+        if self.position != 0 || length != Some(self.end) {
+            endpoint.ranges_ignored.store(true, Relaxed);
+        }
+        if self.position >= CHEAP_SKIP {
+            return Err(self.ignored(host));
+        }
+        Ok(Open { response, skip: self.position, promised: missing })
+    }
+}
+
+impl Open {
+    /// The part of `chunk` that belongs to the range, if any.
+    fn cut(&mut self, mut chunk: Bytes) -> Option<Bytes> {
+        let skipped = self.skip.min(chunk.len() as u64);
+        self.skip -= skipped;
+        let mut piece = chunk.split_off(skipped as usize);
+        piece.truncate(self.promised.min(piece.len() as u64) as usize);
+        self.promised -= piece.len() as u64;
+        (!piece.is_empty()).then_some(piece)
+    }
+}
+
+/// First and last byte of `bytes 0-9/100` (RFC 9110 section 14.4).
+fn content_range(value: &str) -> Option<(u64, u64)> {
+    let (range, _total) = value.trim().strip_prefix("bytes ")?.trim().split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
+}

@@ -1,0 +1,254 @@
+//! Manifests, small blobs and lists of referrers: whole bodies, verified.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::Bytes;
+use futures_util::future::{Either, select};
+use hoist_format::digest::Digest;
+use reqwest::Url;
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, LINK};
+
+use super::Client;
+use super::error::RegistryError;
+use super::media::{self, Descriptor, Fetched, MAX_MANIFEST};
+use super::send::{Ask, Endpoint, Need, Target};
+use super::wire::authority;
+use crate::reference::{Reference, Repo};
+
+/// Largest blob taken into memory as a whole: configs and indexes are far smaller.
+pub const MAX_BLOB: u64 = 256 << 20;
+/// Pages of a list of referrers that are read.
+const MAX_PAGES: usize = 16;
+
+const HAS_API: u8 = 1;
+const NO_API: u8 = 2;
+
+impl Client {
+    /// The manifest or index that `reference` names, by digest if it has one.
+    ///
+    /// # Errors
+    /// See [`RegistryError`]; content with another digest than asked for or than the server's
+    /// `Docker-Content-Digest` claims is refused, as is anything over 4 MiB.
+    pub async fn manifest(&self, reference: &Reference) -> Result<Fetched, RegistryError> {
+        self.manifest_by(&reference.repo, &reference.target(), reference.digest).await
+    }
+
+    pub(super) async fn manifest_by(
+        &self,
+        repo: &Repo,
+        target: &str,
+        digest: Option<Digest>,
+    ) -> Result<Fetched, RegistryError> {
+        let need = if digest.is_some() { Need::Pull } else { Need::Resolve };
+        let doing = format!("reading manifest {target} of {repo}");
+        let mut ask = Ask::get(doing, repo, need, format!("manifests/{target}"));
+        ask.headers.insert(ACCEPT, HeaderValue::from_static(media::ACCEPT));
+        let endpoints = self.endpoints(repo, need)?;
+        let (headers, bytes) = self.whole(&endpoints, &ask, MAX_MANIFEST, digest).await?;
+        let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let media_type = media::media_type_of(&bytes, media_type);
+        Ok(Fetched { digest: Digest::of(&bytes), media_type, bytes })
+    }
+
+    /// A small blob as a whole, verified. `size_hint` is its length by its descriptor, if known:
+    /// nothing longer is taken.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn blob(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        size_hint: Option<u64>,
+    ) -> Result<Bytes, RegistryError> {
+        let doing = format!("reading blob {digest} of {repo}");
+        let mut ask = Ask::get(doing, repo, Need::Pull, format!("blobs/{digest}"));
+        ask.blob = Some(*digest);
+        let limit = size_hint.unwrap_or(MAX_BLOB).min(MAX_BLOB);
+        let endpoints = self.endpoints(repo, Need::Pull)?;
+        Ok(self.whole(&endpoints, &ask, limit, Some(*digest)).await?.1)
+    }
+
+    /// A whole body from the first server that has it right.
+    async fn whole(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        ask: &Ask<'_>,
+        limit: u64,
+        digest: Option<Digest>,
+    ) -> Result<(HeaderMap, Bytes), RegistryError> {
+        let mut turn = self.turn(endpoints);
+        loop {
+            match self.body(turn.endpoint(), ask, limit, digest, turn.last()).await {
+                Ok(found) => return Ok(found),
+                Err(error) => turn.next(error)?,
+            }
+        }
+    }
+
+    /// A whole body from one server, repeated when it breaks or is not what it should be.
+    async fn body(
+        &self,
+        endpoint: &Endpoint,
+        ask: &Ask<'_>,
+        limit: u64,
+        digest: Option<Digest>,
+        last: bool,
+    ) -> Result<(HeaderMap, Bytes), RegistryError> {
+        let mut tries = self.tries(last);
+        loop {
+            match self.body_once(endpoint, ask, limit, digest).await {
+                Ok(found) => return Ok(found),
+                Err(error) => tries.again(error).await?,
+            }
+        }
+    }
+
+    async fn body_once(
+        &self,
+        endpoint: &Endpoint,
+        ask: &Ask<'_>,
+        limit: u64,
+        digest: Option<Digest>,
+    ) -> Result<(HeaderMap, Bytes), RegistryError> {
+        let mut response = self.ask(endpoint, ask, false).await?;
+        let bytes = self.0.wire.read(&mut response, limit, &ask.doing).await?;
+        let claimed = response.headers().get("docker-content-digest");
+        let claimed = claimed.and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok());
+        let found = Digest::of(&bytes);
+        match digest.into_iter().chain(claimed).find(|expected| *expected != found) {
+            None => Ok((std::mem::take(response.headers_mut()), bytes)),
+            Some(expected) => {
+                let (doing, host) = (ask.doing.clone(), authority(response.url()));
+                Err(RegistryError::DigestMismatch { doing, host, expected, found })
+            }
+        }
+    }
+
+    /// What refers to the manifest `digest` (OCI distribution-spec v1.1 "Listing Referrers"), of
+    /// `artifact_type` only if given. Where the registry is not known to have the API, the tag
+    /// fallback is asked at the same time: one round trip, not two.
+    ///
+    /// # Errors
+    /// See [`RegistryError`]; having no referrers is none.
+    pub async fn referrers(
+        &self,
+        repo: &Repo,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>, RegistryError> {
+        let endpoints = self.endpoints(repo, Need::Pull)?;
+        let known = |state| endpoints.iter().all(|endpoint| endpoint.referrers_api.load(Relaxed) == state);
+        let api = self.referrers_by_api(&endpoints, repo, digest, artifact_type);
+        let tag = self.referrers_by_tag(repo, digest);
+        let found = if known(NO_API) {
+            tag.await?
+        } else if known(HAS_API) {
+            api.await?.unwrap_or_default()
+        } else {
+            let (api, tag) = (std::pin::pin!(api), std::pin::pin!(tag));
+            match select(api, tag).await {
+                Either::Left((Ok(Some(found)), _)) => found,
+                Either::Left((_, tag)) => tag.await?,
+                Either::Right((by_tag, api)) => match api.await {
+                    Ok(Some(found)) => found,
+                    _ => by_tag?,
+                },
+            }
+        };
+        let wanted =
+            |entry: &Descriptor| artifact_type.is_none_or(|t| entry.artifact_type.as_deref() == Some(t));
+        Ok(found.into_iter().filter(wanted).collect())
+    }
+
+    /// None when no server has the API.
+    async fn referrers_by_api(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        repo: &Repo,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
+        let doing = format!("listing what refers to {digest} in {repo}");
+        let filter = artifact_type.map(|kind| format!("?artifactType={}", escape(kind))).unwrap_or_default();
+        let ask = Ask::get(doing, repo, Need::Pull, format!("referrers/{digest}{filter}"));
+        let mut turn = self.turn(endpoints);
+        loop {
+            let endpoint = turn.endpoint();
+            let error = match self.pages(endpoint, ask.clone(), turn.last()).await {
+                Ok(found) => {
+                    endpoint.referrers_api.store(HAS_API, Relaxed);
+                    return Ok(Some(found));
+                }
+                Err(error) => error,
+            };
+            if lacks_api(&error) {
+                endpoint.referrers_api.store(NO_API, Relaxed);
+                if turn.last() {
+                    return Ok(None);
+                }
+            }
+            turn.next(error)?;
+        }
+    }
+
+    async fn pages(
+        &self,
+        endpoint: &Endpoint,
+        mut ask: Ask<'_>,
+        last: bool,
+    ) -> Result<Vec<Descriptor>, RegistryError> {
+        let mut all = Vec::new();
+        for _ in 0..MAX_PAGES {
+            let (headers, bytes) = self.body(endpoint, &ask, MAX_MANIFEST, None, last).await?;
+            let page = media::entries(&bytes).map_err(|error| RegistryError::BadAnswer {
+                doing: ask.doing.clone(),
+                host: authority(&endpoint.base),
+                what: format!("a list that cannot be read ({error})"),
+            })?;
+            all.extend(page);
+            match next_page(&headers, &endpoint.base) {
+                Some(next) => ask.path = Target::Url(next),
+                None => break,
+            }
+        }
+        Ok(all)
+    }
+
+    async fn referrers_by_tag(&self, repo: &Repo, digest: &Digest) -> Result<Vec<Descriptor>, RegistryError> {
+        match self.manifest_by(repo, &fallback_tag(digest), None).await {
+            Ok(index) => media::entries(&index.bytes).map_err(|error| RegistryError::BadAnswer {
+                doing: format!("reading the tag {} of {repo}", fallback_tag(digest)),
+                host: repo.host.clone(),
+                what: format!("an index that cannot be read ({error})"),
+            }),
+            Err(error) if error.is_not_found() => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The tag under which referrers stand where there is no API (distribution-spec v1.1).
+pub(super) fn fallback_tag(digest: &Digest) -> String {
+    format!("sha256-{}", digest.hex())
+}
+
+/// Registries without the API say so in several ways.
+fn lacks_api(error: &RegistryError) -> bool {
+    matches!(error, RegistryError::NotFound { .. } | RegistryError::Status { status: 400 | 405 | 501, .. })
+        || matches!(error, RegistryError::BadAnswer { .. })
+}
+
+fn escape(text: &str) -> String {
+    let keep = |c: u8| c.is_ascii_alphanumeric() || b"-._~/".contains(&c);
+    text.bytes().map(|c| if keep(c) { (c as char).to_string() } else { format!("%{c:02X}") }).collect()
+}
+
+/// The `Link: <...>; rel="next"` of a list, which must not lead to another server.
+fn next_page(headers: &HeaderMap, base: &Url) -> Option<Url> {
+    let link = headers.get(LINK)?.to_str().ok()?;
+    let (target, relation) = link.strip_prefix('<')?.split_once('>')?;
+    let next = base.join(target).ok()?;
+    (relation.contains("next") && next.origin() == base.origin()).then_some(next)
+}

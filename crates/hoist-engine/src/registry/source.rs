@@ -1,0 +1,126 @@
+//! One way to read an image, wherever it is.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hoist_format::digest::Digest;
+
+use super::Client;
+use super::error::RegistryError;
+use super::layout::Layout;
+use super::media::{Descriptor, Fetched};
+use super::range::RangeBody;
+use crate::reference::{Reference, Source};
+
+/// An image in a registry or in a layout. Cheap to clone.
+#[derive(Clone)]
+pub enum ImageSource {
+    /// In a registry.
+    Registry {
+        /// Who asks.
+        client: Client,
+        /// What the user named.
+        reference: Reference,
+    },
+    /// In an OCI layout.
+    Layout {
+        /// The folder or tar file.
+        layout: Arc<Layout>,
+        /// What the user named.
+        tag: Option<String>,
+    },
+}
+
+impl ImageSource {
+    /// The source that `source` names; opens a layout, asks no registry yet.
+    ///
+    /// # Errors
+    /// `Layout` when there is none.
+    pub async fn open(client: &Client, source: &Source) -> Result<Self, RegistryError> {
+        match source {
+            Source::Registry(reference) => {
+                Ok(Self::Registry { client: client.clone(), reference: reference.clone() })
+            }
+            Source::Layout { path, tag } => {
+                let (path, tag) = (path.clone(), tag.clone());
+                let shown = path.display().to_string();
+                let opened = tokio::task::spawn_blocking(move || Layout::open(&path)).await;
+                let layout = opened
+                    .map_err(|failure| RegistryError::Layout { path: shown, what: failure.to_string() })??;
+                Ok(Self::Layout { layout: Arc::new(layout), tag })
+            }
+        }
+    }
+
+    /// The manifest or index the user named.
+    ///
+    /// # Errors
+    /// See [`Client::manifest`] and [`Layout::manifest`].
+    pub async fn manifest(&self) -> Result<Fetched, RegistryError> {
+        match self {
+            Self::Registry { client, reference } => client.manifest(reference).await,
+            Self::Layout { layout, tag } => layout.manifest(tag.as_deref()).await,
+        }
+    }
+
+    /// Another manifest beside it, by digest.
+    ///
+    /// # Errors
+    /// See [`Client::manifest`] and [`Layout::manifest_by_digest`].
+    pub async fn manifest_by_digest(&self, digest: &Digest) -> Result<Fetched, RegistryError> {
+        match self {
+            Self::Registry { client, reference } => {
+                client.manifest_by(&reference.repo, &digest.to_string(), Some(*digest)).await
+            }
+            Self::Layout { layout, .. } => layout.manifest_by_digest(digest).await,
+        }
+    }
+
+    /// A small blob, verified; nothing longer than `size_hint` is taken.
+    ///
+    /// # Errors
+    /// See [`Client::blob`] and [`Layout::blob`].
+    pub async fn blob(&self, digest: &Digest, size_hint: Option<u64>) -> Result<Bytes, RegistryError> {
+        match self {
+            Self::Registry { client, reference } => client.blob(&reference.repo, digest, size_hint).await,
+            Self::Layout { layout, .. } => layout.blob(digest, size_hint).await,
+        }
+    }
+
+    /// A part of a blob, not verified.
+    ///
+    /// # Errors
+    /// See [`Client::blob_range`] and [`Layout::blob_range`].
+    pub async fn blob_range(&self, digest: &Digest, range: Range<u64>) -> Result<RangeBody, RegistryError> {
+        match self {
+            Self::Registry { client, reference } => client.blob_range(&reference.repo, digest, range).await,
+            Self::Layout { layout, .. } => layout.blob_range(digest, range).await,
+        }
+    }
+
+    /// What refers to the manifest `digest`, of `artifact_type` only if given.
+    ///
+    /// # Errors
+    /// See [`Client::referrers`] and [`Layout::referrers`].
+    pub async fn referrers(
+        &self,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>, RegistryError> {
+        match self {
+            Self::Registry { client, reference } => {
+                client.referrers(&reference.repo, digest, artifact_type).await
+            }
+            Self::Layout { layout, .. } => layout.referrers(digest, artifact_type).await,
+        }
+    }
+
+    /// Whether parts of blobs are known not to be had, so that blobs must be read from the start.
+    pub fn ranges_ignored(&self) -> bool {
+        match self {
+            Self::Registry { client, reference } => client.ranges_ignored(&reference.repo),
+            Self::Layout { .. } => false,
+        }
+    }
+}

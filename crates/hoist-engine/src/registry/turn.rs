@@ -1,0 +1,76 @@
+//! Who is asked next and when to stop: servers in their order, and tries of one server.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Client;
+use super::config::RetryPolicy;
+use super::error::RegistryError;
+use super::send::Endpoint;
+use super::stats::Stats;
+use super::wire::authority;
+
+/// One pass over the servers of a registry, best first. There is at least one.
+pub(super) struct Turn<'a> {
+    endpoints: &'a [Arc<Endpoint>],
+    at: usize,
+    rest: Duration,
+}
+
+impl<'a> Turn<'a> {
+    pub(super) fn endpoint(&self) -> &'a Endpoint {
+        &self.endpoints[self.at]
+    }
+    /// Only the last hope is asked again and again.
+    pub(super) fn last(&self) -> bool {
+        self.at + 1 == self.endpoints.len()
+    }
+    /// On to the next server, or out with the last one's error.
+    pub(super) fn next(&mut self, error: RegistryError) -> Result<(), RegistryError> {
+        if self.last() {
+            return Err(error);
+        }
+        let endpoint = self.endpoint();
+        tracing::debug!(server = %authority(&endpoint.base), %error, "asking the next server");
+        if error.server_down() {
+            endpoint.rest_until(Instant::now() + self.rest);
+        }
+        self.at += 1;
+        Ok(())
+    }
+}
+
+/// The tries of one request at one server.
+pub(super) struct Tries<'a> {
+    policy: &'a RetryPolicy,
+    stats: &'a Stats,
+    patient: bool,
+    start: Instant,
+    made: u32,
+}
+
+impl Tries<'_> {
+    /// Waits for the next try if `error` is worth one, else gives it back.
+    pub(super) async fn again(&mut self, error: RegistryError) -> Result<(), RegistryError> {
+        self.made += 1;
+        let pause = self.policy.pause(self.made, error.retry_after());
+        let late = self.start.elapsed() + pause > self.policy.total;
+        if !self.patient || !error.retryable() || self.made >= self.policy.attempts || late {
+            return Err(error);
+        }
+        tracing::debug!(%error, ?pause, "trying again");
+        self.stats.retry();
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+}
+
+impl Client {
+    pub(super) fn turn<'a>(&self, endpoints: &'a [Arc<Endpoint>]) -> Turn<'a> {
+        Turn { endpoints, at: 0, rest: self.0.config.mirror_rest }
+    }
+    pub(super) fn tries(&self, patient: bool) -> Tries<'_> {
+        let stats = &*self.0.wire.stats;
+        Tries { policy: &self.0.config.retry, stats, patient, start: Instant::now(), made: 0 }
+    }
+}
