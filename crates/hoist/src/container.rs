@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
+};
 
 use crate::failure::{user, user_hint};
 
@@ -118,8 +121,9 @@ impl Container {
         self.dir.join("state")
     }
 
-    /// Mounts the overlay of the container's writes over the image.
-    pub fn mount_overlay(&self) -> anyhow::Result<()> {
+    /// Mounts the overlay of the container's writes over the image. Writes that are thrown away at the end
+    /// are `volatile`: never synced, which would take longer than a small program runs.
+    pub fn mount_overlay(&self, volatile: bool) -> anyhow::Result<()> {
         let root_mode = self.image().metadata().context("reading the image's root folder")?;
         // The overlay shows the upper folder's owner and mode as those of `/`.
         let upper = self.dir.join("upper");
@@ -127,7 +131,8 @@ impl Container {
         use std::os::unix::fs::MetadataExt;
         std::os::unix::fs::chown(&upper, Some(root_mode.uid()), Some(root_mode.gid()))
             .context("preparing the overlay")?;
-        overlay(&self.image(), &upper, &self.dir.join("work"), &self.rootfs())
+        overlay(&self.image(), &upper, &self.dir.join("work"), &self.rootfs(), volatile)
+            .with_context(|| format!("mounting the overlay on {}", self.rootfs().display()))
     }
 
     /// Takes the overlay away.
@@ -176,9 +181,18 @@ pub fn remove(root: &Path, name: &str) -> anyhow::Result<Removal> {
     Ok(Removal::Removed)
 }
 
-fn overlay(lower: &Path, upper: &Path, work: &Path, target: &Path) -> anyhow::Result<()> {
-    hoist_sys::mount::overlay(&[lower], upper, work, target)
-        .with_context(|| format!("mounting the overlay on {}", target.display()))
+fn overlay(lower: &Path, upper: &Path, work: &Path, target: &Path, volatile: bool) -> rustix::io::Result<()> {
+    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // "lowerdir+" takes one path as it is, colons and commas included.
+    fsconfig_set_string(&fs, "lowerdir+", lower)?;
+    fsconfig_set_string(&fs, "upperdir", upper)?;
+    fsconfig_set_string(&fs, "workdir", work)?;
+    if volatile {
+        fsconfig_set_flag(&fs, "volatile")?;
+    }
+    fsconfig_create(&fs)?;
+    let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    move_mount(&mount, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 fn detach(target: &Path) -> anyhow::Result<()> {

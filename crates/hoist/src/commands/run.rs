@@ -191,7 +191,7 @@ impl Plan<'_> {
                     .with_context(|| format!("looking for {program:?} in the image"))
             })
         };
-        let overlay = async { container.mount_overlay() };
+        let overlay = async { container.mount_overlay(self.options.rm) };
         let (overlay, passwd, group, found) =
             tokio::join!(overlay, read("/etc/passwd"), read("/etc/group"), finding);
         overlay?;
