@@ -65,7 +65,7 @@ way "containerd: pull, run" plain_containerd
 way "hoist: pull, run" hoist_full
 way "hoist: run, lazily" hoist_lazy
 
-size=$(du -sm "$layout" | cut -f1)
+size=$(du -sm "$layout/" | cut -f1)
 echo
 echo "${command[*]} from nothing; image of $size MB compressed; $delay_ms ms per request, $((rate / 125000)) Mbit/s"
 {
