@@ -236,7 +236,6 @@ async fn a_server_that_hangs_costs_no_more_than_the_time_limits() {
         whole => whole,
     })
     .await;
-    let mut config = config;
     config.timeouts.first_byte = Duration::from_secs(20);
     let client = Client::new(config);
     assert_eq!(all(&client, &stalling.repo(), &digest, 0..10).await.unwrap(), data[..10]);

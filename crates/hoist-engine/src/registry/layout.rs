@@ -35,6 +35,9 @@ enum Members {
     Tar { file: Arc<File>, at: HashMap<String, Range<u64>> },
 }
 
+/// The file that holds a member, and where in it.
+type Place = (Arc<File>, Range<u64>);
+
 /// A part of a blob of a layout.
 pub(super) struct LayoutRange {
     layout: Arc<Layout>,
@@ -65,7 +68,7 @@ impl Layout {
     }
 
     /// Where a member lies; none if it is not there.
-    fn find(&self, name: &str) -> Result<Option<(Arc<File>, Range<u64>)>, RegistryError> {
+    fn find(&self, name: &str) -> Result<Option<Place>, RegistryError> {
         match &self.members {
             Members::Tar { file, at } => Ok(at.get(name).map(|range| (file.clone(), range.clone()))),
             Members::Folder => {
