@@ -1,3 +1,30 @@
-//! 
+//! Everything that makes an image run, without a command line: registry client, store, fill path,
+//! mounts. `docs/ARCHITECTURE.md` is the map.
+
+mod check;
+mod config;
+mod engine;
+mod error;
+pub mod fill;
+mod house;
+mod image;
+mod ingest;
+mod mount;
+pub mod oci;
+pub mod progress;
+pub mod publish;
+mod pull;
 pub mod reference;
 pub mod registry;
+mod stats;
+pub mod store;
+
+pub use config::{Config, Platform, Trust};
+pub use engine::Engine;
+pub use error::Error;
+pub use house::{ImageRecord, Inspection, LayerInspection, Pruned};
+pub use image::Image;
+pub use mount::Mount;
+pub use progress::Progress;
+pub use pull::{Indexed, Pulled};
+pub use stats::Stats;

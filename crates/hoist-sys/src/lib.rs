@@ -3,4 +3,9 @@
 //!
 //! Nothing here decides policy: each module turns one foreign interface into values and errors.
 
+pub mod fanotify;
+pub mod file;
 pub mod inflate;
+pub mod keeper;
+pub mod mount;
+pub mod shm;

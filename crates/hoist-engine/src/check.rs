@@ -1,0 +1,92 @@
+//! Holds a published index against the image: what a whole, verified pass over a layer found must
+//! be what the index said (`docs/SEMANTICS.md`, "Trust").
+
+use hoist_format::digest::Digest;
+
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::image::Image;
+use crate::ingest::{Expected, Ingested};
+use crate::store::{LayerDir, LayerState};
+
+/// Why a published table is not the one that the layer has; None when it is.
+pub fn lie(published: &[u8], own: &[u8]) -> Option<&'static str> {
+    if published == own {
+        return None;
+    }
+    // Compression may differ between versions of zstd; what it says may not.
+    let (Ok(a), Ok(b)) =
+        (hoist_format::table::Table::decode(published), hoist_format::table::Table::decode(own))
+    else {
+        return Some("its table cannot be read");
+    };
+    if a.extents != b.extents {
+        Some("its extents are not those of the layer")
+    } else if a.spans.codec != b.spans.codec || a.spans.stream_size != b.spans.stream_size {
+        Some("its spans are not those of the layer")
+    } else {
+        None
+    }
+}
+
+impl Engine {
+    /// After a whole pull: every layer that also stands here in a published layout is checked
+    /// against the own one, and the published tree against the merged one.
+    pub(crate) fn check_published(&self, image: &Image, expected: &[Expected]) -> Result<(), Error> {
+        let Some(index) = &image.index else { return Ok(()) };
+        for e in expected {
+            let theirs = self.store.layer(&e.blob, Some(&index.digest));
+            let ours = self.store.layer(&e.blob, None);
+            if let (Some(a), Some(b)) = (theirs.table_bytes(), ours.table_bytes()) {
+                self.judge(&index.digest, &theirs, lie(&a, &b))?;
+            }
+        }
+        self.judge_tree(image, &index.digest)
+    }
+
+    /// The published tree against the merged one; only once all layers are here in our own layout.
+    pub(crate) fn judge_tree(&self, image: &Image, index: &Digest) -> Result<(), Error> {
+        let dir = self.store.image(&image.digest);
+        let Ok(theirs) = std::fs::read(dir.tree_path(Some(index))) else { return Ok(()) };
+        let own = std::fs::read(self.own_tree(image)?).map_err(Error::io("read", dir.path()))?;
+        if theirs == own {
+            return Ok(());
+        }
+        let why = format!("index {index} lied: its tree is not that of image {}", image.digest);
+        for layer in &image.manifest.layers {
+            self.store.layer(&layer.digest, Some(index)).condemn(&why)?;
+        }
+        let _ = std::fs::remove_file(dir.tree_path(Some(index)));
+        self.denounce(index, &why)
+    }
+
+    /// Draws the consequence for a layer in a published layout.
+    pub(crate) fn judge(&self, index: &Digest, theirs: &LayerDir, lie: Option<&str>) -> Result<(), Error> {
+        match lie {
+            None => {
+                let state = theirs.state();
+                theirs.save_state(&LayerState { verified: true, ..state })
+            }
+            Some(lie) => {
+                let why = format!("index {index} lied about layer {}: {lie}", theirs.blob());
+                theirs.condemn(&why)?;
+                self.denounce(index, &why)
+            }
+        }
+    }
+
+    fn denounce(&self, index: &Digest, why: &str) -> Result<(), Error> {
+        tracing::error!(%index, "{why}; its data is thrown away, and it is never used again");
+        self.store.distrust(index, why)
+    }
+
+    /// Checks a layer whose blob was fetched whole while it was mounted lazily: the same pass as a
+    /// pull, over the kept blob. `Ok(None)`: the index told the truth; the reason otherwise.
+    pub(crate) fn verdict(table: &[u8], passed: Result<Ingested, Error>) -> Result<Option<String>, Error> {
+        match passed {
+            Ok(done) => Ok(lie(table, &done.table.encode()).map(str::to_owned)),
+            Err(e @ (Error::Digest { .. } | Error::Layer { .. })) => Ok(Some(e.to_string())),
+            Err(e) => Err(e),
+        }
+    }
+}

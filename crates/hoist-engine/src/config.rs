@@ -1,0 +1,91 @@
+//! What a caller decides once for all of the engine.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How far an index is believed (`docs/SEMANTICS.md`, "Trust").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Trust {
+    /// Also one published in the image's registry; checked when a layer is complete.
+    #[default]
+    Registry,
+    /// Only one made here, in a pass that verified blob digest and diffID.
+    Local,
+    /// None: every layer is fetched and verified whole before the first mount.
+    None,
+}
+
+/// Which image of a multi-arch index is wanted, in OCI's words (`linux`, `amd64`, `v8`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Platform {
+    /// Operating system.
+    pub os: String,
+    /// CPU architecture, in Go's spelling.
+    pub architecture: String,
+    /// CPU variant.
+    pub variant: Option<String>,
+}
+
+impl Default for Platform {
+    fn default() -> Self {
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            "x86" => "386",
+            "powerpc64" => "ppc64le",
+            other => other,
+        };
+        Self { os: "linux".into(), architecture: architecture.into(), variant: None }
+    }
+}
+
+impl std::str::FromStr for Platform {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split('/');
+        match (parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some(os), Some(arch), variant, None) if !os.is_empty() && !arch.is_empty() => {
+                Ok(Self { os: os.into(), architecture: arch.into(), variant: variant.map(Into::into) })
+            }
+            _ => Err(format!("{text:?} is no platform: expected os/architecture[/variant], as linux/arm64")),
+        }
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        self.variant.iter().try_for_each(|v| write!(f, "/{v}"))
+    }
+}
+
+/// Settings of an [`crate::Engine`].
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The store.
+    pub root: PathBuf,
+    /// How far an index is believed.
+    pub trust: Trust,
+    /// Which image of a multi-arch index is wanted.
+    pub platform: Platform,
+    /// Plain HTTP or not, whatever the host; None: only for loopback.
+    pub plain_http: Option<bool>,
+    /// Folders of containerd's `hosts.toml` files; empty: the usual places.
+    pub certs_dirs: Vec<PathBuf>,
+    /// How long a read may wait for absent data before it fails with EIO.
+    pub read_timeout: Duration,
+}
+
+impl Config {
+    /// Defaults for the store `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self {
+            root: root.into(),
+            trust: Trust::default(),
+            platform: Platform::default(),
+            plain_http: None,
+            certs_dirs: Vec::new(),
+            read_timeout: Duration::from_secs(60),
+        }
+    }
+}

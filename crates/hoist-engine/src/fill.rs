@@ -1,0 +1,338 @@
+//! The one fill path: a wanted range of a data file -> missing extents -> one fetch each -> decode
+//! -> verify -> publish.
+//!
+//! A *job* fetches and decodes a run of neighbouring spans in one request. Every span is claimed by
+//! at most one job at a time (single flight); whoever wants bytes of a claimed span waits for that
+//! job's progress and goes on the moment its own extents are published, not when the job ends.
+
+mod assemble;
+mod job;
+mod plan;
+mod windows;
+
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hoist_format::codec::CodecError;
+use hoist_format::extent::BLOCK;
+use hoist_format::table::Table;
+use hoist_sys::shm::SharedBits;
+use tokio::sync::{Notify, Semaphore};
+
+use crate::error::Error;
+use crate::registry::{ImageSource, RegistryError};
+use crate::store::LayerDir;
+
+pub use plan::Meter;
+use plan::Pace;
+
+/// Why bytes that were wanted are not there.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum FillError {
+    /// The registry did not give them.
+    #[error("fetching from the registry failed: {0}")]
+    Fetch(Arc<RegistryError>),
+    /// They came, but are not what the index says, or the index does not fit the blob.
+    #[error("what was fetched does not match the index: {0}")]
+    Corrupt(String),
+    /// They came but could not be kept.
+    #[error("writing to the store failed: {0}")]
+    Store(Arc<std::io::Error>),
+    /// The layer was taken out of service.
+    #[error("the layer is out of service: {0}")]
+    Lied(String),
+    /// Nothing came in the time allowed.
+    #[error("nothing came within {0:?}")]
+    Timeout(std::time::Duration),
+}
+
+impl From<CodecError> for FillError {
+    fn from(e: CodecError) -> Self {
+        Self::Corrupt(e.to_string())
+    }
+}
+
+impl FillError {
+    /// What the reader's system call shall return.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Store(e) if e.kind() == std::io::ErrorKind::StorageFull => libc::ENOSPC,
+            Self::Store(e) if e.kind() == std::io::ErrorKind::QuotaExceeded => libc::EDQUOT,
+            _ => libc::EIO,
+        }
+    }
+}
+
+/// Counts of what readers asked for.
+#[derive(Debug, Default)]
+pub struct FillCounts {
+    /// Bytes that readers wanted and that were absent.
+    pub demand_bytes: AtomicU64,
+    /// Reads that had to wait.
+    pub demand_stalls: AtomicU64,
+}
+
+#[derive(Debug, Clone, Default)]
+enum SpanState {
+    #[default]
+    Idle,
+    Claimed,
+    /// The last job over it failed in this way; the next want tries again.
+    Failed(u64, FillError),
+}
+
+#[derive(Default)]
+struct State {
+    spans: Vec<SpanState>,
+    /// Counts failures, so that a waiter tells a new one from an old one.
+    failures: u64,
+    pace: Pace,
+}
+
+/// One layer that is being filled.
+pub struct LayerFill {
+    dir: LayerDir,
+    table: Table,
+    data: File,
+    blob: File,
+    /// One bit per extent: published.
+    live: SharedBits,
+    /// One bit per span: its whole blob range is in `blob`.
+    kept: SharedBits,
+    windows: windows::Windows,
+    source: ImageSource,
+    meter: Arc<Meter>,
+    state: Mutex<State>,
+    progress: Notify,
+    slots: Arc<Semaphore>,
+    dirty: AtomicBool,
+    lied: Mutex<Option<String>>,
+}
+
+impl LayerFill {
+    /// Opens a layer's files. `windows`: the published windows blob, None if it stands in the store.
+    pub fn open(
+        dir: LayerDir,
+        table: Table,
+        windows: Option<crate::oci::Descriptor>,
+        source: ImageSource,
+        meter: Arc<Meter>,
+        slots: Arc<Semaphore>,
+    ) -> Result<Arc<Self>, Error> {
+        dir.create()?;
+        let data = dir.open_sparse("data", table.extents.data_size.max(BLOCK))?;
+        let blob = dir.open_sparse("blob", table.spans.blob_size)?;
+        let n = table.extents.extents.len();
+        let bits = |name, n| {
+            let path = dir.file(name);
+            SharedBits::open(&path, n as u64).map_err(Error::io("map", &path))
+        };
+        let (live, kept) = (bits("live", n)?, bits("kept", table.spans.spans.len())?);
+        for (i, byte) in dir.load_presence(n).iter().enumerate() {
+            (0..8).filter(|b| byte >> b & 1 == 1 && i * 8 + b < n).for_each(|b| {
+                live.set((i * 8 + b) as u64);
+            });
+        }
+        let windows = windows::Windows::new(&dir, &table.spans, windows, source.clone())?;
+        let state = State { spans: vec![SpanState::Idle; table.spans.spans.len()], ..State::default() };
+        Ok(Arc::new(Self {
+            dir,
+            table,
+            data,
+            blob,
+            live,
+            kept,
+            windows,
+            source,
+            meter,
+            state: Mutex::new(state),
+            progress: Notify::new(),
+            slots,
+            dirty: AtomicBool::new(false),
+            lied: Mutex::new(None),
+        }))
+    }
+
+    /// The sparse data file, opened before any mark was set on it.
+    pub fn data(&self) -> &File {
+        &self.data
+    }
+    /// The layer's folder.
+    pub fn dir(&self) -> &LayerDir {
+        &self.dir
+    }
+    /// The layer's table.
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// True when every byte of `start..end` of the data file may be read.
+    pub fn is_present(&self, start: u64, end: u64) -> bool {
+        self.table.extents.touching(start, end).all(|i| self.live.get(i as u64))
+    }
+    /// True when every extent is published.
+    pub fn is_complete(&self) -> bool {
+        self.live.count_set() as usize == self.table.extents.extents.len()
+    }
+    /// True when the whole blob was fetched and kept.
+    pub fn has_blob(&self) -> bool {
+        self.kept.count_set() as usize == self.table.spans.spans.len()
+    }
+
+    /// Takes the layer out of service: every wait and every later fill fails.
+    pub fn condemn(&self, why: &str) {
+        *self.lied.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+        self.progress.notify_waiters();
+    }
+    /// Why the layer is out of service.
+    pub fn condemned(&self) -> Option<String> {
+        self.lied.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns once `start..end` of the data file may be read.
+    pub async fn fill(self: &Arc<Self>, start: u64, end: u64) -> Result<(), FillError> {
+        let wanted = self.table.extents.touching(start, end);
+        let before = self.lock().failures;
+        loop {
+            let published = self.progress.notified();
+            tokio::pin!(published);
+            // Enabled before looking, or a publication in between would be missed.
+            published.as_mut().enable();
+            if let Some(why) = self.condemned() {
+                return Err(FillError::Lied(why));
+            }
+            let missing: Vec<_> = wanted.clone().filter(|&i| !self.live.get(i as u64)).collect();
+            let (Some(&first), Some(&last)) = (missing.first(), missing.last()) else {
+                return Ok(());
+            };
+            self.claim_for(first, last, before)?;
+            published.await;
+        }
+    }
+
+    /// Sees to it that a job is under way for every span that extents `first..=last` need.
+    fn claim_for(self: &Arc<Self>, first: usize, last: usize, before: u64) -> Result<(), FillError> {
+        let from = self.table.spans.containing(self.table.extents.stream_range(first).start);
+        let to = self.table.spans.containing(self.table.extents.stream_range(last).start);
+        let mut state = self.lock();
+        for span in from..=to {
+            match &state.spans[span] {
+                SpanState::Failed(when, e) if *when > before => return Err(e.clone()),
+                SpanState::Claimed => {}
+                _ if !self.needs(span) => {}
+                _ => {
+                    let end = state.pace.reach(span, to, &self.table.spans, &self.meter);
+                    self.start_jobs(&mut state, span, end);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fetches what is still missing of `spans`, as far as nobody else is at it; for prefetch.
+    pub fn want_spans(self: &Arc<Self>, from: usize, to: usize) {
+        let mut state = self.lock();
+        for span in from..to.min(self.table.spans.spans.len()) {
+            if !matches!(state.spans[span], SpanState::Claimed) && self.needs(span) {
+                self.start_jobs(&mut state, span, to);
+            }
+        }
+    }
+
+    /// Claims unclaimed spans from `span` up to `end` and starts jobs of bounded size over them.
+    fn start_jobs(self: &Arc<Self>, state: &mut State, span: usize, end: usize) {
+        let mut at = span;
+        while at < end.max(span + 1) && at < state.spans.len() {
+            if matches!(state.spans[at], SpanState::Claimed) || !self.needs(at) {
+                break;
+            }
+            let first = at;
+            let start = self.table.spans.blob_range(first).start;
+            while at < end.max(span + 1)
+                && at < state.spans.len()
+                && !matches!(state.spans[at], SpanState::Claimed)
+                && self.needs(at)
+                && (at == first || self.table.spans.blob_range(at).end - start <= plan::JOB_MAX)
+            {
+                state.spans[at] = SpanState::Claimed;
+                at += 1;
+            }
+            let this = Arc::clone(self);
+            let job = first..at;
+            tokio::spawn(async move {
+                let result = this.run_job(job.clone()).await;
+                this.release(job, result);
+            });
+        }
+    }
+
+    /// The extents whose first byte `spans` decode to. An extent that reaches into the next span
+    /// belongs to the span it starts in: that one's job reads on until it is whole.
+    fn starting_in(&self, spans: std::ops::Range<usize>) -> std::ops::Range<usize> {
+        let table = &self.table.extents;
+        let from = self.table.spans.stream_range(spans.start).start;
+        let to = self.table.spans.stream_range(spans.end - 1).end;
+        let start_of = |e: &hoist_format::extent::Extent| table.pieces[e.first_piece as usize].stream_offset;
+        table.extents.partition_point(|e| start_of(e) < from)
+            ..table.extents.partition_point(|e| start_of(e) < to)
+    }
+
+    /// Does any extent that starts in `span` miss?
+    fn needs(&self, span: usize) -> bool {
+        self.starting_in(span..span + 1).any(|i| !self.live.get(i as u64))
+    }
+
+    fn release(&self, job: std::ops::Range<usize>, result: Result<(), FillError>) {
+        let mut state = self.lock();
+        if let Err(e) = &result {
+            tracing::warn!(layer = %self.dir.blob(), spans = ?job, "{e}");
+            state.failures += 1;
+        }
+        let failures = state.failures;
+        for span in job {
+            state.spans[span] = match &result {
+                Ok(()) => SpanState::Idle,
+                Err(e) => SpanState::Failed(failures, e.clone()),
+            };
+        }
+        drop(state);
+        self.progress.notify_waiters();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes what was published so far outlive a power cut: the data first, then the map of it.
+    pub fn sync(&self) -> Result<(), Error> {
+        if !self.dirty.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        // The bits are taken before the sync: what is set later may not be on disk yet.
+        let n = self.table.extents.extents.len();
+        let mut bits = vec![0; n.div_ceil(8)];
+        (0..n).filter(|&i| self.live.get(i as u64)).for_each(|i| bits[i / 8] |= 1 << (i % 8));
+        let synced = self.data.sync_data().map_err(Error::io("sync", self.dir.file("data")));
+        let saved = synced.and_then(|()| self.dir.save_presence(&bits));
+        if saved.is_err() {
+            self.dirty.store(true, Ordering::Release);
+        }
+        saved
+    }
+
+    /// The next bytes of the kept blob from `at`; None at its end.
+    pub fn kept_bytes(&self, at: u64) -> std::io::Result<Option<bytes::Bytes>> {
+        use std::os::unix::fs::FileExt;
+        let left = self.table.spans.blob_size.saturating_sub(at).min(1 << 20);
+        let mut bytes = vec![0; left as usize];
+        self.blob.read_exact_at(&mut bytes, at)?;
+        Ok((left > 0).then(|| bytes.into()))
+    }
+
+    /// Gives back the page cache of the data file: the mount has its own copy of what was read.
+    pub fn trim_cache(&self) {
+        let _ = hoist_sys::file::fadvise_dontneed(&self.data, 0, 0);
+        let _ = hoist_sys::file::fadvise_dontneed(&self.blob, 0, 0);
+    }
+}

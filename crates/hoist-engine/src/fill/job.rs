@@ -1,0 +1,190 @@
+//! One job: fetch the blob range of some spans, decode as it arrives, verify, write, publish.
+
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use bytes::Bytes;
+use hoist_format::codec::SpanDecoder;
+use tokio::sync::mpsc;
+
+use super::assemble::Assembler;
+use super::{FillError, LayerFill};
+use crate::registry::RegistryError;
+
+impl LayerFill {
+    /// Fetches and publishes every extent that starts in `spans`. A digest that does not match is
+    /// tried once more, as another connection or mirror may serve better bytes.
+    pub(super) async fn run_job(self: &Arc<Self>, spans: Range<usize>) -> Result<(), FillError> {
+        let _slot = self.slots.acquire().await;
+        match self.attempt(spans.clone()).await {
+            Err(FillError::Corrupt(why)) => {
+                tracing::warn!(layer = %self.dir.blob(), ?spans, "fetching again: {why}");
+                self.windows.forget(&spans);
+                self.attempt(spans).await
+            }
+            other => other,
+        }
+    }
+
+    async fn attempt(self: &Arc<Self>, spans: Range<usize>) -> Result<(), FillError> {
+        let extents = self.starting_in(spans.clone());
+        if extents.is_empty() {
+            return Ok(());
+        }
+        let last = self.table.extents.stream_range(extents.end - 1);
+        let own_end = self.table.spans.stream_range(spans.end - 1).end;
+        let stream_end = own_end.max(last.end);
+        let mut blob = self.table.spans.blob_range(spans.start);
+        blob.end = self.table.spans.blob_range(spans.end - 1).end;
+        let tail_end = self.estimate_tail(spans.end, own_end, stream_end);
+        let whole_end = self.table.spans.blob_range(self.table.spans.containing(stream_end - 1)).end;
+
+        // Windows and data are asked for side by side: one round trip.
+        let (bytes, fed) = mpsc::channel::<Bytes>(64);
+        let (done, mut finished) = tokio::sync::oneshot::channel::<()>();
+        let window = self.windows.get(spans.start);
+        let this = Arc::clone(self);
+        let claimed = spans.clone();
+        let fetching = async move {
+            // Any tail beyond the job's own spans is a guess; more is asked for until it is enough.
+            let mut at = blob.start;
+            let mut end = blob.end.max(tail_end);
+            loop {
+                let fetched = this.fetch(at..end, &bytes).await;
+                let went_on = fetched.map_err(|e| FillError::Fetch(Arc::new(e)))?;
+                if end >= blob.end {
+                    claimed.clone().for_each(|s| {
+                        this.kept.set(s as u64);
+                    });
+                }
+                at = end;
+                end = whole_end.min(end + (256 << 10));
+                if !went_on || at >= whole_end || finished.try_recv().is_ok() {
+                    return Ok(());
+                }
+                // Let the decoder catch up before deciding that more is needed.
+                let caught_up = bytes.reserve_many(bytes.max_capacity()).await.is_ok();
+                if !caught_up || bytes.is_closed() {
+                    return Ok(());
+                }
+            }
+        };
+        let decoding = async {
+            let window = window.await?;
+            let this = Arc::clone(self);
+            let task = tokio::task::spawn_blocking(move || {
+                let result = this.decode(spans.start, stream_end, window, fed);
+                let _ = done.send(());
+                result
+            });
+            task.await.unwrap_or_else(|_| Err(FillError::Corrupt("the decoder panicked".into())))
+        };
+        let (fetched, decoded) = tokio::join!(fetching, decoding);
+        // Where fetching failed, that is the cause and the decoder's complaint the consequence.
+        fetched.and(decoded)
+    }
+
+    /// Where in the blob the extent that reaches beyond a job's own spans probably ends.
+    fn estimate_tail(&self, next: usize, own_end: u64, stream_end: u64) -> u64 {
+        if stream_end <= own_end || next >= self.table.spans.spans.len() {
+            return 0;
+        }
+        let (stream, blob) = (self.table.spans.stream_range(next), self.table.spans.blob_range(next));
+        let (stream_len, blob_len) = (stream.end - stream.start, blob.end - blob.start);
+        let share = u128::from(stream_end - own_end) * u128::from(blob_len) / u128::from(stream_len.max(1));
+        blob.end.min(blob.start + share as u64 * 5 / 4 + (32 << 10))
+    }
+
+    /// Streams a blob range to the decoder and keeps a copy. False when the decoder wants no more.
+    async fn fetch(&self, range: Range<u64>, to: &mpsc::Sender<Bytes>) -> Result<bool, RegistryError> {
+        let started = Instant::now();
+        let digest = self.dir.blob();
+        let mut skip = 0;
+        let mut stream = match self.source.blob_range(digest, range.clone()).await {
+            Err(e) if e.is_ranges_ignored() => {
+                // Slow but right: from the start, without the part before.
+                skip = range.start;
+                self.source.blob_range(digest, 0..range.end).await?
+            }
+            other => other?,
+        };
+        let first_byte = started.elapsed();
+        let mut at = range.start;
+        while let Some(mut bytes) = stream.next().await? {
+            let cut = skip.min(bytes.len() as u64);
+            skip -= cut;
+            let bytes = bytes.split_off(cut as usize);
+            if bytes.is_empty() {
+                continue;
+            }
+            // Only a convenience for the check of the whole layer: a failure here loses nothing.
+            let _ = self.blob.write_all_at(&bytes, at);
+            at += bytes.len() as u64;
+            if to.send(bytes).await.is_err() {
+                return Ok(false);
+            }
+        }
+        self.meter.observe(first_byte, range.end - range.start, started.elapsed() - first_byte);
+        Ok(true)
+    }
+
+    /// Runs on a blocking thread until the stream has reached `stream_end` or input ends.
+    fn decode(
+        &self,
+        span: usize,
+        stream_end: u64,
+        window: Option<Bytes>,
+        mut input: mpsc::Receiver<Bytes>,
+    ) -> Result<(), FillError> {
+        let corrupt = |e: &dyn std::fmt::Display| FillError::Corrupt(e.to_string());
+        let spans = &self.table.spans;
+        let mut decoder = SpanDecoder::new(spans, span, window.as_deref()).map_err(|e| corrupt(&e))?;
+        let mut assembler = Assembler::new(&self.table.extents, spans.stream_range(span).start);
+        while let Some(bytes) = input.blocking_recv() {
+            let mut published = false;
+            let fed = decoder.feed(&bytes, &mut |decoded: &[u8]| {
+                let skip = |i: usize| self.live.get(i as u64);
+                assembler.feed(decoded, &skip, &mut |i, extent, bytes| {
+                    published = true;
+                    self.publish(i, extent, bytes)
+                })
+            });
+            if published {
+                self.progress.notify_waiters();
+            }
+            fed?;
+            if decoder.position() >= stream_end {
+                return Ok(());
+            }
+        }
+        Err(FillError::Corrupt(format!(
+            "the blob's bytes decode to {} of {stream_end} bytes only",
+            decoder.position()
+        )))
+    }
+
+    /// Verifies, writes, and only then makes readable.
+    fn publish(
+        &self,
+        i: usize,
+        extent: &hoist_format::extent::Extent,
+        bytes: &[u8],
+    ) -> Result<(), FillError> {
+        if *blake3::hash(bytes).as_bytes() != extent.digest {
+            return Err(FillError::Corrupt(format!(
+                "extent {i} (data bytes {} + {}) has another digest",
+                extent.data_offset, extent.len
+            )));
+        }
+        if let Some(why) = self.condemned() {
+            return Err(FillError::Lied(why));
+        }
+        self.data.write_all_at(bytes, extent.data_offset).map_err(|e| FillError::Store(Arc::new(e)))?;
+        self.live.set(i as u64);
+        self.dirty.store(true, Ordering::Release);
+        Ok(())
+    }
+}

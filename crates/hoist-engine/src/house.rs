@@ -1,0 +1,207 @@
+//! Looking at the store and cleaning it: images, inspect, remove, prune.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use hoist_format::digest::Digest;
+use hoist_format::span::Codec;
+use serde::Serialize;
+
+use crate::config::Trust;
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::image::Image;
+use crate::oci::{Manifest, codec_of};
+
+/// An image that is here, wholly or in part.
+#[derive(Debug, Clone, Serialize)]
+pub struct ImageRecord {
+    /// The name that was resolved to it.
+    pub name: String,
+    /// Its manifest.
+    pub digest: Digest,
+    /// Bytes of its layers as stored in the registry.
+    pub layer_bytes: u64,
+    /// Every layer is here, verified.
+    pub complete: bool,
+}
+
+/// What is known of an image.
+#[derive(Debug, Clone, Serialize)]
+pub struct Inspection {
+    /// Its name.
+    pub image: String,
+    /// Its manifest.
+    pub digest: Digest,
+    /// The published index in use.
+    pub index: Option<Digest>,
+    /// Whether a mount will be lazy.
+    pub lazy: bool,
+    /// Why, or why not.
+    pub why: String,
+    /// Lowest first.
+    pub layers: Vec<LayerInspection>,
+}
+
+/// What is known of a layer.
+#[derive(Debug, Clone, Serialize)]
+pub struct LayerInspection {
+    /// Its blob.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// tar, tar+gzip or tar+zstd.
+    pub format: &'static str,
+    /// Bytes as stored in the registry.
+    pub size: u64,
+    /// Bytes of file contents that are here, of how many; None without an index.
+    pub present: Option<(u64, u64)>,
+    /// Blob digest and diffID were checked here.
+    pub verified: bool,
+    /// Anything that a user should know.
+    pub note: Option<String>,
+}
+
+/// What pruning freed.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Pruned {
+    /// Images without a name.
+    pub images: usize,
+    /// Layers without an image.
+    pub layers: usize,
+    /// Bytes freed on disk.
+    pub bytes: u64,
+}
+
+impl Engine {
+    /// Every image that a name stands for.
+    pub fn images(&self) -> Result<Vec<ImageRecord>, Error> {
+        let mut records = Vec::new();
+        for known in self.store.refs()? {
+            let Some((manifest, _)) = self.store.image(&known.manifest).load(&known.manifest) else {
+                continue;
+            };
+            let manifest: Manifest = crate::image::parse("manifest", &known.manifest, &manifest)?;
+            records.push(ImageRecord {
+                name: known.name,
+                digest: known.manifest,
+                layer_bytes: manifest.layers.iter().map(|l| l.size).sum(),
+                complete: self.has_own_layout(&known.manifest),
+            });
+        }
+        Ok(records)
+    }
+
+    /// What a mount of the image would do, and what is here of it.
+    pub fn inspect(&self, image: &Image) -> Result<Inspection, Error> {
+        let own = self.has_own_layout(&image.digest);
+        let index = image.index.as_ref();
+        let (lazy, why) = match (own, self.config.trust, index) {
+            (true, _, _) => (false, "every layer is here, verified: nothing is left to fetch".to_owned()),
+            (_, Trust::Registry, Some(_)) => {
+                (true, "a published index is trusted (--trust-index=registry)".into())
+            }
+            (_, Trust::Registry, None) => {
+                (false, "no index is published beside it: make one with `hoist index --push`".into())
+            }
+            (_, Trust::Local | Trust::None, _) => (
+                false,
+                "--trust-index allows no published index: everything is fetched and verified first".into(),
+            ),
+        };
+        let mut layers = Vec::new();
+        for layer in &image.manifest.layers {
+            let own = self.store.layer(&layer.digest, None);
+            let dir = match index {
+                Some(index) if !own.state().complete => self.store.layer(&layer.digest, Some(&index.digest)),
+                _ => own,
+            };
+            let state = dir.state();
+            let table = dir.table()?;
+            let codec = codec_of(&layer.media_type);
+            let whole_first =
+                table.as_ref().is_some_and(|t| t.spans.codec == Codec::Zstd && t.spans.spans.len() == 1);
+            let note = match (&state.lied, codec, whole_first) {
+                (Some(lied), _, _) => Some(format!("out of service: {lied}")),
+                (_, None, _) => Some("no tar layer that hoist reads".into()),
+                (_, _, true) => Some("a single zstd frame: fetched whole at its first read".into()),
+                _ => None,
+            };
+            let present = table.map(|t| {
+                let bits = dir.load_presence(t.extents.extents.len());
+                let all = t.extents.extents.iter();
+                let here = |i: usize| state.complete || bits[i / 8] >> (i % 8) & 1 == 1;
+                let sum = all.clone().enumerate().filter(|(i, _)| here(*i)).map(|(_, e)| e.len).sum();
+                (sum, all.map(|e| e.len).sum())
+            });
+            layers.push(LayerInspection {
+                digest: layer.digest,
+                media_type: layer.media_type.clone(),
+                format: match codec {
+                    Some(Codec::Plain) => "tar",
+                    Some(Codec::Gzip) => "tar+gzip",
+                    Some(Codec::Zstd) => "tar+zstd",
+                    None => "unknown",
+                },
+                size: layer.size,
+                present,
+                verified: state.verified,
+                note,
+            });
+        }
+        let index = index.map(|i| i.digest);
+        Ok(Inspection { image: image.name.clone(), digest: image.digest, index, lazy, why, layers })
+    }
+
+    /// Forgets a name; `prune` frees what no name needs any more.
+    pub fn remove(&self, name: &str) -> Result<(), Error> {
+        if self.store.lookup(name).is_none() {
+            return Err(Error::NotFound(format!(
+                "no image or container {name:?} here; `hoist images` lists them"
+            )));
+        }
+        let path = self.store.ref_path(name);
+        std::fs::remove_file(&path).map_err(Error::io("remove", &path))
+    }
+
+    /// Frees images and layers that no name and no running mount needs.
+    pub fn prune(&self) -> Result<Pruned, Error> {
+        let named: BTreeSet<Digest> = self.store.refs()?.iter().map(|r| r.manifest).collect();
+        let mut kept = BTreeSet::new();
+        let mut pruned = Pruned::default();
+        if self.store.has_fillers() {
+            return Err(Error::NotFound(
+                "images of this store are mounted; unmount them before pruning".to_owned(),
+            ));
+        }
+        for digest in self.store.image_digests()? {
+            let dir = self.store.image(&digest);
+            if named.contains(&digest) {
+                if let Some((manifest, _)) = dir.load(&digest) {
+                    let manifest: Manifest = crate::image::parse("manifest", &digest, &manifest)?;
+                    kept.extend(manifest.layers.iter().map(|l| l.digest.hex()));
+                }
+                continue;
+            }
+            pruned.images += 1;
+            pruned.bytes += remove_dir(dir.path())?;
+        }
+        for name in self.store.layer_names()? {
+            let blob = name.split('.').next().unwrap_or_default();
+            if !kept.contains(blob) {
+                pruned.layers += 1;
+                pruned.bytes += remove_dir(&self.store.root().join("layers").join(&name))?;
+            }
+        }
+        Ok(pruned)
+    }
+}
+
+/// Removes a flat folder of ours; gives the bytes it took on disk.
+fn remove_dir(dir: &Path) -> Result<u64, Error> {
+    use std::os::unix::fs::MetadataExt;
+    let entries = std::fs::read_dir(dir).map_err(Error::io("list", dir))?;
+    let bytes = entries.flatten().filter_map(|e| e.metadata().ok()).map(|m| m.blocks() * 512).sum();
+    std::fs::remove_dir_all(dir).map_err(Error::io("remove", dir))?;
+    Ok(bytes)
+}

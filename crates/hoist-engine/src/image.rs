@@ -1,0 +1,197 @@
+//! From a name to an image: manifest, config, layers, and the published index if there is one.
+
+use bytes::Bytes;
+use hoist_format::digest::Digest;
+use hoist_format::span::Codec;
+
+use crate::config::Trust;
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::ingest::Expected;
+use crate::oci::{self, ImageConfig, Manifest, media};
+use crate::publish::{self, PublishedIndex};
+use crate::reference::Source;
+use crate::registry::ImageSource;
+use crate::store::RefRecord;
+
+/// An image whose manifest and config are known and verified.
+#[derive(Clone)]
+pub struct Image {
+    /// The name as given.
+    pub name: String,
+    /// Digest of the image manifest (of one platform).
+    pub digest: Digest,
+    /// The manifest.
+    pub manifest: Manifest,
+    /// Its exact bytes.
+    pub manifest_bytes: Bytes,
+    /// How to run it, and its diffIDs.
+    pub config: ImageConfig,
+    /// The index published beside it.
+    pub index: Option<PublishedIndex>,
+    /// Where its blobs come from.
+    pub(crate) source: ImageSource,
+}
+
+impl Engine {
+    /// Finds out what `name` is. Without a registry, what the store remembers of it.
+    ///
+    /// # Errors
+    /// When the name is wrong, unknown, or the image's documents do not match their digests.
+    pub async fn resolve(&self, name: &str) -> Result<Image, Error> {
+        let source: Source = name.parse()?;
+        let by_digest = match &source {
+            Source::Registry(r) => r.digest,
+            Source::Layout { .. } => None,
+        };
+        let source = ImageSource::open(&self.client, &source).await?;
+        // A digest never changes its meaning: no need to ask anyone again.
+        if let Some(known) = by_digest.or_else(|| self.store.lookup(name).map(|r| r.manifest))
+            && by_digest.is_some()
+            && let Some(image) = self.from_store(name, known, &source).await?
+        {
+            return Ok(image);
+        }
+        let top = match source.manifest().await {
+            Ok(top) => top,
+            Err(e) => {
+                let known = self.store.lookup(name).map(|r| r.manifest);
+                if let Some(known) = known.filter(|_| !e.is_not_found() && !e.is_unauthorized())
+                    && let Some(image) = self.from_store(name, known, &source).await?
+                {
+                    tracing::warn!(image = name, "the registry cannot be asked, using what is here: {e}");
+                    return Ok(image);
+                }
+                return Err(e.into());
+            }
+        };
+        let (digest, bytes) = match top.media_type.as_str() {
+            media::INDEX | media::DOCKER_LIST => {
+                let index: oci::Index = parse("index", &top.digest, &top.bytes)?;
+                let chosen = index.select(&self.config.platform, name)?.digest;
+                let fetched = source.manifest_by_digest(&chosen).await?;
+                (chosen, fetched.bytes)
+            }
+            _ => (top.digest, top.bytes),
+        };
+        let manifest: Manifest = parse("manifest", &digest, &bytes)?;
+        let known = self.store.image(&digest).load(&digest);
+        let config = async {
+            match known {
+                Some((_, config)) if Digest::of(&config) == manifest.config.digest => Ok(Bytes::from(config)),
+                _ => source.blob(&manifest.config.digest, Some(manifest.config.size)).await,
+            }
+        };
+        let index = self.find_index(&digest, &source);
+        let (config, index) = tokio::join!(config, index);
+        let config = config?;
+        self.store.image(&digest).save(&bytes, &config)?;
+        self.store.remember(&RefRecord { name: name.to_owned(), manifest: digest })?;
+        build(name, digest, bytes, &config, index, source)
+    }
+
+    async fn find_index(&self, digest: &Digest, source: &ImageSource) -> Option<PublishedIndex> {
+        if self.config.trust != Trust::Registry || self.has_own_layout(digest) {
+            return None;
+        }
+        let found = match self.store_index(digest) {
+            Some(found) => Ok(Some(found)),
+            None => publish::find(source, digest).await,
+        };
+        match found {
+            Ok(Some(index)) => match self.store.distrusted(&index.digest) {
+                None => {
+                    let path = self.store.image(digest).path().join("index.json");
+                    if !path.exists() {
+                        let _ = std::fs::create_dir_all(self.store.image(digest).path());
+                        let _ = crate::store::write_atomic(&path, &index.bytes);
+                    }
+                    Some(index)
+                }
+                Some(why) => {
+                    tracing::warn!(index = %index.digest, "the published index is not used: {why}");
+                    None
+                }
+            },
+            Ok(None) => None,
+            Err(e) => {
+                tracing::warn!("looking for a published index failed, going on without: {e}");
+                None
+            }
+        }
+    }
+
+    /// The published index that the store remembers of an image.
+    fn store_index(&self, digest: &Digest) -> Option<PublishedIndex> {
+        let bytes = std::fs::read(self.store.image(digest).path().join("index.json")).ok()?;
+        PublishedIndex::parse(bytes.into(), digest).ok()
+    }
+
+    async fn from_store(
+        &self,
+        name: &str,
+        digest: Digest,
+        source: &ImageSource,
+    ) -> Result<Option<Image>, Error> {
+        let Some((manifest, config)) = self.store.image(&digest).load(&digest) else { return Ok(None) };
+        let parsed: Manifest = parse("manifest", &digest, &manifest)?;
+        if Digest::of(&config) != parsed.config.digest {
+            return Ok(None);
+        }
+        let index = self
+            .store_index(&digest)
+            .filter(|i| self.config.trust == Trust::Registry && self.store.distrusted(&i.digest).is_none());
+        build(name, digest, manifest.into(), &config, index, source.clone()).map(Some)
+    }
+}
+
+fn build(
+    name: &str,
+    digest: Digest,
+    manifest_bytes: Bytes,
+    config: &[u8],
+    index: Option<PublishedIndex>,
+    source: ImageSource,
+) -> Result<Image, Error> {
+    let manifest: Manifest = parse("manifest", &digest, &manifest_bytes)?;
+    let config: ImageConfig = parse("config", &manifest.config.digest, config)?;
+    if config.rootfs.diff_ids.len() != manifest.layers.len() {
+        let why = format!(
+            "it has {} layers, but its config has {} diffIDs: it is no container image, or damaged",
+            manifest.layers.len(),
+            config.rootfs.diff_ids.len()
+        );
+        return Err(Error::image("manifest", digest, why));
+    }
+    Ok(Image { name: name.to_owned(), digest, manifest, manifest_bytes, config, index, source })
+}
+
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(
+    what: &'static str,
+    of: &Digest,
+    bytes: &[u8],
+) -> Result<T, Error> {
+    serde_json::from_slice(bytes)
+        .map_err(|e| Error::image(what, of, format!("it is not the JSON expected: {e}")))
+}
+
+impl Image {
+    /// What each layer must turn out to be, lowest first.
+    ///
+    /// # Errors
+    /// When a layer is of a media type that hoist cannot read.
+    pub fn expected(&self) -> Result<Vec<Expected>, Error> {
+        let layers = self.manifest.layers.iter().zip(&self.config.rootfs.diff_ids);
+        layers
+            .map(|(layer, diff_id)| {
+                let codec: Option<Codec> = oci::codec_of(&layer.media_type);
+                let codec = codec.ok_or_else(|| {
+                    let why =
+                        format!("its media type {:?} is no tar layer that hoist reads", layer.media_type);
+                    Error::image("layer", layer.digest, why)
+                })?;
+                Ok(Expected { blob: layer.digest, size: layer.size, diff_id: *diff_id, codec })
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,253 @@
+//! One pass over a whole layer: blob bytes in, a verified data file, tree and table out.
+//!
+//! Two threads beside the one that fetches: one decompresses and hashes the blob, one hashes the
+//! stream (diffID), reads the tar and writes the data file. Nothing of it may be read by anyone
+//! before both digests were found right.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread;
+
+use bytes::Bytes;
+use hoist_format::codec::{CodecError, StreamDecoder};
+use hoist_format::digest::{Digest, Hasher};
+use hoist_format::extent::BLOCK;
+use hoist_format::layer::{DataSink, Layer, LayerBuilder};
+use hoist_format::span::{Codec, SpanTable};
+use hoist_format::table::Table;
+
+use crate::error::Error;
+
+/// What a pass over a layer yields.
+pub struct Ingested {
+    /// The tree of this layer alone.
+    pub layer: Layer,
+    /// Its table.
+    pub table: Table,
+    /// The compressed windows that the table's spans name.
+    pub windows: Vec<u8>,
+}
+
+/// What the layer must turn out to be.
+#[derive(Debug, Clone)]
+pub struct Expected {
+    /// Blob digest, of the manifest.
+    pub blob: Digest,
+    /// Blob size in bytes, of the manifest.
+    pub size: u64,
+    /// Digest of the uncompressed layer, of the config.
+    pub diff_id: Digest,
+    /// How it is stored.
+    pub codec: Codec,
+}
+
+/// A pass under way: blob bytes go in, in order, from any thread that may block.
+pub struct Ingest {
+    input: Option<SyncSender<Bytes>>,
+    decode: thread::JoinHandle<Result<(SpanTable, Vec<u8>, Digest, u64), Error>>,
+    build: thread::JoinHandle<Result<(Layer, Digest), Error>>,
+    expected: Expected,
+}
+
+/// Decoded pieces travel between the threads in this many bytes at most, a few at a time.
+const CHUNK: usize = 512 << 10;
+const IN_FLIGHT: usize = 6;
+
+impl Ingest {
+    /// Starts the threads. File contents go to `data`; None checks and indexes only.
+    pub fn start(expected: Expected, data: Option<(File, PathBuf)>) -> Result<Self, Error> {
+        let (input, compressed) = sync_channel::<Bytes>(64);
+        let (decoded, stream) = sync_channel::<Vec<u8>>(IN_FLIGHT);
+        let (recycle, recycled) = sync_channel::<Vec<u8>>(IN_FLIGHT + 2);
+        let (blob, codec) = (expected.blob, expected.codec);
+        let decode = spawn("hoist-inflate", move || decode(blob, codec, compressed, decoded, recycled))?;
+        let build = spawn("hoist-build", move || build(blob, stream, recycle, data))?;
+        Ok(Self { input: Some(input), decode, build, expected })
+    }
+
+    /// Takes the next bytes of the blob; blocks while the decoder is behind. False when the pass
+    /// has failed already: [`Ingest::finish`] tells why.
+    pub fn feed(&self, bytes: Bytes) -> bool {
+        self.input.as_ref().is_some_and(|i| i.send(bytes).is_ok())
+    }
+
+    /// As [`Ingest::feed`], but gives the bytes back where it would block.
+    pub fn try_feed(&self, bytes: Bytes) -> Result<bool, Bytes> {
+        let Some(input) = &self.input else { return Ok(false) };
+        match input.try_send(bytes) {
+            Ok(()) => Ok(true),
+            Err(TrySendError::Full(bytes)) => Err(bytes),
+            Err(TrySendError::Disconnected(_)) => Ok(false),
+        }
+    }
+
+    /// Ends the pass: checks both digests and gives what was found.
+    pub fn finish(mut self) -> Result<Ingested, Error> {
+        drop(self.input.take());
+        let wanted = self.expected;
+        let decoded = join(self.decode);
+        let built = join(self.build);
+        let (spans, windows, blob, size) = decoded?;
+        if blob != wanted.blob || size != wanted.size {
+            let which = "the digest of its blob";
+            return Err(Error::Digest { blob: wanted.blob, which, found: blob, wanted: wanted.blob });
+        }
+        let (layer, diff_id) = built?;
+        if diff_id != wanted.diff_id {
+            let which = "its diffID";
+            return Err(Error::Digest { blob, which, found: diff_id, wanted: wanted.diff_id });
+        }
+        let table = Table { extents: layer.extents.clone(), spans };
+        Ok(Ingested { layer, table, windows })
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    f: impl FnOnce() -> T + Send + 'static,
+) -> Result<thread::JoinHandle<T>, Error> {
+    thread::Builder::new().name(name.into()).spawn(f).map_err(Error::io("start thread", name))
+}
+
+fn join<T>(handle: thread::JoinHandle<Result<T, Error>>) -> Result<T, Error> {
+    handle.join().unwrap_or_else(|_| Err(Error::Internal("a decoding thread panicked".into())))
+}
+
+/// The other thread has ended, which it does only with an error of its own.
+#[derive(Debug, thiserror::Error)]
+enum Halt {
+    #[error("the other half of the pass has stopped")]
+    Stopped,
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+}
+
+fn decode(
+    blob: Digest,
+    codec: Codec,
+    input: Receiver<Bytes>,
+    out: SyncSender<Vec<u8>>,
+    recycled: Receiver<Vec<u8>>,
+) -> Result<(SpanTable, Vec<u8>, Digest, u64), Error> {
+    let bad = |e: &dyn std::fmt::Display| Error::Layer { blob, why: e.to_string() };
+    let mut decoder = StreamDecoder::new(codec, true).map_err(|e| bad(&e))?;
+    let mut hasher = Hasher::new();
+    let mut size = 0;
+    let mut buffer = Vec::with_capacity(CHUNK);
+    let mut failed: Option<Error> = None;
+    for bytes in input {
+        hasher.update(&bytes);
+        size += bytes.len() as u64;
+        if failed.is_some() {
+            // Hash to the end all the same: a wrong blob digest is the truer word than its consequence.
+            continue;
+        }
+        let result = decoder.feed(&bytes, &mut |mut piece: &[u8]| {
+            while !piece.is_empty() {
+                let n = piece.len().min(CHUNK - buffer.len());
+                buffer.extend_from_slice(&piece[..n]);
+                piece = &piece[n..];
+                if buffer.len() == CHUNK {
+                    let fresh = recycled.try_recv().unwrap_or_else(|_| Vec::with_capacity(CHUNK));
+                    out.send(std::mem::replace(&mut buffer, fresh)).map_err(|_| Halt::Stopped)?;
+                }
+            }
+            Ok::<_, Halt>(())
+        });
+        if let Err(e) = result {
+            failed = Some(bad(&e));
+        }
+    }
+    let digest = hasher.finish();
+    if let Some(e) = failed {
+        return if digest == blob { Err(e) } else { wrong_blob(blob, digest) };
+    }
+    if !buffer.is_empty() {
+        let _ = out.send(buffer);
+    }
+    match decoder.finish() {
+        Ok(done) => Ok((done.spans, done.windows, digest, size)),
+        Err(_) if digest != blob => wrong_blob(blob, digest),
+        Err(e) => Err(bad(&e)),
+    }
+}
+
+fn wrong_blob<T>(wanted: Digest, found: Digest) -> Result<T, Error> {
+    Err(Error::Digest { blob: wanted, which: "the digest of its blob", found, wanted })
+}
+
+fn build(
+    blob: Digest,
+    stream: Receiver<Vec<u8>>,
+    recycle: SyncSender<Vec<u8>>,
+    data: Option<(File, PathBuf)>,
+) -> Result<(Layer, Digest), Error> {
+    let mut hasher = Hasher::new();
+    let mut builder = LayerBuilder::new();
+    let mut sink = Writer { data, start: 0, buffer: Vec::with_capacity(WRITE), synced: 0 };
+    for mut chunk in stream {
+        hasher.update(&chunk);
+        builder.feed(&chunk, &mut sink).map_err(|e| Error::Layer { blob, why: e.to_string() })?;
+        chunk.clear();
+        let _ = recycle.try_send(chunk);
+    }
+    let layer = builder.finish().map_err(|e| Error::Layer { blob, why: e.to_string() })?;
+    sink.finish(layer.extents.data_size)?;
+    Ok((layer, hasher.finish()))
+}
+
+/// Bytes gathered before one write.
+const WRITE: usize = 1 << 20;
+
+/// Gathers neighbouring files into large writes and starts their writeback early, so that the
+/// sync at the end has little left to wait for.
+struct Writer {
+    data: Option<(File, PathBuf)>,
+    start: u64,
+    buffer: Vec<u8>,
+    synced: u64,
+}
+
+impl Writer {
+    fn flush(&mut self) -> std::io::Result<()> {
+        if let Some((file, _)) = &self.data
+            && !self.buffer.is_empty()
+        {
+            file.write_all_at(&self.buffer, self.start)?;
+            let end = self.start + self.buffer.len() as u64;
+            if end >= self.synced + (8 << 20) {
+                let _ = hoist_sys::file::sync_range(file, self.synced, end - self.synced);
+                self.synced = end;
+            }
+        }
+        self.buffer.clear();
+        Ok(())
+    }
+
+    fn finish(mut self, data_size: u64) -> Result<(), Error> {
+        let flushed = self.flush();
+        let Some((file, path)) = &self.data else { return Ok(()) };
+        flushed.map_err(Error::io("write", path))?;
+        file.set_len(data_size.max(BLOCK)).map_err(Error::io("size", path))?;
+        file.sync_data().map_err(Error::io("sync", path))?;
+        let _ = hoist_sys::file::fadvise_dontneed(file, 0, 0);
+        Ok(())
+    }
+}
+
+impl DataSink for Writer {
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        let end = self.start + self.buffer.len() as u64;
+        let gap = offset.wrapping_sub(end);
+        if gap < BLOCK && self.buffer.len() + gap as usize + bytes.len() <= WRITE {
+            self.buffer.resize(self.buffer.len() + gap as usize, 0);
+        } else {
+            self.flush()?;
+            self.start = offset;
+        }
+        self.buffer.extend_from_slice(bytes);
+        Ok(())
+    }
+}

@@ -1,0 +1,289 @@
+//! Answers the kernel's questions about absent data, and keeps the house while a mount lives.
+
+use std::collections::HashMap;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use hoist_format::digest::Digest;
+use hoist_sys::fanotify::{Answer, Event, Group};
+use hoist_sys::keeper::{Keeper, Table as InWork};
+
+use super::MountedLayer;
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::fill::{FillCounts, FillError, LayerFill};
+use crate::image::Image;
+use crate::ingest::Ingest;
+use crate::store::Store;
+
+/// The data file's cached pages are given back this often.
+const TRIM_EVERY: Duration = Duration::from_millis(250);
+/// What was published is made durable this often.
+const SYNC_EVERY: u32 = 8;
+
+/// The serving half of a mount.
+pub struct Server {
+    group: Group,
+    layers: Vec<MountedLayer>,
+    by_identity: HashMap<(u64, u64), Arc<LayerFill>>,
+    counts: Arc<FillCounts>,
+    store: Store,
+    timeout: Duration,
+    runtime: tokio::runtime::Handle,
+    in_work: InWork,
+    keeper: Mutex<Option<Keeper>>,
+    stopping: AtomicBool,
+    thread: Mutex<Option<thread::JoinHandle<()>>>,
+}
+
+impl Server {
+    /// Marks the data files and starts answering. The error is for people: what is missing.
+    pub fn start(
+        engine: &Engine,
+        layers: Vec<MountedLayer>,
+        counts: Arc<FillCounts>,
+        target: &Path,
+    ) -> Result<Arc<Self>, String> {
+        let text = |e: &dyn std::fmt::Display| e.to_string();
+        let group = Group::new().map_err(|e| text(&e))?;
+        let mut by_identity = HashMap::new();
+        let mut lazy = false;
+        for layer in &layers {
+            if let MountedLayer::Lazy(fill) = layer {
+                lazy = true;
+                group.mark(fill.data()).map_err(|e| {
+                    format!("the file system of the store gives no pre-content events ({e}): ext4, xfs and btrfs do, on kernel 6.14 or newer")
+                })?;
+                by_identity.insert(identity(fill.data()).map_err(|e| text(&e))?, Arc::clone(fill));
+            }
+        }
+        let in_work = InWork::new().map_err(|e| text(&e))?;
+        // A guard that outlives us: without a holder of the group the kernel would let holes be
+        // read as zeros.
+        let keeper = if lazy {
+            Some(
+                Keeper::spawn(&group, &in_work, &[target])
+                    .map_err(|e| format!("starting the keeper: {e}"))?,
+            )
+        } else {
+            None
+        };
+        let server = Arc::new(Self {
+            group,
+            layers,
+            by_identity,
+            counts,
+            store: engine.store.clone(),
+            timeout: engine.config.read_timeout,
+            runtime: tokio::runtime::Handle::current(),
+            in_work,
+            keeper: Mutex::new(keeper),
+            stopping: AtomicBool::new(false),
+            thread: Mutex::new(None),
+        });
+        if lazy {
+            let this = Arc::clone(&server);
+            let thread = thread::Builder::new().name("hoist-events".into()).spawn(move || this.answer_all());
+            *server.thread.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some(thread.map_err(|e| text(&e))?);
+        }
+        Ok(server)
+    }
+
+    /// The data files in the order of the image's layers.
+    pub fn devices(&self) -> Vec<PathBuf> {
+        let path = |l: &MountedLayer| match l {
+            MountedLayer::Whole(path) => path.clone(),
+            MountedLayer::Lazy(fill) => fill.dir().file("data"),
+        };
+        self.layers.iter().map(path).collect()
+    }
+
+    fn lazy(&self) -> impl Iterator<Item = &Arc<LayerFill>> {
+        self.layers.iter().filter_map(|l| match l {
+            MountedLayer::Lazy(fill) => Some(fill),
+            MountedLayer::Whole(_) => None,
+        })
+    }
+
+    fn answer_all(self: Arc<Self>) {
+        let mut buffer = vec![0; 64 << 10];
+        while !self.stopping.load(Ordering::Acquire) {
+            match self.group.read_events(&mut buffer) {
+                Ok(events) => events.into_iter().for_each(|e| self.take(e)),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    tracing::error!("reading pre-content events: {e}");
+                    // Without us the keeper denies; to spin here would help nobody.
+                    thread::sleep(Duration::from_millis(50));
+                }
+            }
+        }
+    }
+
+    /// Answers at once what is present, hands the rest to the fill path.
+    fn take(self: &Arc<Self>, event: Event) {
+        let slot = self.in_work.begin(event.fd.as_raw_fd());
+        let fill = identity(&event.fd).ok().and_then(|id| self.by_identity.get(&id)).map(Arc::clone);
+        let Some(fill) = fill else {
+            // Not a file of ours: nothing to say against it.
+            self.reply(&event, Answer::Allow);
+            return slot.end();
+        };
+        let (start, end) = (event.offset, event.offset.saturating_add(event.count));
+        let pid = event.pid.unsigned_abs();
+        let own_write =
+            pid == std::process::id() || (!fill.is_present(start, end) && self.store.is_filler(pid));
+        if own_write || (fill.condemned().is_none() && fill.is_present(start, end)) {
+            self.reply(&event, Answer::Allow);
+            return slot.end();
+        }
+        self.counts.demand_stalls.fetch_add(1, Ordering::Relaxed);
+        self.counts.demand_bytes.fetch_add(event.count, Ordering::Relaxed);
+        let this = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let filled = tokio::time::timeout(this.timeout, fill.fill(start, end)).await;
+            let answer = match filled.unwrap_or(Err(FillError::Timeout(this.timeout))) {
+                Ok(()) => Answer::Allow,
+                Err(e) => {
+                    tracing::error!(
+                        layer = %fill.dir().blob(), offset = start, bytes = event.count, pid, "a read fails: {e}"
+                    );
+                    Answer::Deny(e.errno())
+                }
+            };
+            this.reply(&event, answer);
+            slot.end();
+        });
+    }
+
+    fn reply(&self, event: &Event, answer: Answer) {
+        if let Err(e) = self.group.respond(event.fd.as_raw_fd(), answer) {
+            tracing::error!("answering a pre-content event: {e}");
+        }
+    }
+
+    /// Gives page cache back, syncs, and hears of condemnations by others.
+    pub async fn keep_house(self: Arc<Self>, _engine: Engine) {
+        let mut tick = tokio::time::interval(TRIM_EVERY);
+        for round in 0u32.. {
+            tick.tick().await;
+            let this = Arc::clone(&self);
+            let work = tokio::task::spawn_blocking(move || {
+                this.trim();
+                for fill in this.lazy() {
+                    if fill.condemned().is_none()
+                        && let Some(why) = fill.dir().state().lied
+                    {
+                        fill.condemn(&why);
+                    }
+                }
+                if round % SYNC_EVERY == SYNC_EVERY - 1
+                    && let Err(e) = this.sync()
+                {
+                    tracing::error!("{e}");
+                }
+            });
+            let _ = work.await;
+        }
+    }
+
+    fn trim(&self) {
+        for layer in &self.layers {
+            match layer {
+                MountedLayer::Lazy(fill) => fill.trim_cache(),
+                MountedLayer::Whole(path) => {
+                    if let Ok(file) = std::fs::File::open(path) {
+                        let _ = hoist_sys::file::fadvise_dontneed(&file, 0, 0);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Once a layer's blob was fetched whole, holds the published index against the image.
+    pub async fn verify_when_whole(self: Arc<Self>, engine: Engine, image: Image, index: Digest) {
+        let mut left: Vec<_> = self.lazy().map(Arc::clone).collect();
+        let mut tick = tokio::time::interval(TRIM_EVERY);
+        while !left.is_empty() {
+            tick.tick().await;
+            let mut still = Vec::new();
+            for fill in left {
+                if !fill.has_blob() {
+                    still.push(fill);
+                    continue;
+                }
+                if let Err(e) = self.verify(&engine, &image, &index, &fill).await {
+                    tracing::error!(layer = %fill.dir().blob(), "checking the layer against the image: {e}");
+                }
+            }
+            left = still;
+        }
+    }
+
+    async fn verify(
+        self: &Arc<Self>,
+        engine: &Engine,
+        image: &Image,
+        index: &Digest,
+        fill: &Arc<LayerFill>,
+    ) -> Result<(), Error> {
+        let expected = image.expected()?.into_iter().find(|e| e.blob == *fill.dir().blob());
+        let expected =
+            expected.ok_or_else(|| Error::Internal("a mounted layer is not the image's".into()))?;
+        let (this, layer, wanted) = (Arc::clone(fill), fill.dir().clone(), expected.clone());
+        let passed = tokio::task::spawn_blocking(move || -> Result<_, Error> {
+            let ingest = Ingest::start(wanted, None)?;
+            let mut at = 0;
+            while let Some(bytes) = this.kept_bytes(at).map_err(Error::io("read", layer.file("blob")))? {
+                at += bytes.len() as u64;
+                if !ingest.feed(bytes) {
+                    break;
+                }
+            }
+            Ok(ingest.finish())
+        });
+        let mut passed = passed.await.map_err(|e| Error::Internal(e.to_string()))??;
+        if matches!(passed, Err(Error::Digest { .. } | Error::Layer { .. })) {
+            // What was kept may have been damaged here: only the registry's own bytes accuse.
+            passed =
+                crate::pull::fetch_and_ingest(&expected, &image.source, None, &crate::progress::Silent).await;
+        }
+        let table = fill.table().encode();
+        let lie = Engine::verdict(&table, passed)?;
+        engine.judge(index, fill.dir(), lie.as_deref())?;
+        match lie {
+            Some(why) => fill.condemn(&why),
+            None => {
+                tracing::info!(layer = %fill.dir().blob(), "complete, and all of it is what the image says")
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes everything published so far durable.
+    pub fn sync(&self) -> Result<(), Error> {
+        self.lazy().try_for_each(|fill| fill.sync())
+    }
+
+    /// Stops answering; only after the unmount.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        let _ = self.group.wake();
+        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = thread.join();
+        }
+        if let Some(keeper) = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            keeper.end();
+        }
+    }
+}
+
+/// Which file a descriptor is of.
+fn identity(fd: &impl std::os::fd::AsFd) -> std::io::Result<(u64, u64)> {
+    hoist_sys::file::identity(fd)
+}

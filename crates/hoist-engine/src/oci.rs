@@ -1,0 +1,179 @@
+//! The parts of OCI image-spec v1.1 and Docker schema 2 documents that the engine reads and writes.
+
+use std::collections::BTreeMap;
+
+use hoist_format::digest::Digest;
+use hoist_format::span::Codec;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Platform;
+use crate::error::Error;
+
+/// Media types by name.
+pub mod media {
+    /// OCI image manifest.
+    pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+    /// OCI image index.
+    pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    /// Docker's manifest.
+    pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+    /// Docker's manifest list.
+    pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+    /// The empty config of an artifact.
+    pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+}
+
+/// Names a blob or manifest.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// What it is.
+    pub media_type: String,
+    /// Its digest.
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+    /// Notes about it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// In an index: for which machines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<DescriptorPlatform>,
+    /// In an index of referrers: what the manifest is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
+}
+
+/// A platform as an index writes it.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct DescriptorPlatform {
+    /// CPU architecture.
+    #[serde(default)]
+    pub architecture: String,
+    /// Operating system.
+    #[serde(default)]
+    pub os: String,
+    /// CPU variant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
+}
+
+/// An image manifest, or an artifact's.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// Always 2.
+    pub schema_version: u32,
+    /// Its own media type.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media_type: Option<String>,
+    /// Of an artifact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
+    /// Image config.
+    pub config: Descriptor,
+    /// Lowest layer first.
+    #[serde(default)]
+    pub layers: Vec<Descriptor>,
+    /// What an artifact is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<Descriptor>,
+    /// Notes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A multi-arch index or list.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Index {
+    /// The manifests.
+    pub manifests: Vec<Descriptor>,
+}
+
+/// An image config (image-spec `config.md`).
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ImageConfig {
+    /// How to run it.
+    #[serde(default)]
+    pub config: Option<RunConfig>,
+    /// Its layers.
+    pub rootfs: RootFs,
+    /// CPU architecture.
+    #[serde(default)]
+    pub architecture: String,
+    /// Operating system.
+    #[serde(default)]
+    pub os: String,
+}
+
+/// The `config` object of an image config.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct RunConfig {
+    /// `user[:group]`.
+    pub user: String,
+    /// `NAME=value`.
+    pub env: Option<Vec<String>>,
+    /// Comes before the command.
+    pub entrypoint: Option<Vec<String>>,
+    /// The command, or the entrypoint's arguments.
+    pub cmd: Option<Vec<String>>,
+    /// Where it starts.
+    pub working_dir: String,
+    /// Labels.
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Signal that stops it.
+    pub stop_signal: Option<String>,
+}
+
+/// The `rootfs` object of an image config.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RootFs {
+    /// Digests of the uncompressed layers, lowest first.
+    #[serde(default)]
+    pub diff_ids: Vec<Digest>,
+}
+
+impl Index {
+    /// The manifest for `wanted`; without a variant asked for, the first of that architecture.
+    pub fn select(&self, wanted: &Platform, of: &str) -> Result<&Descriptor, Error> {
+        let fits = |d: &&Descriptor| {
+            d.platform.as_ref().is_some_and(|p| {
+                p.os == wanted.os
+                    && p.architecture == wanted.architecture
+                    && (wanted.variant.is_none() || p.variant == wanted.variant)
+            })
+        };
+        if let Some(found) = self.manifests.iter().find(fits) {
+            return Ok(found);
+        }
+        if let [only] = &self.manifests[..]
+            && only.platform.is_none()
+        {
+            return Ok(only);
+        }
+        let have: Vec<_> = self
+            .manifests
+            .iter()
+            .filter_map(|d| d.platform.as_ref())
+            .map(|p| format!("{}/{}", p.os, p.architecture))
+            .collect();
+        Err(Error::image("index", of, format!("it has no image for {wanted}, only for: {}", have.join(", "))))
+    }
+}
+
+/// How a layer of that media type is stored; None for types that are no tar layers.
+pub fn codec_of(media_type: &str) -> Option<Codec> {
+    let tar = media_type
+        .strip_prefix("application/vnd.oci.image.layer.v1.tar")
+        .or_else(|| media_type.strip_prefix("application/vnd.oci.image.layer.nondistributable.v1.tar"))
+        .or_else(|| media_type.strip_prefix("application/vnd.docker.image.rootfs.diff.tar"))
+        .or_else(|| media_type.strip_prefix("application/vnd.docker.image.rootfs.foreign.diff.tar"))?;
+    match tar {
+        "" => Some(Codec::Plain),
+        "+gzip" | ".gzip" => Some(Codec::Gzip),
+        "+zstd" | ".zstd" => Some(Codec::Zstd),
+        _ => None,
+    }
+}

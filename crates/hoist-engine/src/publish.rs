@@ -1,0 +1,152 @@
+//! The published form of an index: an OCI artifact that names the image as its subject
+//! (`docs/FORMAT.md`, "Published index").
+//!
+//! One blob holds the merged tree of the whole image, and per layer there is one of tables and one
+//! of gzip windows; so what a mount needs first comes alone, each part is verified by its OCI
+//! digest, and windows by the digests in the table.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use hoist_format::digest::Digest;
+
+use crate::error::Error;
+use crate::oci::{Descriptor, Manifest, media};
+use crate::registry::{ImageSource, RegistryError};
+
+/// `artifactType` of a published index.
+pub const ARTIFACT: &str = "application/vnd.hoist.index.v1";
+/// The merged tree: a zstd-compressed EROFS image without file contents.
+pub const TREE: &str = "application/vnd.hoist.tree.v1+zstd";
+/// A layer's table.
+pub const TABLE: &str = "application/vnd.hoist.table.v1+zstd";
+/// A layer's gzip windows, one after another.
+pub const WINDOWS: &str = "application/vnd.hoist.windows.v1";
+/// Annotation of tables and windows: the layer's blob digest.
+pub const LAYER: &str = "dev.hoist.layer";
+
+/// An index found beside an image.
+#[derive(Debug, Clone)]
+pub struct PublishedIndex {
+    /// Digest of the artifact's manifest.
+    pub digest: Digest,
+    /// Its exact bytes.
+    pub bytes: Bytes,
+    /// The merged tree.
+    pub tree: Descriptor,
+    /// Table and windows by layer.
+    pub layers: BTreeMap<Digest, (Descriptor, Option<Descriptor>)>,
+}
+
+/// The tag under which an index is found in one request, without asking for referrers first.
+pub fn tag(subject: &Digest) -> String {
+    format!("sha256-{}.hoist", subject.hex())
+}
+
+impl PublishedIndex {
+    /// Reads an artifact's manifest.
+    ///
+    /// # Errors
+    /// When it is no index of ours, or of another image.
+    pub fn parse(bytes: Bytes, subject: &Digest) -> Result<Self, Error> {
+        let digest = Digest::of(&bytes);
+        let bad = |why: &str| Error::image("published index", digest, why);
+        let manifest: Manifest = crate::image::parse("published index", &digest, &bytes)?;
+        if manifest.artifact_type.as_deref() != Some(ARTIFACT) {
+            return Err(bad("its artifactType is another"));
+        }
+        if manifest.subject.as_ref().is_none_or(|s| s.digest != *subject) {
+            return Err(bad("it is about another image"));
+        }
+        let mut tree = None;
+        let mut layers: BTreeMap<Digest, (Option<Descriptor>, Option<Descriptor>)> = BTreeMap::new();
+        for part in manifest.layers {
+            let layer = part.annotations.get(LAYER).and_then(|l| l.parse().ok());
+            match (part.media_type.as_str(), layer) {
+                (TREE, _) => tree = Some(part),
+                (TABLE, Some(layer)) => layers.entry(layer).or_default().0 = Some(part),
+                (WINDOWS, Some(layer)) => layers.entry(layer).or_default().1 = Some(part),
+                _ => {}
+            }
+        }
+        let tree = tree.ok_or_else(|| bad("it has no tree"))?;
+        let layers = layers.into_iter().filter_map(|(l, (t, w))| Some((l, (t?, w)))).collect();
+        Ok(Self { digest, bytes, tree, layers })
+    }
+}
+
+/// Looks for an index of `subject`: by its tag first, then among the referrers.
+pub async fn find(source: &ImageSource, subject: &Digest) -> Result<Option<PublishedIndex>, Error> {
+    if let ImageSource::Registry { client, reference } = source {
+        let mut tagged = reference.clone();
+        (tagged.tag, tagged.digest) = (Some(tag(subject)), None);
+        match client.manifest(&tagged).await {
+            Ok(found) => return PublishedIndex::parse(found.bytes, subject).map(Some),
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let referrers = source.referrers(subject, Some(ARTIFACT)).await?;
+    let Some(found) = referrers.last() else { return Ok(None) };
+    let bytes = source.manifest_by_digest(&found.digest).await?.bytes;
+    PublishedIndex::parse(bytes, subject).map(Some)
+}
+
+/// A part of an index that is about to be pushed.
+pub struct Part {
+    /// Its media type.
+    pub media_type: &'static str,
+    /// Which layer it is of.
+    pub layer: Option<Digest>,
+    /// The bytes.
+    pub bytes: Bytes,
+}
+
+/// Pushes the parts and the artifact that names them. Returns its digest.
+pub async fn push(source: &ImageSource, subject: &Descriptor, parts: Vec<Part>) -> Result<Digest, Error> {
+    let ImageSource::Registry { client, reference } = source else {
+        return Err(Error::NotFound(
+            "an image layout takes no referrers from hoist; push the image to a registry first".into(),
+        ));
+    };
+    let repo = &reference.repo;
+    let empty = Bytes::from_static(b"{}");
+    let mut layers = Vec::new();
+    for part in parts {
+        let size = part.bytes.len() as u64;
+        let digest = client.push_blob(repo, part.bytes).await?;
+        let annotations = part.layer.iter().map(|l| (LAYER.to_owned(), l.to_string())).collect();
+        let media_type = part.media_type.to_owned();
+        layers.push(Descriptor {
+            media_type,
+            digest,
+            size,
+            annotations,
+            platform: None,
+            artifact_type: None,
+        });
+    }
+    client.push_blob(repo, empty.clone()).await?;
+    let config = Descriptor {
+        media_type: media::EMPTY.into(),
+        digest: Digest::of(&empty),
+        size: 2,
+        annotations: BTreeMap::new(),
+        platform: None,
+        artifact_type: None,
+    };
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: Some(media::MANIFEST.into()),
+        artifact_type: Some(ARTIFACT.into()),
+        config,
+        layers,
+        subject: Some(subject.clone()),
+        annotations: BTreeMap::new(),
+    };
+    let bytes = Bytes::from(serde_json::to_vec(&manifest).map_err(|e| Error::Internal(e.to_string()))?);
+    client.push_referrer(repo, bytes.clone()).await?;
+    let pushed: Result<_, RegistryError> =
+        client.push_manifest(repo, Some(&tag(&subject.digest)), media::MANIFEST, bytes).await;
+    Ok(pushed?.digest)
+}

@@ -1,0 +1,315 @@
+//! The full pull: every layer whole, verified, on disk, and indexed in the same pass.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::StreamExt;
+use hoist_format::digest::Digest;
+use hoist_format::{erofs, merge};
+use serde::Serialize;
+
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::image::Image;
+use crate::ingest::{Expected, Ingest, Ingested};
+use crate::progress::Progress;
+use crate::publish;
+use crate::registry::ImageSource;
+use crate::stats::Stats;
+use crate::store::{LayerDir, LayerState};
+
+/// What a pull did.
+#[derive(Debug, Clone, Serialize)]
+pub struct Pulled {
+    /// The image's name.
+    pub image: String,
+    /// Its manifest.
+    pub digest: Digest,
+    /// Layers that had to be fetched.
+    pub fetched_layers: usize,
+    /// All its layers.
+    pub layers: usize,
+    /// What it cost.
+    pub stats: Stats,
+}
+
+/// What an indexing did.
+#[derive(Debug, Clone, Serialize)]
+pub struct Indexed {
+    /// The image's name.
+    pub image: String,
+    /// Its manifest.
+    pub digest: Digest,
+    /// Bytes of the merged tree, compressed.
+    pub tree_bytes: u64,
+    /// Bytes of all tables.
+    pub table_bytes: u64,
+    /// Bytes of all gzip windows.
+    pub window_bytes: u64,
+    /// Bytes of all layers.
+    pub layer_bytes: u64,
+    /// The published artifact.
+    pub pushed: Option<Digest>,
+}
+
+/// Blob bytes asked for in one request of a pull, and how many such requests run at once.
+const PART: u64 = 4 << 20;
+const PARALLEL: usize = 4;
+/// Layers that are decoded at once: each takes two threads.
+const LAYERS: usize = 2;
+
+impl Engine {
+    /// Fetches everything of an image; done only when all of it is verified and on disk.
+    ///
+    /// # Errors
+    /// When a layer cannot be fetched, kept or decoded, or has wrong digests; nothing of such a
+    /// layer is kept.
+    pub async fn pull(&self, image: &Image, progress: &dyn Progress) -> Result<Pulled, Error> {
+        let started = Instant::now();
+        let expected = image.expected()?;
+        let mut todo: Vec<&Expected> = Vec::new();
+        for e in &expected {
+            let complete = self.store.layer(&e.blob, None).state().complete;
+            if !complete && todo.iter().all(|t| t.blob != e.blob) {
+                todo.push(e);
+            }
+        }
+        let fetched_layers = todo.len();
+        if !todo.is_empty() {
+            progress.begin(&format!("pulling {}", image.name), todo.iter().map(|e| e.size).sum());
+            let source = &image.source;
+            let work = todo.into_iter().map(|e| self.pull_layer(e, source, progress));
+            let mut running = futures_util::stream::iter(work).buffer_unordered(LAYERS);
+            while let Some(done) = running.next().await {
+                done?;
+            }
+            progress.end();
+        }
+        self.own_tree(image)?;
+        self.check_published(image, &expected)?;
+        let stats = Stats::of_client(&self.stats, started.elapsed());
+        let layers = expected.len();
+        Ok(Pulled { image: image.name.clone(), digest: image.digest, fetched_layers, layers, stats })
+    }
+
+    async fn pull_layer(
+        &self,
+        expected: &Expected,
+        source: &ImageSource,
+        progress: &dyn Progress,
+    ) -> Result<(), Error> {
+        let dir = self.store.layer(&expected.blob, None);
+        dir.create()?;
+        let aside = tempfile::Builder::new()
+            .prefix("data.")
+            .tempfile_in(dir.path())
+            .map_err(Error::io("write in", dir.path()))?;
+        let path = aside.path().to_owned();
+        let file = aside.reopen().map_err(Error::io("open", &path))?;
+        let done = fetch_and_ingest(expected, source, Some((file, path)), progress).await?;
+        keep(&dir, done)?;
+        aside.persist(dir.file("data")).map_err(|e| Error::io("rename to", dir.file("data"))(e.error))?;
+        dir.save_state(&LayerState { complete: true, verified: true, lied: None })
+    }
+
+    /// True when every layer is here in our own, verified layout.
+    pub(crate) fn has_own_layout(&self, manifest: &Digest) -> bool {
+        let Some((bytes, _)) = self.store.image(manifest).load(manifest) else { return false };
+        let Ok(parsed) = serde_json::from_slice::<crate::oci::Manifest>(&bytes) else { return false };
+        parsed.layers.iter().all(|l| self.store.layer(&l.digest, None).state().complete)
+    }
+
+    /// The merged tree of our own layouts, made if it is not there.
+    pub(crate) fn own_tree(&self, image: &Image) -> Result<PathBuf, Error> {
+        let dir = self.store.image(&image.digest);
+        let path = dir.tree_path(None);
+        if path.exists() {
+            return Ok(path);
+        }
+        let mut trees = Vec::new();
+        let mut devices = Vec::new();
+        for layer in &image.manifest.layers {
+            let folder = self.store.layer(&layer.digest, None);
+            let bytes = std::fs::read(folder.file("tree")).map_err(Error::io("read", folder.file("tree")))?;
+            let bad = |e: &dyn std::fmt::Display| Error::Store {
+                path: folder.file("tree"),
+                why: format!("is damaged: {e}; remove the image with `hoist rm` and pull it again"),
+            };
+            trees.push(erofs::decode(&bytes).map_err(|e| bad(&e))?);
+            let table = folder.table()?.ok_or_else(|| bad(&"its table is missing"))?;
+            devices.push(erofs::Device { tag: layer.digest.hex(), size: table.extents.data_size });
+        }
+        let refs: Vec<_> = trees.iter().collect();
+        let merged = merge::merge(&refs).map_err(|e| Error::image("image", image.digest, e))?;
+        let bytes = erofs::encode(&merged, &devices).map_err(|e| Error::image("image", image.digest, e))?;
+        dir.save_tree(None, &bytes)
+    }
+
+    /// Builds the index of an image, and publishes it if asked.
+    ///
+    /// # Errors
+    /// As [`Engine::pull`]; and when the registry does not take it.
+    pub async fn index(&self, image: &Image, push: bool, progress: &dyn Progress) -> Result<Indexed, Error> {
+        self.pull(image, progress).await?;
+        let tree_path = self.own_tree(image)?;
+        let tree = std::fs::read(&tree_path).map_err(Error::io("read", &tree_path))?;
+        let tree = zstd::bulk::compress(&tree, 15).map_err(Error::io("compress", &tree_path))?;
+        let (mut tables, mut windows, mut layer_bytes) = (0, 0, 0);
+        let mut parts =
+            vec![publish::Part { media_type: publish::TREE, layer: None, bytes: tree.clone().into() }];
+        for layer in &image.manifest.layers {
+            layer_bytes += layer.size;
+            if parts.iter().any(|p| p.layer == Some(layer.digest)) {
+                continue;
+            }
+            let dir = self.store.layer(&layer.digest, None);
+            for (name, media_type, total) in
+                [("table", publish::TABLE, &mut tables), ("windows", publish::WINDOWS, &mut windows)]
+            {
+                let bytes = std::fs::read(dir.file(name)).map_err(Error::io("read", dir.file(name)))?;
+                *total += bytes.len() as u64;
+                if !bytes.is_empty() {
+                    parts.push(publish::Part { media_type, layer: Some(layer.digest), bytes: bytes.into() });
+                }
+            }
+        }
+        let mut pushed = None;
+        if push {
+            let subject = crate::oci::Descriptor {
+                media_type: image
+                    .manifest
+                    .media_type
+                    .clone()
+                    .unwrap_or_else(|| crate::oci::media::MANIFEST.into()),
+                digest: image.digest,
+                size: image.manifest_bytes.len() as u64,
+                annotations: Default::default(),
+                platform: None,
+                artifact_type: None,
+            };
+            progress.begin(&format!("publishing the index of {}", image.name), tables + windows);
+            pushed = Some(publish::push(&image.source, &subject, parts).await?);
+            progress.end();
+        }
+        Ok(Indexed {
+            image: image.name.clone(),
+            digest: image.digest,
+            tree_bytes: tree.len() as u64,
+            table_bytes: tables,
+            window_bytes: windows,
+            layer_bytes,
+            pushed,
+        })
+    }
+}
+
+/// Keeps what a pass found, except the data file.
+fn keep(dir: &LayerDir, done: Ingested) -> Result<(), Error> {
+    let device = erofs::Device { tag: dir.blob().hex(), size: done.table.extents.data_size };
+    let tree = erofs::encode(&done.layer.tree, &[device])
+        .map_err(|e| Error::Layer { blob: *dir.blob(), why: e.to_string() })?;
+    dir.save("tree", &tree)?;
+    dir.save("windows", &done.windows)?;
+    dir.save("table", &done.table.encode())
+}
+
+/// Streams a blob in order, by several ranged requests side by side, through a pass.
+pub(crate) async fn fetch_and_ingest(
+    expected: &Expected,
+    source: &ImageSource,
+    data: Option<(std::fs::File, PathBuf)>,
+    progress: &dyn Progress,
+) -> Result<Ingested, Error> {
+    let ingest = Arc::new(Ingest::start(expected.clone(), data)?);
+    let parts: Vec<_> = if source.ranges_ignored() {
+        std::iter::once(0..expected.size).collect()
+    } else {
+        (0..expected.size).step_by(PART as usize).map(|at| at..expected.size.min(at + PART)).collect()
+    };
+    let mut fetches = futures_util::stream::iter(parts.into_iter().map(|range| {
+        let (source, blob) = (source.clone(), expected.blob);
+        let fetching = async move {
+            let mut body = source.blob_range(&blob, range.clone()).await?;
+            // The first part streams at once; later ones are gathered while they wait their turn.
+            let (to, from) = tokio::sync::mpsc::channel(1024);
+            tokio::spawn(async move {
+                loop {
+                    let next = body.next().await.transpose();
+                    let Some(next) = next else { return };
+                    let last = next.is_err();
+                    if to.send(next).await.is_err() || last {
+                        return;
+                    }
+                }
+            });
+            Ok::<_, crate::registry::RegistryError>(from)
+        };
+        // A task of its own: it goes on while an earlier part is being fed.
+        let task = tokio::spawn(fetching);
+        async move { task.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())) }
+    }))
+    .buffered(PARALLEL);
+    let mut ignored = false;
+    let mut fed = 0;
+    let mut failure = None;
+    'parts: while let Some(part) = fetches.next().await {
+        let mut part = match part {
+            Ok(part) => part,
+            Err(e) => {
+                ignored = e.is_ranges_ignored();
+                failure = Some(e);
+                break;
+            }
+        };
+        while let Some(next) = part.recv().await {
+            match next {
+                Ok(bytes) => {
+                    fed += bytes.len() as u64;
+                    progress.advance(bytes.len() as u64);
+                    if !feed(&ingest, bytes).await {
+                        break 'parts;
+                    }
+                }
+                Err(e) => {
+                    failure = Some(e);
+                    break 'parts;
+                }
+            }
+        }
+    }
+    drop(fetches);
+    if ignored {
+        // This server sends whole blobs only: the rest comes in one stream from the start.
+        failure = None;
+        let mut body = source.blob_range(&expected.blob, 0..expected.size).await?;
+        let mut skip = fed;
+        while let Some(mut bytes) = body.next().await? {
+            let cut = skip.min(bytes.len() as u64);
+            skip -= cut;
+            let bytes = bytes.split_off(cut as usize);
+            progress.advance(bytes.len() as u64);
+            if !bytes.is_empty() && !feed(&ingest, bytes).await {
+                break;
+            }
+        }
+    }
+    let ingest = Arc::into_inner(ingest).ok_or_else(|| Error::Internal("a pass has two owners".into()))?;
+    let result = tokio::task::spawn_blocking(move || ingest.finish()).await;
+    let result = result.map_err(|e| Error::Internal(e.to_string()))?;
+    match failure {
+        Some(e) => Err(e.into()),
+        None => result,
+    }
+}
+
+/// Feeding blocks while the decoder is behind, so it may not be done on an async worker's time.
+async fn feed(ingest: &Arc<Ingest>, bytes: bytes::Bytes) -> bool {
+    match ingest.try_feed(bytes) {
+        Ok(taken) => taken,
+        Err(bytes) => {
+            let ingest = Arc::clone(ingest);
+            tokio::task::spawn_blocking(move || ingest.feed(bytes)).await.unwrap_or(false)
+        }
+    }
+}

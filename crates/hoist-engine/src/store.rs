@@ -1,0 +1,171 @@
+//! What stands on disk, and where (`docs/ARCHITECTURE.md`, "Store").
+//!
+//! Files appear whole or not at all: written aside, synced, renamed. A layer's folder is named by
+//! its blob digest and, where the layout comes from a published index, by that index too, because
+//! another index may lay the same layer out otherwise.
+
+mod layer;
+mod record;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use hoist_format::digest::Digest;
+
+use crate::error::Error;
+
+pub use layer::{LayerDir, LayerState};
+pub use record::{ImageDir, RefRecord};
+
+const VERSION: &str = "hoist store 1\n";
+
+/// The store's root folder.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+}
+
+impl Store {
+    /// Opens the store, or makes one in an absent or empty folder.
+    pub fn open(root: &Path) -> Result<Self, Error> {
+        use std::os::unix::fs::DirBuilderExt;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(root)
+            .map_err(Error::io("create the store", root))?;
+        let root = root.canonicalize().map_err(Error::io("find the store", root))?;
+        let version = root.join("version");
+        match fs::read_to_string(&version) {
+            Ok(text) if text == VERSION => {}
+            Ok(text) => {
+                return Err(Error::Store {
+                    path: root,
+                    why: format!(
+                        "is of version {text:?}, this hoist reads {VERSION:?}; use another with --root"
+                    ),
+                });
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                for dir in ["images", "layers", "refs", "distrusted", "fillers", "tmp"] {
+                    let dir = root.join(dir);
+                    fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+                }
+                write_atomic(&version, VERSION.as_bytes())?;
+            }
+            Err(e) => return Err(Error::io("read", &version)(e)),
+        }
+        Ok(Self { root })
+    }
+
+    /// The root folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A layer's folder; `index` is the published index that its layout comes from, None for our own.
+    pub fn layer(&self, blob: &Digest, index: Option<&Digest>) -> LayerDir {
+        let name = match index {
+            None => blob.hex(),
+            Some(index) => format!("{}.{}", blob.hex(), index.short()),
+        };
+        LayerDir::new(self.root.join("layers").join(name), *blob)
+    }
+
+    /// An image's folder.
+    pub fn image(&self, manifest: &Digest) -> ImageDir {
+        ImageDir::new(self.root.join("images").join(manifest.hex()))
+    }
+
+    /// All images here.
+    pub fn image_digests(&self) -> Result<Vec<Digest>, Error> {
+        let dir = self.root.join("images");
+        let names = names(&dir)?;
+        Ok(names.iter().filter_map(|n| format!("sha256:{n}").parse().ok()).collect())
+    }
+
+    /// Folder names under `layers`.
+    pub fn layer_names(&self) -> Result<Vec<String>, Error> {
+        names(&self.root.join("layers"))
+    }
+
+    /// The file that remembers what a name meant.
+    pub fn ref_path(&self, name: &str) -> PathBuf {
+        let safe: String = name
+            .bytes()
+            .map(|b| match b {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'-' | b'_' => (b as char).to_string(),
+                _ => format!("%{b:02x}"),
+            })
+            .collect();
+        let name = if safe.len() <= 200 { safe } else { Digest::of(name.as_bytes()).hex() };
+        self.root.join("refs").join(format!("{name}.json"))
+    }
+
+    /// Remembers that an index lied: it is never used again.
+    pub fn distrust(&self, index: &Digest, why: &str) -> Result<(), Error> {
+        write_atomic(&self.root.join("distrusted").join(index.hex()), why.as_bytes())
+    }
+
+    /// Why an index is not used any more.
+    pub fn distrusted(&self, index: &Digest) -> Option<String> {
+        fs::read_to_string(self.root.join("distrusted").join(index.hex())).ok()
+    }
+
+    /// Is the process `pid` a filler of this store? Its file holds its start time, so that a
+    /// number that was given to another process since does not count.
+    pub fn is_filler(&self, pid: u32) -> bool {
+        let recorded = fs::read_to_string(self.root.join("fillers").join(pid.to_string()));
+        recorded.is_ok_and(|start| !start.is_empty() && start_time(pid).is_some_and(|now| now == start))
+    }
+
+    /// Is any image of this store mounted?
+    pub fn has_fillers(&self) -> bool {
+        let pids = names(&self.root.join("fillers")).unwrap_or_default();
+        pids.iter().filter_map(|p| p.parse().ok()).any(|pid| self.is_filler(pid))
+    }
+
+    /// Declares this process a filler of the store until the value is dropped.
+    pub fn become_filler(&self) -> Result<FillerMark, Error> {
+        let pid = std::process::id();
+        let path = self.root.join("fillers").join(pid.to_string());
+        write_atomic(&path, start_time(pid).unwrap_or_default().as_bytes())?;
+        Ok(FillerMark(path))
+    }
+}
+
+/// See [`Store::become_filler`].
+#[derive(Debug)]
+pub struct FillerMark(PathBuf);
+
+impl Drop for FillerMark {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Field 22 of `/proc/PID/stat` (proc(5)): start time in clock ticks since boot.
+fn start_time(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let after_name = stat.rsplit_once(") ")?.1;
+    after_name.split(' ').nth(19).map(str::to_owned)
+}
+
+/// The names in a folder that are UTF-8; ours all are.
+fn names(dir: &Path) -> Result<Vec<String>, Error> {
+    let entries = fs::read_dir(dir).map_err(Error::io("list", dir))?;
+    let mut names: Vec<_> = entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Writes a file whole or not at all, and only once its bytes are on disk.
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let dir = path.parent().expect("a store path has a parent");
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(Error::io("write in", dir))?;
+    file.write_all(bytes).map_err(Error::io("write", path))?;
+    file.as_file().sync_data().map_err(Error::io("sync", path))?;
+    file.persist(path).map_err(|e| Error::io("rename to", path)(e.error))?;
+    Ok(())
+}

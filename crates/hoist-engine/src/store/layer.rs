@@ -1,0 +1,125 @@
+//! A layer's folder: `table`, `windows`, `tree` (own layouts only), `data`, `blob` (fetched
+//! compressed bytes, kept until the layer is verified), `present` and `state.json`.
+
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use hoist_format::digest::Digest;
+use hoist_format::table::Table;
+use serde::{Deserialize, Serialize};
+
+use super::write_atomic;
+use crate::error::Error;
+
+/// What is known of a layer as a whole.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerState {
+    /// Every extent is in the data file and synced.
+    pub complete: bool,
+    /// Blob digest and diffID were checked over the whole layer, and layout and data with them.
+    pub verified: bool,
+    /// The layout was found to lie: nothing of this folder is served.
+    pub lied: Option<String>,
+}
+
+/// Folder of one layer in one layout.
+#[derive(Debug, Clone)]
+pub struct LayerDir {
+    path: PathBuf,
+    blob: Digest,
+}
+
+impl LayerDir {
+    pub(super) fn new(path: PathBuf, blob: Digest) -> Self {
+        Self { path, blob }
+    }
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+    /// The layer's blob digest.
+    pub fn blob(&self) -> &Digest {
+        &self.blob
+    }
+    /// A file in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+    /// Makes the folder.
+    pub fn create(&self) -> Result<(), Error> {
+        fs::create_dir_all(&self.path).map_err(Error::io("create", &self.path))
+    }
+    /// The layer's state; the default when there is none.
+    pub fn state(&self) -> LayerState {
+        let bytes = fs::read(self.file("state.json")).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+    /// Keeps the state.
+    pub fn save_state(&self, state: &LayerState) -> Result<(), Error> {
+        let bytes = serde_json::to_vec(state).map_err(|e| Error::Internal(e.to_string()))?;
+        write_atomic(&self.file("state.json"), &bytes)
+    }
+    /// The stored table's bytes.
+    pub fn table_bytes(&self) -> Option<Vec<u8>> {
+        fs::read(self.file("table")).ok()
+    }
+    /// The table, if one is here.
+    pub fn table(&self) -> Result<Option<Table>, Error> {
+        let Some(bytes) = self.table_bytes() else { return Ok(None) };
+        let table = Table::decode(&bytes).map_err(|e| Error::Store {
+            path: self.file("table"),
+            why: format!("is damaged: {e}; remove the image with `hoist rm` and pull it again"),
+        })?;
+        Ok(Some(table))
+    }
+    /// Keeps a table.
+    pub fn save(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.create()?;
+        write_atomic(&self.file(name), bytes)
+    }
+    /// Opens (making it if absent) a sparse file of the layer, of at least `size` bytes.
+    pub fn open_sparse(&self, name: &str, size: u64) -> Result<File, Error> {
+        let path = self.file(name);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(Error::io("open", &path))?;
+        let have = file.metadata().map_err(Error::io("look at", &path))?.len();
+        if have < size {
+            file.set_len(size).map_err(Error::io("size", &path))?;
+        }
+        Ok(file)
+    }
+    /// Which extents are on disk for good: the bits of `present`, none where it is damaged.
+    pub fn load_presence(&self, extents: usize) -> Vec<u8> {
+        let want = extents.div_ceil(8);
+        match fs::read(self.file("present")) {
+            Ok(b) if b.len() == want + 32 && blake3::hash(&b[32..]).as_bytes()[..] == b[..32] => {
+                b[32..].to_vec()
+            }
+            _ => vec![0; want],
+        }
+    }
+    /// Records which extents are on disk. To be called only after the data file was synced.
+    pub fn save_presence(&self, bits: &[u8]) -> Result<(), Error> {
+        let mut bytes = blake3::hash(bits).as_bytes().to_vec();
+        bytes.extend_from_slice(bits);
+        write_atomic(&self.file("present"), &bytes)
+    }
+    /// Takes the layer out of service: what it holds is thrown away, the reason stays.
+    pub fn condemn(&self, why: &str) -> Result<(), Error> {
+        self.save_state(&LayerState { lied: Some(why.to_owned()), ..LayerState::default() })?;
+        for name in ["present", "blob", "windows"] {
+            let _ = fs::remove_file(self.file(name));
+        }
+        // A mount may still hold the data file: empty it rather than only unlink it.
+        if let Ok(file) = OpenOptions::new().write(true).open(self.file("data")) {
+            let size = file.metadata().map(|m| m.len()).unwrap_or(0);
+            let _ = hoist_sys::file::punch_hole(&file, 0, size);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,79 @@
+//! An image's folder and the names that point at it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use hoist_format::digest::Digest;
+use serde::{Deserialize, Serialize};
+
+use super::{Store, write_atomic};
+use crate::error::Error;
+
+/// What a name meant when it was last resolved, so that it works without a registry.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RefRecord {
+    /// The name as it was resolved.
+    pub name: String,
+    /// The image manifest.
+    pub manifest: Digest,
+}
+
+/// Folder of one image: `manifest.json`, `config.json` and EROFS images of the merged tree.
+#[derive(Debug, Clone)]
+pub struct ImageDir {
+    path: PathBuf,
+}
+
+impl ImageDir {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+    /// The merged tree as the kernel mounts it, per index as layers are.
+    pub fn tree_path(&self, index: Option<&Digest>) -> PathBuf {
+        self.path.join(match index {
+            None => "tree.erofs".to_owned(),
+            Some(index) => format!("tree.{}.erofs", index.short()),
+        })
+    }
+    /// Manifest and config, if both are here and still what their digests say.
+    pub fn load(&self, manifest: &Digest) -> Option<(Vec<u8>, Vec<u8>)> {
+        let bytes = fs::read(self.path.join("manifest.json")).ok()?;
+        let config = fs::read(self.path.join("config.json")).ok()?;
+        (Digest::of(&bytes) == *manifest).then_some((bytes, config))
+    }
+    /// Keeps manifest and config.
+    pub fn save(&self, manifest: &[u8], config: &[u8]) -> Result<(), Error> {
+        fs::create_dir_all(&self.path).map_err(Error::io("create", &self.path))?;
+        write_atomic(&self.path.join("config.json"), config)?;
+        write_atomic(&self.path.join("manifest.json"), manifest)
+    }
+    /// Keeps a merged tree.
+    pub fn save_tree(&self, index: Option<&Digest>, erofs: &[u8]) -> Result<PathBuf, Error> {
+        fs::create_dir_all(&self.path).map_err(Error::io("create", &self.path))?;
+        let path = self.tree_path(index);
+        write_atomic(&path, erofs)?;
+        Ok(path)
+    }
+}
+
+impl Store {
+    /// What a name meant.
+    pub fn lookup(&self, name: &str) -> Option<RefRecord> {
+        serde_json::from_slice(&fs::read(self.ref_path(name)).ok()?).ok()
+    }
+    /// Remembers what a name means.
+    pub fn remember(&self, record: &RefRecord) -> Result<(), Error> {
+        let bytes = serde_json::to_vec(record).map_err(|e| Error::Internal(e.to_string()))?;
+        write_atomic(&self.ref_path(&record.name), &bytes)
+    }
+    /// All names.
+    pub fn refs(&self) -> Result<Vec<RefRecord>, Error> {
+        let dir = self.root().join("refs");
+        let files = super::names(&dir)?;
+        Ok(files.iter().filter_map(|f| serde_json::from_slice(&fs::read(dir.join(f)).ok()?).ok()).collect())
+    }
+}

@@ -1,0 +1,54 @@
+//! What the kernel offers on files and std does not: holes, cache advice, writeback, identity.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use rustix::fs::FallocateFlags;
+
+/// Frees a range of a file; it reads as zeros afterwards.
+///
+/// # Errors
+/// The kernel's.
+pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    if len > 0 {
+        rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)?;
+    }
+    Ok(())
+}
+
+/// Drops clean cached pages of a range (len 0: to the end).
+///
+/// # Errors
+/// The kernel's.
+pub fn fadvise_dontneed(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    Ok(rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(len), rustix::fs::Advice::DontNeed)?)
+}
+
+/// Starts writing a range's dirty pages to disk, without waiting for it.
+///
+/// # Errors
+/// The kernel's.
+pub fn sync_range(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let (offset, len) = (offset.cast_signed(), len.cast_signed());
+    // SAFETY: takes an open descriptor and integers.
+    let done = unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Device and inode number of an open file: what tells files apart.
+///
+/// # Errors
+/// The kernel's.
+pub fn identity(fd: &impl AsFd) -> io::Result<(u64, u64)> {
+    let stat = rustix::fs::fstat(fd)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// The kernel's id of this boot (`/proc/sys/kernel/random/boot_id`), 36 characters.
+///
+/// # Errors
+/// Where /proc is not mounted.
+pub fn boot_id() -> io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}

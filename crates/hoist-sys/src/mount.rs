@@ -1,0 +1,99 @@
+//! Mounting through the kernel's own calls: util-linux's `mount` would slip in a loop device.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::CWD;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, move_mount,
+};
+
+fn c(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+/// Adds the kernel's own words, which a file system context keeps for its opener to read.
+fn explain(context: &impl AsFd, doing: &str, error: rustix::io::Errno) -> io::Error {
+    let mut words = String::new();
+    let mut line = [0; 512];
+    while let Ok(n) = rustix::io::read(context, &mut line) {
+        if n == 0 {
+            break;
+        }
+        words.push_str("; ");
+        words.push_str(String::from_utf8_lossy(&line[..n]).trim_start_matches("e ").trim());
+    }
+    let error = io::Error::from(error);
+    io::Error::new(error.kind(), format!("{doing}: {error}{words}"))
+}
+
+/// Mounts the EROFS image file `image`, read-only, its external devices in order, on folder `target`.
+///
+/// # Errors
+/// With the kernel's own words. ENOTBLK is a kernel without file-backed EROFS (Linux 6.12).
+pub fn erofs(image: &Path, devices: &[&Path], target: &Path) -> io::Result<()> {
+    let open = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC);
+    let fs = open
+        .map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("this kernel has no EROFS ({e})")))?;
+    let set = |key: &str, path: &Path| {
+        fsconfig_set_string(fs.as_fd(), key, c(path)?)
+            .map_err(|e| explain(&fs, &format!("setting {key}={}", path.display()), e))
+    };
+    set("source", image)?;
+    devices.iter().try_for_each(|d| set("device", d))?;
+    finish(&fs, "mounting EROFS", target, MountAttrFlags::MOUNT_ATTR_RDONLY)
+}
+
+fn finish(fs: &impl AsFd, doing: &str, target: &Path, attributes: MountAttrFlags) -> io::Result<()> {
+    fsconfig_create(fs.as_fd()).map_err(|e| explain(fs, doing, e))?;
+    let mount =
+        fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(|e| explain(fs, doing, e))?;
+    move_mount(mount.as_fd(), "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(|e| explain(fs, &format!("attaching to {}", target.display()), e))
+}
+
+/// Unmounts `target`; `lazy` detaches it even while it is in use.
+///
+/// # Errors
+/// EBUSY while in use; EINVAL where nothing is mounted.
+pub fn unmount(target: &Path, lazy: bool) -> io::Result<()> {
+    let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    Ok(rustix::mount::unmount(target, flags | UnmountFlags::NOFOLLOW)?)
+}
+
+/// Waits until the mount table changes, or for at most `longest`. A change that happened before the
+/// call is not seen: look again at least as often as `longest`.
+///
+/// # Errors
+/// Where /proc is not mounted.
+pub fn wait_for_change(longest: std::time::Duration) -> io::Result<()> {
+    let table = std::fs::File::open("/proc/self/mountinfo")?;
+    let timeout = rustix::event::Timespec::try_from(longest).map_err(io::Error::other)?;
+    // proc(5): a changed mount table is a priority event and an error on its file.
+    let mut fds = [rustix::event::PollFd::new(&table, rustix::event::PollFlags::PRI)];
+    rustix::event::poll(&mut fds, Some(&timeout))?;
+    Ok(())
+}
+
+/// Is something mounted on this very path (absolute, canonical)?
+///
+/// # Errors
+/// Where /proc is not mounted.
+pub fn is_mountpoint(path: &Path) -> io::Result<bool> {
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    // proc(5): field 5 is the mount point, with space, tab, newline and backslash in octal.
+    let wanted: Vec<u8> = path
+        .as_os_str()
+        .as_bytes()
+        .iter()
+        .flat_map(|&b| match b {
+            b' ' | b'\t' | b'\n' | b'\\' => format!("\\{b:03o}").into_bytes(),
+            _ => vec![b],
+        })
+        .collect();
+    Ok(table.split(|&b| b == b'\n').any(|line| line.split(|&b| b == b' ').nth(4) == Some(&wanted)))
+}
