@@ -9,6 +9,7 @@ mod buffer;
 mod checkpoint;
 mod gzip;
 mod header;
+mod probe;
 mod span_decoder;
 mod stream_decoder;
 mod window;

@@ -2,10 +2,12 @@
 
 use hoist_sys::inflate::WINDOW;
 
-use super::window;
+use super::CodecError;
+use super::probe::Probe;
+use super::window::Compressor;
 use crate::span::{Codec, Span, SpanTable};
 
-/// Output between gzip checkpoints, bytes, at least: a reader decodes half of it for nothing.
+/// Output between gzip checkpoints, bytes, at least.
 const GZIP_SPAN: u64 = 1024 * 1024;
 /// Output between zstd and plain ones, which cost no window.
 const FREE_SPAN: u64 = 256 * 1024;
@@ -18,11 +20,23 @@ pub(super) struct Checkpoints {
     spans: Vec<Span>,
     windows: Vec<u8>,
     stored_windows: u64,
+    /// The window of the last span, until it is known what of it is needed.
+    pending: Option<Vec<u8>>,
+    probe: Option<Probe>,
+    compressor: Option<Compressor>,
 }
 
 impl Checkpoints {
     pub fn new(codec: Codec) -> Self {
-        Self { codec, spans: vec![Span::default()], windows: Vec::new(), stored_windows: 0 }
+        Self {
+            codec,
+            spans: vec![Span::default()],
+            windows: Vec::new(),
+            stored_windows: 0,
+            pending: None,
+            probe: None,
+            compressor: None,
+        }
     }
 
     fn since_last(&self, stream: u64) -> u64 {
@@ -41,7 +55,7 @@ impl Checkpoints {
 
     /// Whether a window more stays within what the blob so far allows.
     pub fn affordable(&self, blob: u64) -> bool {
-        let mean = (self.windows.len() as u64).checked_div(self.stored_windows).unwrap_or(WINDOW as u64 / 4);
+        let mean = (self.windows.len() as u64).checked_div(self.stored_windows).unwrap_or(WINDOW as u64 / 8);
         self.windows.len() as u64 + mean <= blob / BLOB_PER_WINDOW
     }
 
@@ -59,25 +73,71 @@ impl Checkpoints {
         }
     }
 
-    /// The middle of a gzip member, between two deflate blocks.
-    pub fn raw(&mut self, stream: u64, blob: u64, bits: u8, history: &[u8]) -> std::io::Result<()> {
-        let stored = if history.is_empty() { Vec::new() } else { window::compress(history)? };
-        let window_digest = if stored.is_empty() { [0; 32] } else { *blake3::hash(&stored).as_bytes() };
+    /// The middle of a gzip member, between two deflate blocks. `byte` is the one before `blob`,
+    /// of which the next block has the high `bits`. [`Self::follow`] must have all data after it.
+    pub fn raw(
+        &mut self,
+        stream: u64,
+        blob: u64,
+        (bits, byte): (u8, u8),
+        history: &[u8],
+    ) -> Result<(), CodecError> {
+        self.settle()?;
         self.spans.push(Span {
             stream_offset: stream,
             blob_offset: blob,
             bits,
             raw: true,
-            window_offset: self.windows.len() as u64,
-            window_len: stored.len() as u32,
-            window_digest,
+            ..Span::default()
         });
-        self.windows.extend_from_slice(&stored);
         self.stored_windows += 1;
+        if !history.is_empty() {
+            let probe = match &mut self.probe {
+                Some(probe) => probe,
+                none => none.insert(Probe::new().map_err(CodecError::Setup)?),
+            };
+            probe.start(history.len(), bits, byte).map_err(CodecError::Setup)?;
+            self.pending = Some(history.to_vec());
+        }
         Ok(())
     }
 
-    pub fn finish(mut self, stream_size: u64, blob_size: u64) -> (SpanTable, Vec<u8>) {
+    /// The member's next data.
+    pub fn follow(&mut self, data: &[u8]) -> Result<(), CodecError> {
+        if self.pending.is_some()
+            && let Some(probe) = &mut self.probe
+            && !probe.follow(data).map_err(CodecError::Setup)?
+        {
+            self.settle()?;
+        }
+        Ok(())
+    }
+
+    /// Nothing more can refer to the last span's window: stores what is needed of it.
+    pub fn settle(&mut self) -> Result<(), CodecError> {
+        let (Some(mut window), Some(probe)) = (self.pending.take(), &self.probe) else {
+            return Ok(());
+        };
+        if !probe.clear_unused(&mut window) {
+            return Ok(());
+        }
+        let zstd = |e: std::io::Error| CodecError::ZstdSetup(e.to_string());
+        let compressor = match &mut self.compressor {
+            Some(compressor) => compressor,
+            none => none.insert(Compressor::new().map_err(zstd)?),
+        };
+        let stored = compressor.compress(&window).map_err(zstd)?;
+        if let Some(span) = self.spans.last_mut() {
+            span.window_offset = self.windows.len() as u64;
+            span.window_len = stored.len() as u32;
+            span.window_digest = *blake3::hash(&stored).as_bytes();
+            self.windows.extend_from_slice(&stored);
+        }
+        Ok(())
+    }
+
+    pub fn finish(mut self, stream_size: u64, blob_size: u64) -> Result<(SpanTable, Vec<u8>), CodecError> {
+        self.settle()?;
         // A span that gives nothing is none.
         while self.spans.len() > 1 && self.spans.last().is_some_and(|s| s.stream_offset >= stream_size) {
             if let Some(s) = self.spans.pop()
@@ -86,6 +146,6 @@ impl Checkpoints {
                 self.windows.truncate(s.window_offset as usize);
             }
         }
-        (SpanTable { codec: self.codec, blob_size, stream_size, spans: self.spans }, self.windows)
+        Ok((SpanTable { codec: self.codec, blob_size, stream_size, spans: self.spans }, self.windows))
     }
 }

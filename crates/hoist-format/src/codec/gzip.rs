@@ -26,6 +26,8 @@ pub(super) struct Gzip {
     crc: u32,
     member_start: u64,
     check: bool,
+    /// The last byte of deflate data consumed.
+    last: u8,
     /// Bytes of the blob consumed, from its start.
     pub at: u64,
     limit: u64,
@@ -36,7 +38,7 @@ impl Gzip {
     pub fn at_member(at: u64, stream: u64, limit: u64, check: bool) -> Result<Self, CodecError> {
         let inflate = Inflate::raw().map_err(CodecError::Setup)?;
         let state = State::Header(Header::default());
-        Ok(Self { state, inflate, crc: 0, member_start: stream, check, at, limit })
+        Ok(Self { state, inflate, crc: 0, member_start: stream, check, last: 0, at, limit })
     }
 
     /// In the middle of a member; `at` counts the shared byte if there are `bits`.
@@ -46,7 +48,7 @@ impl Gzip {
             inflate.set_dictionary(&window).map_err(CodecError::Setup)?;
         }
         let state = if bits > 0 { State::Prime(bits) } else { State::Body };
-        Ok(Self { state, inflate, crc: 0, member_start: 0, check: false, at, limit })
+        Ok(Self { state, inflate, crc: 0, member_start: 0, check: false, last: 0, at, limit })
     }
 
     fn damaged(&self, what: &'static str) -> CodecError {
@@ -134,7 +136,7 @@ impl Gzip {
         &mut self,
         input: &mut &[u8],
         buf: &mut Buffer,
-        spans: Option<&mut Checkpoints>,
+        mut spans: Option<&mut Checkpoints>,
         out: &mut dyn FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<bool, E> {
         buf.make_room(out)?;
@@ -153,13 +155,21 @@ impl Gzip {
         if self.check {
             self.crc = crc32(self.crc, &room[..step.produced]);
         }
-        *input = &input[step.consumed..];
+        let (taken, rest) = input.split_at(step.consumed);
+        *input = rest;
+        self.last = taken.last().copied().unwrap_or(self.last);
+        if let Some(spans) = spans.as_deref_mut() {
+            spans.follow(taken)?;
+        }
         self.at += step.consumed as u64;
         buf.produced(step.produced);
         if buf.total > self.limit {
             return Err(CodecError::TooLarge { limit: self.limit }.into());
         }
         if step.end {
+            if let Some(spans) = spans {
+                spans.settle()?;
+            }
             self.state = State::Trailer([0; 8], 0);
             return Ok(true);
         }
@@ -167,9 +177,7 @@ impl Gzip {
             && buf.total >= spans.next_raw()
         {
             let own = usize::try_from(buf.total - self.member_start).unwrap_or(usize::MAX).min(WINDOW);
-            spans
-                .raw(buf.total, self.at, bits, buf.last(own))
-                .map_err(|e| CodecError::ZstdSetup(e.to_string()))?;
+            spans.raw(buf.total, self.at, (bits, self.last), buf.last(own))?;
         }
         Ok(step.consumed > 0 || step.produced > 0)
     }

@@ -99,7 +99,7 @@ impl StreamDecoder {
         if !complete {
             return Err(CodecError::Truncated { codec: self.codec, at: blob_size });
         }
-        let (spans, windows) = self.spans.finish(stream_size, blob_size);
+        let (spans, windows) = self.spans.finish(stream_size, blob_size)?;
         Ok(Decoded { spans, windows })
     }
 }
