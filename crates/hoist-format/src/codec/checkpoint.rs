@@ -67,7 +67,13 @@ impl Checkpoints {
             // Nothing came out since the last one (skippable frames, empty members): start later.
             Some(last) if last.stream_offset == stream && !last.raw && stream > 0 => last.blob_offset = blob,
             _ if since >= min => {
-                self.spans.push(Span { stream_offset: stream, blob_offset: blob, ..Span::default() });
+                let window_offset = self.windows.len() as u64;
+                self.spans.push(Span {
+                    stream_offset: stream,
+                    blob_offset: blob,
+                    window_offset,
+                    ..Span::default()
+                });
             }
             _ => {}
         }
@@ -128,7 +134,6 @@ impl Checkpoints {
         };
         let stored = compressor.compress(&window).map_err(zstd)?;
         if let Some(span) = self.spans.last_mut() {
-            span.window_offset = self.windows.len() as u64;
             span.window_len = stored.len() as u32;
             span.window_digest = *blake3::hash(&stored).as_bytes();
             self.windows.extend_from_slice(&stored);
