@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use hoist_format::codec::{CodecError, Decoded, SpanDecoder, StreamDecoder};
 use hoist_format::digest::Digest;
 use hoist_format::extent::ExtentTable;
-use hoist_format::span::Codec;
+use hoist_format::span::{Codec, Span, SpanTable};
 use hoist_format::table::Table;
 use serde_json::Value;
 
@@ -184,14 +184,24 @@ fn hostile_tables() {
     let (_, Decoded { spans, .. }) = decode(Codec::Gzip, &blob, 999).unwrap();
     assert!(SpanDecoder::new(&spans, 9, None).is_err());
     for change in [
-        (|t: &mut hoist_format::span::Span| t.bits = 3) as fn(&mut hoist_format::span::Span),
-        |t: &mut hoist_format::span::Span| (t.bits, t.raw, t.blob_offset) = (9, true, 5),
-        |t: &mut hoist_format::span::Span| t.blob_offset = u64::MAX,
-        |t: &mut hoist_format::span::Span| t.stream_offset = u64::MAX,
-        |t: &mut hoist_format::span::Span| (t.raw, t.window_len) = (true, 7),
+        (|t: &mut Span| t.bits = 3) as fn(&mut Span),
+        |t: &mut Span| (t.bits, t.raw, t.blob_offset) = (9, true, 5),
+        |t: &mut Span| t.blob_offset = u64::MAX,
+        |t: &mut Span| t.stream_offset = u64::MAX,
+        |t: &mut Span| (t.raw, t.window_len) = (true, 7),
     ] {
         let mut bad = spans.clone();
         change(&mut bad.spans[0]);
         assert!(SpanDecoder::new(&bad, 0, Some(b"not one")).is_err());
+    }
+}
+
+/// Found by fuzzing: a span near the end of a blob of 2^64 bytes overflowed its offset.
+#[test]
+fn span_at_the_end_of_64_bits() {
+    for codec in [Codec::Plain, Codec::Gzip, Codec::Zstd] {
+        let span = Span { blob_offset: u64::MAX, stream_offset: u64::MAX, ..Span::default() };
+        let table = SpanTable { codec, blob_size: u64::MAX, stream_size: u64::MAX, spans: vec![span] };
+        assert!(matches!(SpanDecoder::new(&table, 0, None), Err(CodecError::Table { .. })));
     }
 }

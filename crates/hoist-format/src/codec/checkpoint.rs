@@ -94,6 +94,7 @@ impl Checkpoints {
             blob_offset: blob,
             bits,
             raw: true,
+            window_offset: self.windows.len() as u64,
             ..Span::default()
         });
         self.stored_windows += 1;

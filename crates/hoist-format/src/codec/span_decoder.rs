@@ -6,6 +6,7 @@ use super::window;
 use super::zstd::Zstd;
 use super::{CodecError, WindowError};
 use crate::span::{Codec, SpanTable};
+use crate::table::MAX_SIZE;
 
 /// Decodes from the start of a span for as long as input comes, following spans included (they
 /// need no windows then). It checks no gzip checksums, which a span does not hold: digests of the
@@ -33,6 +34,10 @@ impl SpanDecoder {
         let s = table.spans.get(span).ok_or(bad("there is no such span"))?;
         let shared = u64::from(s.bits > 0);
         let start = s.blob_offset.checked_sub(shared).ok_or(bad("bits before the blob's start"))?;
+        // Also keeps sums of offsets and lengths from overflowing.
+        if table.blob_size > MAX_SIZE || table.stream_size > MAX_SIZE {
+            return Err(bad("the blob or its stream is of more than 8 TiB"));
+        }
         if start > table.blob_size || s.stream_offset > table.stream_size {
             return Err(bad("it starts after the end"));
         }
