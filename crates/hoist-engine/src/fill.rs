@@ -11,8 +11,9 @@ mod plan;
 mod windows;
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use hoist_format::codec::CodecError;
 use hoist_format::extent::BLOCK;
@@ -95,6 +96,8 @@ pub struct LayerFill {
     dir: LayerDir,
     table: Table,
     data: File,
+    /// A descriptor whose writes raise no events, where `data`'s do.
+    writer: OnceLock<File>,
     blob: File,
     /// One bit per extent: published.
     live: SharedBits,
@@ -140,6 +143,7 @@ impl LayerFill {
             dir,
             table,
             data,
+            writer: OnceLock::new(),
             blob,
             live,
             kept,
@@ -157,6 +161,12 @@ impl LayerFill {
     /// The sparse data file, opened before any mark was set on it.
     pub fn data(&self) -> &File {
         &self.data
+    }
+    /// Writes through this descriptor of the data file from now on, as it raises no events.
+    pub fn adopt_writer(&self, event: &OwnedFd) {
+        if let Ok(fd) = event.try_clone() {
+            let _ = self.writer.set(fd.into());
+        }
     }
     /// The layer's folder.
     pub fn dir(&self) -> &LayerDir {

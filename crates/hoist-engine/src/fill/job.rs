@@ -182,7 +182,11 @@ impl LayerFill {
         if let Some(why) = self.condemned() {
             return Err(FillError::Lied(why));
         }
-        self.data.write_all_at(bytes, extent.data_offset).map_err(|e| FillError::Store(Arc::new(e)))?;
+        self.writer
+            .get()
+            .unwrap_or(&self.data)
+            .write_all_at(bytes, extent.data_offset)
+            .map_err(|e| FillError::Store(Arc::new(e)))?;
         self.live.set(i as u64);
         self.dirty.store(true, Ordering::Release);
         Ok(())

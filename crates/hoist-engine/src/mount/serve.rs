@@ -18,7 +18,6 @@ use crate::error::Error;
 use crate::fill::{FillCounts, FillError, LayerFill};
 use crate::image::Image;
 use crate::ingest::Ingest;
-use crate::store::Store;
 
 /// The data file's cached pages are given back this often.
 const TRIM_EVERY: Duration = Duration::from_millis(250);
@@ -31,12 +30,12 @@ pub struct Server {
     layers: Vec<MountedLayer>,
     by_identity: HashMap<(u64, u64), Arc<LayerFill>>,
     counts: Arc<FillCounts>,
-    store: Store,
     timeout: Duration,
     runtime: tokio::runtime::Handle,
     in_work: InWork,
     keeper: Mutex<Option<Keeper>>,
     stopping: AtomicBool,
+    probing: AtomicBool,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
@@ -77,12 +76,12 @@ impl Server {
             layers,
             by_identity,
             counts,
-            store: engine.store.clone(),
             timeout: engine.config.read_timeout,
             runtime: tokio::runtime::Handle::current(),
             in_work,
             keeper: Mutex::new(keeper),
             stopping: AtomicBool::new(false),
+            probing: AtomicBool::new(true),
             thread: Mutex::new(None),
         });
         if lazy {
@@ -91,7 +90,19 @@ impl Server {
             *server.thread.lock().unwrap_or_else(PoisonError::into_inner) =
                 Some(thread.map_err(|e| text(&e))?);
         }
+        server.probe_writers();
         Ok(server)
+    }
+
+    /// A data file that was opened after another process had marked it raises events for our own
+    /// writes. The descriptor that comes with an event never does: one harmless read of our own,
+    /// before anything is mounted, brings it.
+    fn probe_writers(&self) {
+        use std::os::unix::fs::FileExt;
+        self.lazy().for_each(|fill| {
+            let _ = fill.data().read_at(&mut [0], 0);
+        });
+        self.probing.store(false, Ordering::Release);
     }
 
     /// The data files in the order of the image's layers.
@@ -136,9 +147,12 @@ impl Server {
         };
         let (start, end) = (event.offset, event.offset.saturating_add(event.count));
         let pid = event.pid.unsigned_abs();
-        let own_write =
-            pid == std::process::id() || (!fill.is_present(start, end) && self.store.is_filler(pid));
-        if own_write || (fill.condemned().is_none() && fill.is_present(start, end)) {
+        if pid == std::process::id() && self.probing.load(Ordering::Acquire) {
+            fill.adopt_writer(&event.fd);
+            self.reply(&event, Answer::Allow);
+            return slot.end();
+        }
+        if fill.condemned().is_none() && fill.is_present(start, end) {
             self.reply(&event, Answer::Allow);
             return slot.end();
         }
