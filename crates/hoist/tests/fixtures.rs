@@ -1,0 +1,129 @@
+//! The awkward image, as containerd unpacked it, through a real mount and a real registry.
+
+mod node;
+
+use hoist_testkit::{Exceptions, Fault, FaultKind, When, compare_tree, fixtures_dir, walk};
+use node::{Mounted, Node, Published, count};
+
+fn published(format: &str) -> Published {
+    Published::indexed(&fixtures_dir().unwrap().join(format))
+}
+
+fn assert_right(mount: &Mounted) {
+    let differences = compare_tree(mount.root(), &Exceptions::full()).unwrap();
+    assert_eq!(differences, [""; 0], "{} differences", differences.len());
+}
+
+fn is_right_lazily_and_pulled_and_without_a_registry(format: &str) {
+    let image = published(format);
+    let lazy = Node::new();
+    let mount = lazy.mount(&image.name, &[]);
+    assert_right(&mount);
+    let stats = mount.unmount();
+    assert!(count(&stats, "demand_stalls") > 0, "{format} was not lazy: {stats}");
+
+    let pulled = Node::new();
+    pulled.says(&["pull", &image.name]);
+    image.proxy.reset();
+    let by_digest = format!("{}@{}", image.name, image.digest);
+    let mount = pulled.mount(&by_digest, &[]);
+    assert_right(&mount);
+    let stats = mount.unmount();
+    assert_eq!((count(&stats, "requests"), image.proxy.stats().requests), (0, 0), "{stats}");
+    let Published { proxy, registry, name, .. } = image;
+    drop((proxy, registry));
+    assert_right(&pulled.mount(&name, &[]));
+    assert_right(&pulled.mount(&by_digest, &[]));
+}
+
+#[test]
+fn plain_tar() {
+    is_right_lazily_and_pulled_and_without_a_registry("tar");
+}
+
+#[test]
+fn gzip() {
+    is_right_lazily_and_pulled_and_without_a_registry("gzip");
+}
+
+#[test]
+fn gzip_of_several_members() {
+    is_right_lazily_and_pulled_and_without_a_registry("gzip-multimember");
+}
+
+#[test]
+fn zstd() {
+    is_right_lazily_and_pulled_and_without_a_registry("zstd");
+}
+
+/// What is fetched by a second mount of a store is kept from the first.
+#[test]
+fn what_was_fetched_stays() {
+    let image = published("gzip");
+    let node = Node::new();
+    let mount = node.mount(&image.name, &[]);
+    assert_right(&mount);
+    mount.unmount();
+    image.proxy.reset();
+    let mount = node.mount(&image.name, &[]);
+    assert_right(&mount);
+    let stats = mount.unmount();
+    let blobs = image.proxy.log().iter().filter(|r| r.path.contains("/blobs/")).count();
+    assert_eq!((blobs, count(&stats, "demand_bytes")), (0, 0), "{stats} {:?}", image.proxy.log());
+}
+
+/// Names cost the index's small part; a small file costs a small part of its layer.
+#[test]
+fn little_is_fetched_for_little() {
+    for (format, most) in [("tar", 10), ("gzip", 2)] {
+        let image = published(format);
+        let layers: u64 = layer_sizes(&image);
+        let node = Node::new();
+        let mount = node.mount(&image.name, &[]);
+        let names = hoist_testkit::reading::walk(mount.root()).unwrap();
+        assert!(names.paths > 2000, "{names:?}");
+        assert_eq!(requests_of_layers(&image), 0, "{format}: {:?}", image.proxy.log());
+        let etc = walk(&mount.root().join("etc")).unwrap();
+        assert!(etc.values().any(|entry| entry.kind == "reg"));
+        let stats = mount.unmount();
+        assert!(requests_of_layers(&image) > 0);
+        let wire = count(&stats, "wire_bytes");
+        assert!(wire < layers / most, "{format}: {wire} of {layers} bytes: {stats}");
+    }
+}
+
+fn manifest(image: &Published) -> serde_json::Value {
+    let path = format!("/v2/{}/manifests/{}", node::REPO, image.digest);
+    let accept = [("accept", "application/vnd.oci.image.manifest.v1+json")];
+    let found = hoist_testkit::http::get(&image.registry.host(), &path, &accept).unwrap();
+    serde_json::from_slice(&found.body).unwrap()
+}
+
+fn layer_sizes(image: &Published) -> u64 {
+    manifest(image)["layers"].as_array().unwrap().iter().map(|l| l["size"].as_u64().unwrap()).sum()
+}
+
+fn requests_of_layers(image: &Published) -> usize {
+    let manifest = manifest(image);
+    let layers: Vec<_> = manifest["layers"].as_array().unwrap().iter().collect();
+    let log = image.proxy.log();
+    log.iter().filter(|r| layers.iter().any(|l| r.path.contains(l["digest"].as_str().unwrap()))).count()
+}
+
+/// A registry that lost our own tag, as one that was copied by another tool: the tag of referrers stays.
+#[test]
+fn an_index_is_found_among_the_referrers() {
+    let image = published("gzip");
+    let gone = FaultKind::Status(404, vec![]);
+    image.proxy.inject(Fault::new(format!("manifests/{}", image.index_tag()), When::Always, gone));
+    let node = Node::new();
+    let told: serde_json::Value =
+        serde_json::from_str(&node.says(&["inspect", "--json", &image.name])).unwrap();
+    assert_eq!(told["lazy"], true, "{told}");
+    let fallback = format!("/manifests/{}", image.digest.replace(':', "-"));
+    assert!(image.proxy.log().iter().any(|r| r.path.ends_with(&fallback)), "{:?}", image.proxy.log());
+    let mount = Node::mount(&node, &image.name, &[]);
+    assert_right(&mount);
+    let stats = mount.unmount();
+    assert!(count(&stats, "demand_stalls") > 0, "{stats}");
+}

@@ -1,0 +1,228 @@
+//! A node as the tests see it: the real binary with a store of its own, and images in a real registry.
+// Each test program uses its own part of this.
+#![allow(dead_code)]
+
+pub mod tree;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use hoist_testkit::{Proxy, ProxyOptions, Registry, process, push_layout};
+use serde_json::Value;
+
+/// A machine that runs hoist. What is mounted below its folder is unmounted at its end.
+pub struct Node {
+    dir: tempfile::TempDir,
+    store: PathBuf,
+}
+
+impl Node {
+    /// With an empty store.
+    pub fn new() -> Node {
+        let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().join("store");
+        Node { dir, store }
+    }
+
+    /// With its store in a folder of the test's own.
+    pub fn with_store(store: &Path) -> Node {
+        Node { dir: tempfile::tempdir().unwrap(), store: store.to_owned() }
+    }
+
+    /// A path in its store.
+    pub fn store(&self, name: &str) -> PathBuf {
+        self.store.join(name)
+    }
+
+    /// A path in its folder, beside the store.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The command, not yet started.
+    pub fn hoist(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hoist"));
+        command.env_remove("HOIST_TRUST_INDEX").env("HOIST_ROOT", &self.store);
+        command.args(args).stdin(Stdio::null());
+        command
+    }
+
+    /// What a command prints that must succeed.
+    pub fn says(&self, args: &[&str]) -> String {
+        let output = self.hoist(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}{}", stderr(&output), self.logs());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The error of a command that must fail, with a word to the user and no panic.
+    pub fn fails(&self, args: &[&str]) -> String {
+        let output = self.hoist(args).output().unwrap();
+        let said = stderr(&output);
+        assert!(matches!(output.status.code(), Some(1 | 2)), "{args:?}: {} {said}", output.status);
+        assert!(said.contains("error: "), "{args:?}: {said}");
+        assert!(!said.contains("panicked") && !said.contains("internal:"), "{args:?}: {said}");
+        said
+    }
+
+    /// Mounts an image on a folder of its own.
+    pub fn mount(&self, image: &str, options: &[&str]) -> Mounted<'_> {
+        self.try_mount(image, options).unwrap_or_else(|said| panic!("{image}: {said}{}", self.logs()))
+    }
+
+    /// The same, or the error.
+    pub fn try_mount(&self, image: &str, options: &[&str]) -> Result<Mounted<'_>, String> {
+        let point = tempfile::tempdir_in(self.dir.path()).unwrap().keep();
+        let stats = point.with_extension("json");
+        let fixed = ["mount", "--stats", stats.to_str().unwrap(), image, point.to_str().unwrap()];
+        let output = self.hoist(&[&fixed[..], options].concat()).output().unwrap();
+        match output.status.success() {
+            true => Ok(Mounted { node: self, point, stats }),
+            false => {
+                let said = stderr(&output);
+                assert!(!said.contains("panicked") && !said.contains("internal:"), "{said}");
+                Err(said)
+            }
+        }
+    }
+
+    /// The processes that serve its mounts.
+    pub fn servers(&self) -> Vec<i32> {
+        let names = fs::read_dir(self.store("fillers")).unwrap().map(|e| e.unwrap().file_name());
+        names.map(|name| name.to_str().unwrap().parse().unwrap()).collect()
+    }
+
+    /// Whether the store holds that an index lied, within a while.
+    pub fn wait_distrusted(&self) {
+        process::wait_until("the verdict on the index", Duration::from_secs(20), || {
+            Ok(fs::read_dir(self.store("distrusted"))?.next().is_some())
+        })
+        .unwrap_or_else(|e| panic!("{e}{}", self.logs()));
+    }
+
+    /// What the processes in the background have logged.
+    pub fn logs(&self) -> String {
+        let entries = fs::read_dir(self.store("log")).into_iter().flatten().flatten();
+        entries.map(|e| format!("\n-- log\n{}", fs::read_to_string(e.path()).unwrap_or_default())).collect()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        unmount_below(self.dir.path());
+    }
+}
+
+/// An image mounted by a process in the background; unmounted when dropped.
+pub struct Mounted<'a> {
+    node: &'a Node,
+    point: PathBuf,
+    stats: PathBuf,
+}
+
+impl Mounted<'_> {
+    /// Where.
+    pub fn root(&self) -> &Path {
+        &self.point
+    }
+
+    /// A file's content.
+    pub fn read(&self, path: &str) -> std::io::Result<Vec<u8>> {
+        fs::read(self.point.join(path))
+    }
+
+    /// Reads a range of a file.
+    pub fn read_at(&self, path: &str, offset: u64, length: usize) -> std::io::Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        fs::File::open(self.point.join(path))?.read_exact_at(&mut bytes, offset)?;
+        Ok(bytes)
+    }
+
+    /// Unmounts and returns what `--stats` wrote.
+    pub fn unmount(self) -> Value {
+        self.node.says(&["unmount", self.point.to_str().unwrap()]);
+        serde_json::from_slice(&fs::read(&self.stats).unwrap()).unwrap()
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = self.node.hoist(&["unmount", self.point.to_str().unwrap()]).output();
+    }
+}
+
+/// An image in a real registry, behind a proxy that counts and misbehaves on demand.
+pub struct Published {
+    pub proxy: Proxy,
+    pub registry: Registry,
+    /// `host:port/repo:tag`, through the proxy.
+    pub name: String,
+    /// Its manifest's digest.
+    pub digest: String,
+}
+
+/// The repository that the tests push to.
+pub const REPO: &str = "app";
+
+impl Published {
+    /// Pushes a layout, without an index.
+    pub fn plain(layout: &Path) -> Published {
+        let registry = Registry::start().unwrap();
+        let proxy = Proxy::start(registry.address(), ProxyOptions::default()).unwrap();
+        let digest = push_layout(&registry.host(), REPO, "v1", layout).unwrap().digest;
+        let name = format!("{}/{REPO}:v1", proxy.host());
+        Published { proxy, registry, name, digest }
+    }
+
+    /// Pushes a layout and publishes its index from a node of its own.
+    pub fn indexed(layout: &Path) -> Published {
+        let published = Published::plain(layout);
+        Node::new().says(&["index", "--push", &published.name]);
+        published.proxy.reset();
+        published
+    }
+
+    /// The tag under which its index is found at once.
+    pub fn index_tag(&self) -> String {
+        format!("{}.hoist", self.digest.replace(':', "-"))
+    }
+
+    /// The published index's manifest.
+    pub fn index(&self) -> Value {
+        let path = format!("/v2/{REPO}/manifests/{}", self.index_tag());
+        let accept = [("accept", "application/vnd.oci.image.manifest.v1+json")];
+        let found = hoist_testkit::http::get(&self.registry.host(), &path, &accept).unwrap();
+        assert_eq!(found.status, 200);
+        serde_json::from_slice(&found.body).unwrap()
+    }
+
+    /// The digests of the index's parts whose media type contains `kind`.
+    pub fn parts(&self, kind: &str) -> Vec<String> {
+        let index = self.index();
+        let parts = index["layers"].as_array().unwrap().iter();
+        let of_kind = parts.filter(|part| part["mediaType"].as_str().unwrap().contains(kind));
+        of_kind.map(|part| part["digest"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+/// Standard error as text.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A number of a `--stats` file.
+pub fn count(stats: &Value, field: &str) -> u64 {
+    stats[field].as_u64().unwrap_or_else(|| panic!("{field} in {stats}"))
+}
+
+/// Detaches every mount below a folder.
+pub fn unmount_below(folder: &Path) {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for point in table.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
+        if Path::new(point).starts_with(folder) {
+            let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+}
