@@ -4,7 +4,7 @@ use super::buffer::Buffer;
 use super::checkpoint::Checkpoints;
 use super::gzip::Gzip;
 use super::zstd::Zstd;
-use super::{CodecError, OUTPUT_LIMIT};
+use super::{CodecError, FUZZING, OUTPUT_LIMIT};
 use crate::span::{Codec, SpanTable};
 
 /// What a whole blob came to.
@@ -47,7 +47,7 @@ impl StreamDecoder {
     pub fn with_limit(codec: Codec, want_spans: bool, limit: u64) -> Result<Self, CodecError> {
         let kind = match codec {
             Codec::Plain => Kind::Plain { at: 0, limit },
-            Codec::Gzip => Kind::Gzip(Box::new(Gzip::at_member(0, 0, limit, true)?)),
+            Codec::Gzip => Kind::Gzip(Box::new(Gzip::at_member(0, 0, limit, !FUZZING)?)),
             Codec::Zstd => Kind::Zstd(Zstd::at_frame(0, limit)?),
         };
         Ok(Self { codec, kind, buf: Buffer::new(0), spans: Checkpoints::new(codec), want_spans })

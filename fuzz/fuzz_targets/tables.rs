@@ -1,0 +1,38 @@
+//! Any bytes as a table: errors are fine, panics are bugs, and of a table that was decoded all
+//! lookups work, stay inside what it says it describes, and it reads the same when written again.
+#![no_main]
+
+use hoist_format::table::Table;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    check(data);
+    // Hardly any bytes are a zstd frame; these always are.
+    check(&zstd::bulk::compress(data, 1).expect("compressing to memory does not fail"));
+});
+
+fn check(stored: &[u8]) {
+    let Ok(table) = Table::decode(stored) else { return };
+    assert_eq!(Table::decode(&table.encode()).as_ref().ok(), Some(&table));
+    let Table { extents, spans } = &table;
+    for (i, extent) in extents.extents.iter().enumerate() {
+        let pieces = extents.pieces_of(i);
+        assert!(!pieces.is_empty());
+        let range = extents.stream_range(i);
+        assert!(range.start < range.end && range.end <= spans.stream_size);
+        let end = extent.data_offset + extent.len;
+        assert!(end <= extents.data_size);
+        assert!(extents.touching(extent.data_offset, end).contains(&i));
+        for piece in pieces {
+            assert!(piece.data_offset >= extent.data_offset && piece.data_offset + piece.len <= end);
+        }
+        assert!(spans.containing(range.end - 1) < spans.spans.len());
+    }
+    assert!(extents.extents.windows(2).all(|e| e[0].data_offset + e[0].len <= e[1].data_offset));
+    assert_eq!(spans.spans.first().map(|s| s.stream_offset), Some(0));
+    for i in 0..spans.spans.len() {
+        let (stream, blob) = (spans.stream_range(i), spans.blob_range(i));
+        assert!(stream.start <= stream.end && stream.end <= spans.stream_size);
+        assert!(blob.start <= blob.end && blob.end <= spans.blob_size);
+    }
+}
