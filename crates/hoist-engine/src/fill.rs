@@ -11,6 +11,7 @@ mod plan;
 mod windows;
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -89,7 +90,15 @@ struct State {
     /// Counts failures, so that a waiter tells a new one from an old one.
     failures: u64,
     pace: Pace,
+    /// Reads that found something missing.
+    demands: u32,
 }
+
+/// A layer is fetched to its end once this many reads had to wait and one in [`SWEEP_SHARE`] of its
+/// spans is here; at most [`SWEEP_SPANS`] spans are under way then.
+const SWEEP_DEMANDS: u32 = 12;
+const SWEEP_SHARE: usize = 4;
+const SWEEP_SPANS: usize = 6;
 
 /// One layer that is being filled.
 pub struct LayerFill {
@@ -110,6 +119,9 @@ pub struct LayerFill {
     progress: Notify,
     slots: Arc<Semaphore>,
     dirty: AtomicBool,
+    /// Ranges that readers took, whose pages here are now a second copy.
+    read: Mutex<Vec<Range<u64>>>,
+    sweeping: AtomicBool,
     lied: Mutex<Option<String>>,
 }
 
@@ -132,11 +144,14 @@ impl LayerFill {
             SharedBits::open(&path, n as u64).map_err(Error::io("map", &path))
         };
         let (live, kept) = (bits("live", n)?, bits("kept", table.spans.spans.len())?);
-        for (i, byte) in dir.load_presence(n).iter().enumerate() {
+        let durable = dir.load_presence(n);
+        for (i, byte) in durable.iter().enumerate() {
             (0..8).filter(|b| byte >> b & 1 == 1 && i * 8 + b < n).for_each(|b| {
                 live.set((i * 8 + b) as u64);
             });
         }
+        let durable: u64 = durable.iter().map(|b| u64::from(b.count_ones())).sum();
+        let unsynced = live.count_set() > durable;
         let windows = windows::Windows::new(&dir, &table.spans, windows, source.clone())?;
         let state = State { spans: vec![SpanState::Idle; table.spans.spans.len()], ..State::default() };
         Ok(Arc::new(Self {
@@ -153,7 +168,10 @@ impl LayerFill {
             state: Mutex::new(state),
             progress: Notify::new(),
             slots,
-            dirty: AtomicBool::new(false),
+            // What an earlier process published and did not wait to sync is synced by this one.
+            dirty: AtomicBool::new(unsynced),
+            read: Mutex::default(),
+            sweeping: AtomicBool::new(false),
             lied: Mutex::new(None),
         }))
     }
@@ -226,6 +244,7 @@ impl LayerFill {
         let from = self.table.spans.containing(self.table.extents.stream_range(first).start);
         let to = self.table.spans.containing(self.table.extents.stream_range(last).start);
         let mut state = self.lock();
+        self.sweep_if_dense(&mut state);
         for span in from..=to {
             match &state.spans[span] {
                 SpanState::Failed(when, e) if *when > before => return Err(e.clone()),
@@ -238,16 +257,6 @@ impl LayerFill {
             }
         }
         Ok(())
-    }
-
-    /// Fetches what is still missing of `spans`, as far as nobody else is at it; for prefetch.
-    pub fn want_spans(self: &Arc<Self>, from: usize, to: usize) {
-        let mut state = self.lock();
-        for span in from..to.min(self.table.spans.spans.len()) {
-            if !matches!(state.spans[span], SpanState::Claimed) && self.needs(span) {
-                self.start_jobs(&mut state, span, to);
-            }
-        }
     }
 
     /// Claims unclaimed spans from `span` up to `end` and starts jobs of bounded size over them.
@@ -340,9 +349,88 @@ impl LayerFill {
         Ok((left > 0).then(|| bytes.into()))
     }
 
-    /// Gives back the page cache of the data file: the mount has its own copy of what was read.
-    pub fn trim_cache(&self) {
-        let _ = hoist_sys::file::fadvise_dontneed(&self.data, 0, 0);
-        let _ = hoist_sys::file::fadvise_dontneed(&self.blob, 0, 0);
+    /// Notes that a reader took a range: the mount now has its own copy in the page cache.
+    pub fn note_read(&self, start: u64, end: u64) {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        match read.last_mut() {
+            Some(last) if last.end == start => last.end = end,
+            _ => read.push(start..end),
+        }
     }
+
+    /// Gives back the second copy of what was read. What was fetched ahead stays until it is read.
+    /// Pages that wait to be written stay too; `forget` ends the trying, after a sync.
+    pub fn trim_cache(&self, forget: bool) {
+        let _ = hoist_sys::file::fadvise_dontneed(&self.blob, 0, 0);
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        for range in read.iter() {
+            let _ = hoist_sys::file::fadvise_dontneed(&self.data, range.start, range.end - range.start);
+        }
+        if forget {
+            read.clear();
+        }
+    }
+
+    /// Starts writing back what was published, without waiting for it: it is good for this boot
+    /// already, and whoever mounts next makes it good for later ones.
+    pub fn start_writeback(&self) {
+        let _ = hoist_sys::file::sync_range(&self.data, 0, 0);
+    }
+
+    /// Once readers have taken a good part of the layer, they will want the rest: fetches it in
+    /// order, a few jobs at a time, behind what is demanded.
+    fn sweep_if_dense(self: &Arc<Self>, state: &mut State) {
+        state.demands += 1;
+        let spans = state.spans.len();
+        if state.demands < SWEEP_DEMANDS || spans < 4 || self.sweeping.load(Ordering::Relaxed) {
+            return;
+        }
+        let here = (0..spans).filter(|&s| !self.needs(s)).count();
+        if here * SWEEP_SHARE < spans || self.sweeping.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let this = Arc::clone(self);
+        tokio::spawn(async move { this.sweep().await });
+    }
+
+    async fn sweep(self: Arc<Self>) {
+        loop {
+            let published = self.progress.notified();
+            tokio::pin!(published);
+            published.as_mut().enable();
+            match self.sweep_step() {
+                Sweep::Started => {}
+                Sweep::Busy => published.await,
+                Sweep::Over => return,
+            }
+        }
+    }
+
+    /// Starts the next job of a sweep, if one may start now.
+    fn sweep_step(self: &Arc<Self>) -> Sweep {
+        let mut state = self.lock();
+        let claimed = state.spans.iter().filter(|s| matches!(s, SpanState::Claimed)).count();
+        let failed = state.spans.iter().any(|s| matches!(s, SpanState::Failed(..)));
+        let next = (0..state.spans.len())
+            .find(|&s| matches!(state.spans[s], SpanState::Idle) && self.needs(s))
+            .filter(|_| !failed && self.condemned().is_none());
+        match next {
+            Some(_) if claimed >= SWEEP_SPANS => Sweep::Busy,
+            Some(next) => {
+                self.start_jobs(&mut state, next, next + 2);
+                Sweep::Started
+            }
+            // Over, or not now: later demands may set it off again.
+            None => {
+                self.sweeping.store(false, Ordering::Release);
+                Sweep::Over
+            }
+        }
+    }
+}
+
+enum Sweep {
+    Started,
+    Busy,
+    Over,
 }

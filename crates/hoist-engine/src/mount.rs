@@ -179,7 +179,8 @@ impl Mount {
         }
     }
 
-    /// Unmounts (if nobody has) and makes what was fetched outlive a power cut.
+    /// Unmounts (if nobody has). What was fetched is good for this boot at once; it outlives a power
+    /// cut as far as it was synced, which the next mount of it takes up.
     ///
     /// # Errors
     /// When it is still in use, or the store cannot be synced.
@@ -200,9 +201,7 @@ impl Mount {
         }
         self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
         self.server.stop();
-        let server = Arc::clone(&self.server);
-        let synced = tokio::task::spawn_blocking(move || server.sync()).await;
-        synced.map_err(|e| Error::Internal(e.to_string()))??;
+        self.server.start_writeback();
         Ok(stats)
     }
 }

@@ -153,6 +153,7 @@ impl Server {
             return slot.end();
         }
         if fill.condemned().is_none() && fill.is_present(start, end) {
+            fill.note_read(start, end);
             self.reply(&event, Answer::Allow);
             return slot.end();
         }
@@ -162,7 +163,10 @@ impl Server {
         self.runtime.spawn(async move {
             let filled = tokio::time::timeout(this.timeout, fill.fill(start, end)).await;
             let answer = match filled.unwrap_or(Err(FillError::Timeout(this.timeout))) {
-                Ok(()) => Answer::Allow,
+                Ok(()) => {
+                    fill.note_read(start, end);
+                    Answer::Allow
+                }
                 Err(e) => {
                     tracing::error!(
                         layer = %fill.dir().blob(), offset = start, bytes = event.count, pid, "a read fails: {e}"
@@ -188,7 +192,7 @@ impl Server {
             tick.tick().await;
             let this = Arc::clone(&self);
             let work = tokio::task::spawn_blocking(move || {
-                this.trim();
+                this.trim(false);
                 for fill in this.lazy() {
                     if fill.condemned().is_none()
                         && let Some(why) = fill.dir().state().lied
@@ -196,20 +200,21 @@ impl Server {
                         fill.condemn(&why);
                     }
                 }
-                if round % SYNC_EVERY == SYNC_EVERY - 1
-                    && let Err(e) = this.sync()
-                {
-                    tracing::error!("{e}");
+                if round % SYNC_EVERY == SYNC_EVERY - 1 {
+                    if let Err(e) = this.sync() {
+                        tracing::error!("{e}");
+                    }
+                    this.trim(true);
                 }
             });
             let _ = work.await;
         }
     }
 
-    fn trim(&self) {
+    fn trim(&self, forget: bool) {
         for layer in &self.layers {
             match layer {
-                MountedLayer::Lazy(fill) => fill.trim_cache(),
+                MountedLayer::Lazy(fill) => fill.trim_cache(forget),
                 MountedLayer::Whole(path) => {
                     if let Ok(file) = std::fs::File::open(path) {
                         let _ = hoist_sys::file::fadvise_dontneed(&file, 0, 0);
@@ -282,6 +287,11 @@ impl Server {
     /// Makes everything published so far durable.
     pub fn sync(&self) -> Result<(), Error> {
         self.lazy().try_for_each(|fill| fill.sync())
+    }
+
+    /// Starts writing back what is not synced yet.
+    pub fn start_writeback(&self) {
+        self.lazy().for_each(|fill| fill.start_writeback());
     }
 
     /// Stops answering; only after the unmount.
