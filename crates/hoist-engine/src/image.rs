@@ -48,7 +48,7 @@ impl Engine {
         // A digest never changes its meaning: no need to ask anyone again.
         if let Some(known) = by_digest.or_else(|| self.store.lookup(name).map(|r| r.manifest))
             && by_digest.is_some()
-            && let Some(image) = self.from_store(name, known, &source).await?
+            && let Some(image) = self.recall(name, known, &source).await?
         {
             return Ok(image);
         }
@@ -57,7 +57,7 @@ impl Engine {
             Err(e) => {
                 let known = self.store.lookup(name).map(|r| r.manifest);
                 if let Some(known) = known.filter(|_| !e.is_not_found() && !e.is_unauthorized())
-                    && let Some(image) = self.from_store(name, known, &source).await?
+                    && let Some(image) = self.recall(name, known, &source).await?
                 {
                     tracing::warn!(image = name, "the registry cannot be asked, using what is here: {e}");
                     return Ok(image);
@@ -127,12 +127,8 @@ impl Engine {
         PublishedIndex::parse(bytes.into(), digest).ok()
     }
 
-    async fn from_store(
-        &self,
-        name: &str,
-        digest: Digest,
-        source: &ImageSource,
-    ) -> Result<Option<Image>, Error> {
+    /// The image as the store knows it, without asking anyone.
+    async fn recall(&self, name: &str, digest: Digest, source: &ImageSource) -> Result<Option<Image>, Error> {
         let Some((manifest, config)) = self.store.image(&digest).load(&digest) else { return Ok(None) };
         let parsed: Manifest = parse("manifest", &digest, &manifest)?;
         if Digest::of(&config) != parsed.config.digest {

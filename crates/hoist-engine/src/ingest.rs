@@ -46,9 +46,17 @@ pub struct Expected {
 /// A pass under way: blob bytes go in, in order, from any thread that may block.
 pub struct Ingest {
     input: Option<SyncSender<Bytes>>,
-    decode: thread::JoinHandle<Result<(SpanTable, Vec<u8>, Digest, u64), Error>>,
+    decode: thread::JoinHandle<Result<DecodedBlob, Error>>,
     build: thread::JoinHandle<Result<(Layer, Digest), Error>>,
     expected: Expected,
+}
+
+/// What the decompressing half of a pass found.
+struct DecodedBlob {
+    spans: SpanTable,
+    windows: Vec<u8>,
+    digest: Digest,
+    size: u64,
 }
 
 /// Decoded pieces travel between the threads in this many bytes at most, a few at a time.
@@ -89,7 +97,7 @@ impl Ingest {
         let wanted = self.expected;
         let decoded = join(self.decode);
         let built = join(self.build);
-        let (spans, windows, blob, size) = decoded?;
+        let DecodedBlob { spans, windows, digest: blob, size } = decoded?;
         if blob != wanted.blob || size != wanted.size {
             let which = "the digest of its blob";
             return Err(Error::Digest { blob: wanted.blob, which, found: blob, wanted: wanted.blob });
@@ -130,7 +138,7 @@ fn decode(
     input: Receiver<Bytes>,
     out: SyncSender<Vec<u8>>,
     recycled: Receiver<Vec<u8>>,
-) -> Result<(SpanTable, Vec<u8>, Digest, u64), Error> {
+) -> Result<DecodedBlob, Error> {
     let bad = |e: &dyn std::fmt::Display| Error::Layer { blob, why: e.to_string() };
     let mut decoder = StreamDecoder::new(codec, true).map_err(|e| bad(&e))?;
     let mut hasher = Hasher::new();
@@ -168,7 +176,7 @@ fn decode(
         let _ = out.send(buffer);
     }
     match decoder.finish() {
-        Ok(done) => Ok((done.spans, done.windows, digest, size)),
+        Ok(done) => Ok(DecodedBlob { spans: done.spans, windows: done.windows, digest, size }),
         Err(_) if digest != blob => wrong_blob(blob, digest),
         Err(e) => Err(bad(&e)),
     }

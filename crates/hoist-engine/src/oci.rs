@@ -11,14 +11,7 @@ use crate::error::Error;
 
 /// Media types by name.
 pub mod media {
-    /// OCI image manifest.
-    pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-    /// OCI image index.
-    pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-    /// Docker's manifest.
-    pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-    /// Docker's manifest list.
-    pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+    pub use crate::registry::{DOCKER_LIST, OCI_INDEX as INDEX, OCI_MANIFEST as MANIFEST};
     /// The empty config of an artifact.
     pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 }
@@ -28,6 +21,7 @@ pub mod media {
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
     /// What it is.
+    #[serde(default)]
     pub media_type: String,
     /// Its digest.
     pub digest: Digest,

@@ -57,7 +57,8 @@ impl ExtentTable {
     /// The indices of the extents that touch `start..end` of the data file (whole blocks count:
     /// an extent owns the padding up to its last block's end).
     pub fn touching(&self, start: u64, end: u64) -> std::ops::Range<usize> {
-        let first = self.extents.partition_point(|e| (e.data_offset + e.len).next_multiple_of(BLOCK) <= start);
+        let first =
+            self.extents.partition_point(|e| (e.data_offset + e.len).next_multiple_of(BLOCK) <= start);
         let last = self.extents.partition_point(|e| e.data_offset < end);
         first..last.max(first)
     }

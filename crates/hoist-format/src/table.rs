@@ -145,8 +145,7 @@ impl Table {
         if blob_size > MAX_SIZE || stream_size > MAX_SIZE || data_size > MAX_SIZE || data_size % BLOCK != 0 {
             return Err(TableError::Lie("a size beyond 8 TiB or off the block grid"));
         }
-        let [n_extents, n_pieces, n_spans] =
-            [r.count("extents")?, r.count("pieces")?, r.count("spans")?];
+        let [n_extents, n_pieces, n_spans] = [r.count("extents")?, r.count("pieces")?, r.count("spans")?];
         let mut extents = Vec::with_capacity(n_extents);
         let mut first_piece = 0u32;
         for _ in 0..n_extents {
@@ -257,11 +256,7 @@ mod tests {
         let pieces = vec![piece(0, 512, 10), piece(4096, 1536, 4096), piece(12288, 6656, 1)];
         let x = |data_offset, len, first_piece| Extent { data_offset, len, digest: [7; 32], first_piece };
         Table {
-            extents: ExtentTable {
-                extents: vec![x(0, 8192, 0), x(12288, 1, 2)],
-                pieces,
-                data_size: 16384,
-            },
+            extents: ExtentTable { extents: vec![x(0, 8192, 0), x(12288, 1, 2)], pieces, data_size: 16384 },
             spans: SpanTable {
                 codec: Codec::Gzip,
                 blob_size: 900,

@@ -139,7 +139,7 @@ impl Tree {
     }
     /// Finds a path (`/`-separated, leading `/` and `.` components ignored) without following links.
     pub fn lookup(&self, path: &[u8]) -> Option<InodeId> {
-        let parts = path.split(|&c| c == b'/').filter(|p| !p.is_empty() && *p != b".");
-        parts.fold(Some(ROOT), |at, name| self.entries(at?)?.get(name).copied())
+        let mut parts = path.split(|&c| c == b'/').filter(|p| !p.is_empty() && *p != b".");
+        parts.try_fold(ROOT, |at, name| self.entries(at)?.get(name).copied())
     }
 }

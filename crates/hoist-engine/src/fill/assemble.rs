@@ -2,6 +2,9 @@
 
 use hoist_format::extent::{Extent, ExtentTable};
 
+/// Takes an extent by its index, with its bytes.
+pub type Publish<'p, E> = dyn FnMut(usize, &Extent, &[u8]) -> Result<(), E> + 'p;
+
 /// Gathers the extents of one job's stream.
 pub struct Assembler<'a> {
     table: &'a ExtentTable,
@@ -34,7 +37,7 @@ impl<'a> Assembler<'a> {
         &mut self,
         bytes: &[u8],
         skip: &dyn Fn(usize) -> bool,
-        publish: &mut dyn FnMut(usize, &Extent, &[u8]) -> Result<(), E>,
+        publish: &mut Publish<'_, E>,
     ) -> Result<(), E> {
         let end = self.at + bytes.len() as u64;
         while let Some(p) = self.table.pieces.get(self.piece) {

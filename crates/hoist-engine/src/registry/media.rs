@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hoist_format::digest::Digest;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 /// OCI image manifest.
 pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -23,24 +23,7 @@ pub(super) const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, \
 /// Longest manifest taken (OCI distribution-spec v1.1 asks registries for at least 4 MiB).
 pub const MAX_MANIFEST: u64 = 4 << 20;
 
-/// What names a manifest or blob in an index.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Descriptor {
-    /// Media type of the content.
-    #[serde(default)]
-    pub media_type: String,
-    /// Digest of the content.
-    pub digest: Digest,
-    /// Length of the content in bytes.
-    pub size: u64,
-    /// What an artifact is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub artifact_type: Option<String>,
-    /// Free notes.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub annotations: BTreeMap<String, String>,
-}
+pub use crate::oci::Descriptor;
 
 /// A manifest or index as it was fetched.
 #[derive(Debug, Clone)]
@@ -104,6 +87,7 @@ impl ArtifactHead {
     /// What a list of referrers says of the manifest `bytes`, this being its head.
     pub(super) fn descriptor(&self, bytes: &[u8]) -> Descriptor {
         Descriptor {
+            platform: None,
             media_type: self.media_type.clone().unwrap_or_else(|| OCI_MANIFEST.to_owned()),
             digest: Digest::of(bytes),
             size: bytes.len() as u64,
