@@ -24,7 +24,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::error::Error;
 use crate::registry::{ImageSource, RegistryError};
-use crate::store::LayerDir;
+use crate::store::{LayerDir, LayerState};
 
 pub use plan::Meter;
 use plan::Pace;
@@ -122,6 +122,7 @@ pub struct LayerFill {
     /// Ranges that readers took, whose pages here are now a second copy.
     read: Mutex<Vec<Range<u64>>>,
     sweeping: AtomicBool,
+    native: AtomicBool,
     lied: Mutex<Option<String>>,
 }
 
@@ -172,6 +173,7 @@ impl LayerFill {
             dirty: AtomicBool::new(unsynced),
             read: Mutex::default(),
             sweeping: AtomicBool::new(false),
+            native: AtomicBool::new(false),
             lied: Mutex::new(None),
         }))
     }
@@ -202,10 +204,6 @@ impl LayerFill {
     /// True when every extent is published.
     pub fn is_complete(&self) -> bool {
         self.live.count_set() as usize == self.table.extents.extents.len()
-    }
-    /// True when the whole blob was fetched and kept.
-    pub fn has_blob(&self) -> bool {
-        self.kept.count_set() as usize == self.table.spans.spans.len()
     }
 
     /// Takes the layer out of service: every wait and every later fill fails.
@@ -362,6 +360,10 @@ impl LayerFill {
     /// Pages that wait to be written stay too; `forget` ends the trying, after a sync.
     pub fn trim_cache(&self, forget: bool) {
         let _ = hoist_sys::file::fadvise_dontneed(&self.blob, 0, 0);
+        if self.native.load(Ordering::Acquire) {
+            // No events tell any more what was read.
+            let _ = hoist_sys::file::fadvise_dontneed(&self.data, 0, 0);
+        }
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         for range in read.iter() {
             let _ = hoist_sys::file::fadvise_dontneed(&self.data, range.start, range.end - range.start);
@@ -369,6 +371,17 @@ impl LayerFill {
         if forget {
             read.clear();
         }
+    }
+
+    /// The layer is complete and verified: the kept blob is not needed any more, and its readers
+    /// go past us from now on.
+    pub fn become_native(&self) -> Result<(), Error> {
+        self.data.sync_data().map_err(Error::io("sync", self.dir.file("data")))?;
+        self.sync()?;
+        self.native.store(true, Ordering::Release);
+        let _ = hoist_sys::file::punch_hole(&self.blob, 0, self.table.spans.blob_size);
+        let state = self.dir.state();
+        self.dir.save_state(&LayerState { complete: true, ..state })
     }
 
     /// Starts writing back what was published, without waiting for it: it is good for this boot

@@ -7,15 +7,15 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use bytes::Bytes;
-use hoist_format::codec::{CodecError, StreamDecoder};
+use hoist_format::codec::{CodecError, Decoded, StreamDecoder};
 use hoist_format::digest::{Digest, Hasher};
 use hoist_format::extent::BLOCK;
 use hoist_format::layer::{DataSink, Layer, LayerBuilder};
-use hoist_format::span::{Codec, SpanTable};
+use hoist_format::span::Codec;
 use hoist_format::table::Table;
 
 use crate::error::Error;
@@ -46,17 +46,12 @@ pub struct Expected {
 /// A pass under way: blob bytes go in, in order, from any thread that may block.
 pub struct Ingest {
     input: Option<SyncSender<Bytes>>,
-    decode: thread::JoinHandle<Result<DecodedBlob, Error>>,
+    /// Hashing the blob is a third of a second per gigabyte that inflating need not wait for.
+    hashed: Option<SyncSender<Bytes>>,
+    hash: thread::JoinHandle<Result<(Digest, u64), Error>>,
+    decode: thread::JoinHandle<Result<Decoded, Error>>,
     build: thread::JoinHandle<Result<(Layer, Digest), Error>>,
     expected: Expected,
-}
-
-/// What the decompressing half of a pass found.
-struct DecodedBlob {
-    spans: SpanTable,
-    windows: Vec<u8>,
-    digest: Digest,
-    size: u64,
 }
 
 /// Decoded pieces travel between the threads in this many bytes at most, a few at a time.
@@ -67,42 +62,41 @@ impl Ingest {
     /// Starts the threads. File contents go to `data`; None checks and indexes only.
     pub fn start(expected: Expected, data: Option<(File, PathBuf)>) -> Result<Self, Error> {
         let (input, compressed) = sync_channel::<Bytes>(64);
+        let (hashed, to_hash) = sync_channel::<Bytes>(256);
         let (decoded, stream) = sync_channel::<Vec<u8>>(IN_FLIGHT);
         let (recycle, recycled) = sync_channel::<Vec<u8>>(IN_FLIGHT + 2);
         let (blob, codec) = (expected.blob, expected.codec);
+        let hash = spawn("hoist-digest", move || {
+            let mut hasher = Hasher::new();
+            let size = to_hash.iter().map(|bytes| (hasher.update(&bytes), bytes.len() as u64).1).sum();
+            Ok((hasher.finish(), size))
+        })?;
         let decode = spawn("hoist-inflate", move || decode(blob, codec, compressed, decoded, recycled))?;
         let build = spawn("hoist-build", move || build(blob, stream, recycle, data))?;
-        Ok(Self { input: Some(input), decode, build, expected })
+        Ok(Self { input: Some(input), hashed: Some(hashed), hash, decode, build, expected })
     }
 
-    /// Takes the next bytes of the blob; blocks while the decoder is behind. False when the pass
-    /// has failed already: [`Ingest::finish`] tells why.
-    pub fn feed(&self, bytes: Bytes) -> bool {
-        self.input.as_ref().is_some_and(|i| i.send(bytes).is_ok())
-    }
-
-    /// As [`Ingest::feed`], but gives the bytes back where it would block.
-    pub fn try_feed(&self, bytes: Bytes) -> Result<bool, Bytes> {
-        let Some(input) = &self.input else { return Ok(false) };
-        match input.try_send(bytes) {
-            Ok(()) => Ok(true),
-            Err(TrySendError::Full(bytes)) => Err(bytes),
-            Err(TrySendError::Disconnected(_)) => Ok(false),
-        }
+    /// Takes the next bytes of the blob; blocks while the pass is behind.
+    pub fn feed(&self, bytes: Bytes) {
+        // A decoder that has failed stops listening; the digest is wanted all the same, as a wrong
+        // blob is the truer word than its consequence.
+        let _ = self.hashed.as_ref().map(|h| h.send(bytes.clone()));
+        let _ = self.input.as_ref().map(|i| i.send(bytes));
     }
 
     /// Ends the pass: checks both digests and gives what was found.
     pub fn finish(mut self) -> Result<Ingested, Error> {
-        drop(self.input.take());
+        drop((self.input.take(), self.hashed.take()));
         let wanted = self.expected;
-        let decoded = join(self.decode);
-        let built = join(self.build);
-        let DecodedBlob { spans, windows, digest: blob, size } = decoded?;
+        let (decoded, built) = (join(self.decode), join(self.build));
+        let (blob, size) = join(self.hash)?;
         if blob != wanted.blob || size != wanted.size {
             let which = "the digest of its blob";
             return Err(Error::Digest { blob: wanted.blob, which, found: blob, wanted: wanted.blob });
         }
+        // What stopped the builder is the cause where the decoder only says that it was stopped.
         let (layer, diff_id) = built?;
+        let Decoded { spans, windows } = decoded?;
         if diff_id != wanted.diff_id {
             let which = "its diffID";
             return Err(Error::Digest { blob, which, found: diff_id, wanted: wanted.diff_id });
@@ -138,20 +132,11 @@ fn decode(
     input: Receiver<Bytes>,
     out: SyncSender<Vec<u8>>,
     recycled: Receiver<Vec<u8>>,
-) -> Result<DecodedBlob, Error> {
+) -> Result<Decoded, Error> {
     let bad = |e: &dyn std::fmt::Display| Error::Layer { blob, why: e.to_string() };
     let mut decoder = StreamDecoder::new(codec, true).map_err(|e| bad(&e))?;
-    let mut hasher = Hasher::new();
-    let mut size = 0;
     let mut buffer = Vec::with_capacity(CHUNK);
-    let mut failed: Option<Error> = None;
     for bytes in input {
-        hasher.update(&bytes);
-        size += bytes.len() as u64;
-        if failed.is_some() {
-            // Hash to the end all the same: a wrong blob digest is the truer word than its consequence.
-            continue;
-        }
         let result = decoder.feed(&bytes, &mut |mut piece: &[u8]| {
             while !piece.is_empty() {
                 let n = piece.len().min(CHUNK - buffer.len());
@@ -164,26 +149,12 @@ fn decode(
             }
             Ok::<_, Halt>(())
         });
-        if let Err(e) = result {
-            failed = Some(bad(&e));
-        }
-    }
-    let digest = hasher.finish();
-    if let Some(e) = failed {
-        return if digest == blob { Err(e) } else { wrong_blob(blob, digest) };
+        result.map_err(|e| bad(&e))?;
     }
     if !buffer.is_empty() {
         let _ = out.send(buffer);
     }
-    match decoder.finish() {
-        Ok(done) => Ok(DecodedBlob { spans: done.spans, windows: done.windows, digest, size }),
-        Err(_) if digest != blob => wrong_blob(blob, digest),
-        Err(e) => Err(bad(&e)),
-    }
-}
-
-fn wrong_blob<T>(wanted: Digest, found: Digest) -> Result<T, Error> {
-    Err(Error::Digest { blob: wanted, which: "the digest of its blob", found, wanted })
+    decoder.finish().map_err(|e| bad(&e))
 }
 
 fn build(

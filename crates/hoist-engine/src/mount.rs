@@ -130,29 +130,51 @@ impl Engine {
                 let whole = own.state().complete
                     && own.table_bytes().is_some_and(|o| crate::check::lie(&bytes, &o).is_none());
                 if whole {
-                    return Ok(MountedLayer::Whole(own.file("data")));
+                    return Ok((table.extents.data_size, MountedLayer::Whole(own.file("data"))));
+                }
+                let state = dir.state();
+                if state.complete && state.verified {
+                    return Ok((table.extents.data_size, MountedLayer::Whole(dir.file("data"))));
                 }
                 let (meter, slots) = (Arc::clone(&self.meter), Arc::clone(&self.slots));
+                let size = table.extents.data_size;
                 LayerFill::open(dir, table, windows, image.source.clone(), meter, slots)
-                    .map(MountedLayer::Lazy)
+                    .map(|fill| (size, MountedLayer::Lazy(fill)))
             }
         }));
-        tokio::try_join!(tree, layers)
+        let ((path, sizes), layers) = tokio::try_join!(tree, layers)?;
+        // A file that reached beyond its data file would read as nothing that was ever verified.
+        if sizes.is_some_and(|sizes| !sizes.into_iter().eq(layers.iter().map(|(size, _)| *size))) {
+            let why = "its tree and its tables are not of one piece: index the image again";
+            return Err(Error::image("published index", index.digest, why));
+        }
+        Ok((path, layers.into_iter().map(|(_, layer)| layer).collect()))
     }
 
-    async fn published_tree(&self, image: &Image, index: &PublishedIndex) -> Result<PathBuf, Error> {
+    /// The published tree, checked and kept. With it, when it was fetched just now, the sizes of the
+    /// data files that it speaks of.
+    async fn published_tree(
+        &self,
+        image: &Image,
+        index: &PublishedIndex,
+    ) -> Result<(PathBuf, Option<Vec<u64>>), Error> {
         let dir = self.store.image(&image.digest);
         let path = dir.tree_path(Some(&index.digest));
         if path.exists() {
-            return Ok(path);
+            return Ok((path, None));
         }
         let stored = image.source.blob(&index.tree.digest, Some(index.tree.size)).await?;
         let bad = |e: &dyn std::fmt::Display| Error::image("published index", index.digest, e.to_string());
         let erofs = hoist_format::table::decompress(&stored, 1 << 30).map_err(|e| bad(&e))?;
         // The kernel parses this: only what our own decoder finds sound is handed to it.
-        let checked = tokio::task::spawn_blocking(move || hoist_format::erofs::decode(&erofs).map(|_| erofs));
-        let erofs = checked.await.map_err(|e| Error::Internal(e.to_string()))?.map_err(|e| bad(&e))?;
-        dir.save_tree(Some(&index.digest), &erofs)
+        let checked = tokio::task::spawn_blocking(move || {
+            hoist_format::erofs::decode(&erofs)?;
+            let sizes = hoist_format::erofs::Image::new(&erofs)?.devices().iter().map(|d| d.size).collect();
+            Ok::<_, hoist_format::erofs::DecodeError>((erofs, sizes))
+        });
+        let (erofs, sizes) =
+            checked.await.map_err(|e| Error::Internal(e.to_string()))?.map_err(|e| bad(&e))?;
+        Ok((dir.save_tree(Some(&index.digest), &erofs)?, Some(sizes)))
     }
 }
 

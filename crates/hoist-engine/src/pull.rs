@@ -267,9 +267,7 @@ pub(crate) async fn fetch_and_ingest(
                 Ok(bytes) => {
                     fed += bytes.len() as u64;
                     progress.advance(bytes.len() as u64);
-                    if !feed(&ingest, bytes).await {
-                        break 'parts;
-                    }
+                    feed(&ingest, bytes).await;
                 }
                 Err(e) => {
                     failure = Some(e);
@@ -289,9 +287,7 @@ pub(crate) async fn fetch_and_ingest(
             skip -= cut;
             let bytes = bytes.split_off(cut as usize);
             progress.advance(bytes.len() as u64);
-            if !bytes.is_empty() && !feed(&ingest, bytes).await {
-                break;
-            }
+            feed(&ingest, bytes).await;
         }
     }
     let ingest = Arc::into_inner(ingest).ok_or_else(|| Error::Internal("a pass has two owners".into()))?;
@@ -303,13 +299,8 @@ pub(crate) async fn fetch_and_ingest(
     }
 }
 
-/// Feeding blocks while the decoder is behind, so it may not be done on an async worker's time.
-async fn feed(ingest: &Arc<Ingest>, bytes: bytes::Bytes) -> bool {
-    match ingest.try_feed(bytes) {
-        Ok(taken) => taken,
-        Err(bytes) => {
-            let ingest = Arc::clone(ingest);
-            tokio::task::spawn_blocking(move || ingest.feed(bytes)).await.unwrap_or(false)
-        }
-    }
+/// Feeding blocks while the pass is behind, so it may not be done on an async worker's time.
+async fn feed(ingest: &Arc<Ingest>, bytes: bytes::Bytes) {
+    let ingest = Arc::clone(ingest);
+    let _ = tokio::task::spawn_blocking(move || ingest.feed(bytes)).await;
 }

@@ -87,6 +87,22 @@ impl LayerFill {
         fetched.and(decoded)
     }
 
+    /// Fetches the parts of the blob that no extent needed, as the check of the whole layer does.
+    pub async fn keep_rest(&self) -> Result<(), FillError> {
+        let spans = self.table.spans.spans.len();
+        let (to, mut nowhere) = mpsc::channel::<Bytes>(64);
+        let drain = async { while nowhere.recv().await.is_some() {} };
+        let work = async move {
+            for span in (0..spans).filter(|&s| !self.kept.get(s as u64)) {
+                let fetched = self.fetch(self.table.spans.blob_range(span), &to).await;
+                fetched.map_err(|e| FillError::Fetch(Arc::new(e)))?;
+                self.kept.set(span as u64);
+            }
+            Ok(())
+        };
+        tokio::join!(work, drain).0
+    }
+
     /// Where in the blob the extent that reaches beyond a job's own spans probably ends.
     fn estimate_tail(&self, next: usize, own_end: u64, stream_end: u64) -> u64 {
         if stream_end <= own_end || next >= self.table.spans.spans.len() {

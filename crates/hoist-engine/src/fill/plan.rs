@@ -11,6 +11,8 @@ use hoist_format::span::SpanTable;
 pub const JOB_MAX: u64 = 4 << 20;
 /// Farthest that a straight-ahead reader is preceded, blob bytes.
 const AHEAD_MAX: u64 = 24 << 20;
+/// Smallest request that is worth its round trip, blob bytes.
+const LEAST: u64 = 256 << 10;
 /// Assumed until measured, bytes.
 const FIRST_GUESS: u64 = 1 << 20;
 
@@ -49,7 +51,9 @@ pub struct Pace {
 impl Pace {
     /// The end (exclusive) of the spans to fetch for a want of `first..=last`.
     pub fn reach(&mut self, first: usize, last: usize, spans: &SpanTable, meter: &Meter) -> usize {
-        let least = meter.bandwidth_delay().min(JOB_MAX);
+        // Half of it: the reader of a lone page is served first, and what follows it on the line
+        // delays the next one.
+        let least = (meter.bandwidth_delay() / 2).clamp(LEAST, JOB_MAX);
         let straight = first >= self.next && first <= self.next + 1 && self.next > 0;
         self.ahead = if straight { (self.ahead * 2).clamp(least, AHEAD_MAX) } else { least };
         let start = spans.blob_range(first).start;

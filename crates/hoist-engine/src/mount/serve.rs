@@ -232,7 +232,12 @@ impl Server {
             tick.tick().await;
             let mut still = Vec::new();
             for fill in left {
-                if !fill.has_blob() {
+                if !fill.is_complete() {
+                    still.push(fill);
+                    continue;
+                }
+                if let Err(e) = fill.keep_rest().await {
+                    tracing::warn!(layer = %fill.dir().blob(), "fetching the rest to check the layer: {e}");
                     still.push(fill);
                     continue;
                 }
@@ -260,9 +265,7 @@ impl Server {
             let mut at = 0;
             while let Some(bytes) = this.kept_bytes(at).map_err(Error::io("read", layer.file("blob")))? {
                 at += bytes.len() as u64;
-                if !ingest.feed(bytes) {
-                    break;
-                }
+                ingest.feed(bytes);
             }
             Ok(ingest.finish())
         });
@@ -278,7 +281,11 @@ impl Server {
         match lie {
             Some(why) => fill.condemn(&why),
             None => {
-                tracing::info!(layer = %fill.dir().blob(), "complete, and all of it is what the image says")
+                let this = Arc::clone(fill);
+                let native = tokio::task::spawn_blocking(move || this.become_native()).await;
+                native.map_err(|e| Error::Internal(e.to_string()))??;
+                let _ = self.group.unmark(fill.data());
+                tracing::info!(layer = %fill.dir().blob(), "complete, and all of it is what the image says");
             }
         }
         Ok(())
