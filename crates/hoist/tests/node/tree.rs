@@ -22,7 +22,7 @@ pub const FILES: [(&str, usize); 6] = [
 ];
 
 impl Source {
-    /// Files of bytes that hardly compress, always the same ones.
+    /// Files that compress a little, always the same ones.
     pub fn new() -> Source {
         let source = Source { dir: tempfile::tempdir().unwrap() };
         for (seed, (path, length)) in FILES.iter().enumerate() {
@@ -53,7 +53,11 @@ impl Source {
         let dir = tempfile::tempdir_in(self.dir.path()).unwrap().keep();
         let tar = dir.join("layer.tar");
         let mut pack = std::process::Command::new("tar");
-        pack.args(["--sort=name", "--mtime=@1700000000", "-cf"]).arg(&tar).arg("-C").arg(self.root()).arg(".");
+        pack.args(["--sort=name", "--mtime=@1700000000", "-cf"])
+            .arg(&tar)
+            .arg("-C")
+            .arg(self.root())
+            .arg(".");
         process::run(&mut pack).unwrap();
         let builder = Builder::new(dir.join("layout")).unwrap().layer(&tar, compression).unwrap();
         builder.write("v1").unwrap()
@@ -87,14 +91,15 @@ fn is_right_or_failing(file: &Path, wanted: &[u8]) -> bool {
     }
 }
 
-/// Bytes that look random and are always the same for a seed.
+/// Bytes that look random and are always the same for a seed. Of few values, so that gzip finds matches
+/// and its checkpoints need windows.
 pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = std::iter::from_fn(move || {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        Some((state >> 32) as u8)
+        Some((state >> 32) as u8 & 0x1f)
     });
     next.take(length).collect()
 }

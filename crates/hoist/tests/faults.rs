@@ -1,0 +1,424 @@
+//! What users see when a registry, a disk or a process fails: right bytes or a clear error, nothing else.
+
+mod node;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use hoist_testkit::layout::{Builder, Compression};
+use hoist_testkit::{Fault, FaultKind, When, digest, process};
+use node::tree::{FILES, Source, noise};
+use node::{Node, Published};
+
+const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+
+struct Case {
+    source: Source,
+    image: Published,
+    layer: String,
+}
+
+impl Case {
+    fn new(compression: Compression) -> Case {
+        let source = Source::new();
+        let layout = source.layout(compression);
+        let image = Published::indexed(&layout.directory);
+        Case { source, image, layer: layout.layers[0].clone() }
+    }
+
+    fn inject(&self, when: When, kind: FaultKind) {
+        self.image.proxy.inject(Fault::new(
+            format!("GET /v2/{}/blobs/{}", node::REPO, self.layer),
+            when,
+            kind,
+        ));
+    }
+
+    /// A lazy mount and a pull go right in spite of the fault.
+    fn survives(&self, when: When, kind: FaultKind) {
+        self.inject(when, kind.clone());
+        let node = Node::new();
+        let mount = node.mount(&self.image.name, &[]);
+        self.source.assert_shown(mount.root());
+        self.image.proxy.clear_faults();
+        self.inject(when, kind);
+        let node = Node::new();
+        node.says(&["pull", &self.image.name]);
+        self.image.proxy.clear_faults();
+        self.source.assert_shown(node.mount(&self.image.name, &[]).root());
+    }
+
+    /// A lazy mount gives right bytes or EIO, a pull an error that names the layer; both are well again once
+    /// the registry is.
+    fn fails_clearly(&self, kind: FaultKind) {
+        self.inject(When::Always, kind.clone());
+        let node = Node::new();
+        let mount = node.mount(&self.image.name, &[]);
+        let right = self.source.assert_right_or_failing(mount.root());
+        assert!(right < FILES.len(), "{kind:?} had no effect");
+        let other = Node::new();
+        let said = other.fails(&["pull", &self.image.name]);
+        assert!(said.contains(&self.layer), "{kind:?}: {said}");
+        self.image.proxy.clear_faults();
+        self.source.assert_shown(mount.root());
+        other.says(&["pull", &self.image.name]);
+        self.source.assert_shown(other.mount(&self.image.name, &[]).root());
+    }
+}
+
+#[test]
+fn a_flipped_bit_once_is_fetched_again() {
+    for compression in [Compression::None, Compression::Gzip(6)] {
+        let case = Case::new(compression);
+        case.inject(When::First(1), FaultKind::FlipBit(70_000));
+        let node = Node::new();
+        let mount = node.mount(&case.image.name, &[]);
+        case.source.assert_shown(mount.root());
+    }
+}
+
+#[test]
+fn flipped_bits_are_never_shown() {
+    for compression in [Compression::None, Compression::Gzip(6), Compression::Zstd(3)] {
+        Case::new(compression).fails_clearly(FaultKind::FlipBit(70_000));
+    }
+}
+
+#[test]
+fn passing_trouble_is_waited_out() {
+    let case = Case::new(Compression::Gzip(6));
+    case.survives(When::First(2), FaultKind::Status(500, vec![]));
+    case.survives(When::First(1), FaultKind::Status(429, vec![("retry-after".into(), "0".into())]));
+    case.survives(When::First(2), FaultKind::CloseAfter(100_000));
+    case.survives(When::First(1), FaultKind::ShortBody(100_000));
+    case.survives(When::First(1), FaultKind::WrongContentRange);
+}
+
+#[test]
+fn a_registry_without_ranges_will_do() {
+    Case::new(Compression::Gzip(6)).survives(When::Always, FaultKind::IgnoreRange);
+}
+
+#[test]
+fn lying_ranges_fail() {
+    Case::new(Compression::Gzip(6)).fails_clearly(FaultKind::WrongContentRange);
+}
+
+#[test]
+fn a_blob_that_is_gone_fails() {
+    Case::new(Compression::Gzip(6)).fails_clearly(FaultKind::Status(404, vec![]));
+}
+
+/// A blob that the registry itself holds wrongly.
+#[test]
+fn damage_in_the_registry_fails() {
+    for damage in ["truncated", "flipped", "grown"] {
+        let case = Case::new(Compression::Gzip(6));
+        let stored = case.image.registry.blob_path(&case.layer);
+        let whole = fs::read(&stored).unwrap();
+        let mut bytes = whole.clone();
+        match damage {
+            "truncated" => bytes.truncate(whole.len() / 2),
+            "flipped" => bytes[whole.len() / 2] ^= 1,
+            _ => bytes.extend(noise(1, 5000)),
+        }
+        fs::write(&stored, bytes).unwrap();
+        let (lazy, pulled) = (Node::new(), Node::new());
+        let mount = lazy.mount(&case.image.name, &[]);
+        let right = case.source.assert_right_or_failing(mount.root());
+        assert!(right < FILES.len() || damage == "grown", "{damage}: {right}");
+        // Bytes after the blob's end are never asked for.
+        if damage != "grown" {
+            let said = pulled.fails(&["pull", &case.image.name]);
+            assert!(said.contains(&case.layer), "{damage}: {said}");
+        }
+        fs::write(&stored, whole).unwrap();
+        pulled.says(&["pull", &case.image.name]);
+        case.source.assert_shown(pulled.mount(&case.image.name, &[]).root());
+        case.source.assert_shown(mount.root());
+    }
+}
+
+/// Layers that were made up are refused by a pull, with the layer's name and a reason.
+fn is_refused(media_type: &str, blob: &[u8], diff_id: &str, because: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Builder::new(dir.path().join("layout")).unwrap();
+    let layout = layout.raw_layer(media_type, blob, diff_id).unwrap().write("v1").unwrap();
+    let image = Published::plain(&layout.directory);
+    let node = Node::new();
+    let said = node.fails(&["pull", &image.name]);
+    assert!(said.contains(&layout.layers[0]) || said.contains(&layout.manifest), "{said}");
+    assert!(said.contains(because), "wanted {because:?}: {said}");
+    node.fails(&["index", "--push", &image.name]);
+    if let Ok(mount) = node.try_mount(&image.name, &[]) {
+        panic!("{because}: mounted at {}", mount.root().display());
+    }
+}
+
+fn tar_of(args: &[&str], dir: &Path) -> Vec<u8> {
+    let out = Command::new("tar").args(["-P", "-cf", "-", "-C"]).arg(dir).args(args).output().unwrap();
+    assert!(out.status.success(), "{}", node::stderr(&out));
+    out.stdout
+}
+
+fn packed(program: &str, bytes: &[u8]) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let plain = dir.path().join("plain");
+    fs::write(&plain, bytes).unwrap();
+    let out = Command::new(program).arg("-c").arg(&plain).output().unwrap();
+    assert!(out.status.success(), "{}", node::stderr(&out));
+    out.stdout
+}
+
+fn small_tar() -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "content").unwrap();
+    tar_of(&["file"], dir.path())
+}
+
+#[test]
+fn a_wrong_diff_id_is_refused() {
+    let tar = small_tar();
+    let wrong = digest::of_bytes(b"other");
+    is_refused(TAR, &tar, &wrong, "diffID");
+    is_refused(GZIP, &packed("gzip", &tar), &wrong, "diffID");
+}
+
+#[test]
+fn blobs_that_are_not_what_they_say_are_refused() {
+    let tar = small_tar();
+    let id = digest::of_bytes(&tar);
+    let gzip = packed("gzip", &tar);
+    is_refused(GZIP, &tar, &id, "decoded");
+    is_refused(ZSTD, &gzip, &id, "decoded");
+    is_refused(GZIP, &gzip[..gzip.len() - 12], &id, "decoded");
+    let zstd = packed("zstd", &tar);
+    is_refused(ZSTD, &zstd[..zstd.len() - 8], &id, "decoded");
+    is_refused("application/x-unknown", &tar, &id, "media type");
+}
+
+/// A layer of zeros that no tar begins: its end is known after some bytes, not after all that it unpacks to.
+#[test]
+fn bombs_are_refused() {
+    let junk = vec![b'x'; 64 << 20];
+    let id = digest::of_bytes(&junk);
+    is_refused(GZIP, &packed("gzip", &junk), &id, "decoded");
+    is_refused(ZSTD, &packed("zstd", &junk), &id, "decoded");
+}
+
+/// One header of a ustar archive (POSIX pax, "ustar Interchange Format").
+fn header(name: &str, kind: u8, size: &str, link: &str) -> Vec<u8> {
+    let mut block = vec![0; 512];
+    let mut put = |at: usize, text: &str| block[at..at + text.len()].copy_from_slice(text.as_bytes());
+    put(0, name);
+    put(100, "0000644\0");
+    put(108, "0000000\0");
+    put(116, "0000000\0");
+    put(124, size);
+    put(136, "00000000000\0");
+    put(148, "        ");
+    put(157, link);
+    put(257, "ustar\x0000");
+    block[156] = kind;
+    let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    block
+}
+
+#[test]
+fn hostile_tars_are_refused() {
+    let end = vec![0; 1024];
+    let pax = |record: &str| {
+        let mut bytes = header("pax", b'x', &format!("{:011o}\0", record.len()), "");
+        bytes.extend(record.as_bytes());
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+        bytes
+    };
+    let file = header("file", b'0', "00000000000\0", "");
+    let mut bad_sum = file.clone();
+    bad_sum[0] = b'X';
+    let cases: [(&str, &str, Vec<u8>); 6] = [
+        (
+            "a size beyond the archive",
+            "decoded",
+            [header("big", b'0', "77777777777\0", ""), end.clone()].concat(),
+        ),
+        (
+            "a hard link to nothing",
+            "missing",
+            [header("link", b'1', "00000000000\0", "nowhere"), end.clone()].concat(),
+        ),
+        ("a damaged header", "decoded", [bad_sum, end.clone()].concat()),
+        (
+            "a record longer than its header",
+            "decoded",
+            [pax("999 path=x\n"), file.clone(), end.clone()].concat(),
+        ),
+        (
+            "a size that is no number",
+            "decoded",
+            [pax("14 size=999999\n"), file.clone(), end.clone()].concat(),
+        ),
+        ("endless extended headers", "decoded", [header("pax", b'x', "77777777777\0", ""), end].concat()),
+    ];
+    for (what, because, tar) in cases {
+        eprintln!("{what}");
+        is_refused(TAR, &tar, &digest::of_bytes(&tar), because);
+    }
+}
+
+/// Names that lead out of the tree name nothing outside, in any tar that is taken.
+#[test]
+fn names_that_lead_out_stay_inside() {
+    let outside = tempfile::tempdir().unwrap();
+    let victim = outside.path().join("victim");
+    fs::write(&victim, "untouched").unwrap();
+    let size = format!("{:011o}\0", 4);
+    let body = |name: &str| {
+        let mut bytes = header(name, b'0', &size, "");
+        bytes.extend(b"evil");
+        bytes.resize(1024, 0);
+        bytes
+    };
+    let absolute = victim.to_str().unwrap();
+    let climbing = format!("../../../../../../../..{absolute}");
+    let through =
+        [header("way", b'2', "00000000000\0", outside.path().to_str().unwrap()), body("way/victim")];
+    for parts in [vec![body(absolute)], vec![body(&climbing)], through.to_vec()] {
+        let tar = [parts.concat(), vec![0; 1024]].concat();
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Builder::new(dir.path().join("layout")).unwrap();
+        let layout = layout.raw_layer(TAR, &tar, &digest::of_bytes(&tar)).unwrap().write("v1").unwrap();
+        let node = Node::new();
+        let name = format!("oci:{}", layout.directory.display());
+        match node.try_mount(&name, &[]) {
+            Ok(mount) => assert!(hoist_testkit::walk(mount.root()).unwrap().len() > 1),
+            Err(said) => assert!(said.contains("decoded"), "{said}"),
+        }
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
+    }
+}
+
+/// A small ext4 of the test's own, in a file.
+struct SmallDisk {
+    dir: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    fn new(megabytes: u64) -> SmallDisk {
+        let disk = SmallDisk { dir: tempfile::tempdir().unwrap() };
+        let image = disk.dir.path().join("image");
+        fs::File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
+        process::run(Command::new("mkfs.ext4").arg("-qF").args(["-m", "0"]).arg(&image)).unwrap();
+        fs::create_dir(disk.root()).unwrap();
+        process::run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(disk.root())).unwrap();
+        disk
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    /// Takes all room but about this many bytes, until the file that is returned is removed.
+    fn fill(&self, leave: u64) -> PathBuf {
+        let free = rustix::fs::statvfs(&self.root()).unwrap();
+        let take = (free.f_bavail * free.f_frsize).saturating_sub(leave);
+        let ballast = self.root().join("ballast");
+        let file = fs::File::create(&ballast).unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, take).unwrap();
+        ballast
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        node::unmount_below(self.dir.path());
+    }
+}
+
+#[test]
+fn a_pull_onto_a_full_disk_fails_and_succeeds_when_there_is_room() {
+    let case = Case::new(Compression::Gzip(6));
+    let disk = SmallDisk::new(40);
+    let ballast = disk.fill(4 << 20);
+    let node = Node::with_store(&disk.root().join("store"));
+    node.fails(&["pull", &case.image.name]);
+    fs::remove_file(ballast).unwrap();
+    node.says(&["pull", &case.image.name]);
+    case.source.assert_shown(node.mount(&case.image.name, &[]).root());
+}
+
+#[test]
+fn reads_that_find_the_disk_full_fail_and_succeed_when_there_is_room() {
+    let case = Case::new(Compression::Gzip(6));
+    let disk = SmallDisk::new(60);
+    let ballast = disk.fill(4 << 20);
+    let node = Node::with_store(&disk.root().join("store"));
+    // The log is on the full disk too.
+    let mount = node.mount(&case.image.name, &["--log", "off"]);
+    let mut failed = 0;
+    for (path, _) in FILES {
+        match mount.read(path) {
+            Ok(bytes) => assert!(bytes == case.source.read(path), "{path} has wrong bytes"),
+            Err(e) => {
+                assert!(matches!(e.raw_os_error(), Some(libc::EIO | libc::ENOSPC)), "{path}: {e}");
+                failed += 1;
+            }
+        }
+    }
+    assert!(failed > 0);
+    fs::remove_file(ballast).unwrap();
+    case.source.assert_shown(mount.root());
+}
+
+#[test]
+fn a_killed_server_leaves_errors_and_never_zeros() {
+    let case = Case::new(Compression::Gzip(6));
+    let node = Node::new();
+    let mount = node.mount(&case.image.name, &[]);
+    let first = case.source.read("etc/motd");
+    assert_eq!(mount.read("etc/motd").unwrap(), first);
+    let [server] = node.servers()[..] else { panic!("{:?} serve one mount", node.servers()) };
+    let server = rustix::process::Pid::from_raw(server).unwrap();
+    rustix::process::kill_process(server, rustix::process::Signal::KILL).unwrap();
+    let right = case.source.assert_right_or_failing(mount.root());
+    assert!(right < FILES.len(), "all was there before the kill: the test shows nothing");
+    assert_eq!(mount.read("etc/motd").unwrap(), first, "what was read is still in the page cache");
+    node.says(&["unmount", mount.root().to_str().unwrap()]);
+    wait_for_keeper(mount.root());
+    let mount = node.mount(&case.image.name, &[]);
+    case.source.assert_shown(mount.root());
+}
+
+/// Returns once no process guards what was mounted there.
+fn wait_for_keeper(point: &Path) {
+    process::wait_until("the end of the mount's keeper", std::time::Duration::from_secs(20), || {
+        let lines = fs::read_dir("/proc")?.flatten().flat_map(|e| fs::read(e.path().join("cmdline")));
+        let mut lines = lines.map(|line| String::from_utf8_lossy(&line).into_owned());
+        Ok(!lines.any(|line| line.contains("hoist-keeper") && line.contains(point.to_str().unwrap())))
+    })
+    .unwrap();
+}
+
+/// A server that is killed while a read waits for it.
+#[test]
+fn a_read_under_way_when_the_server_is_killed_fails() {
+    let case = Case::new(Compression::Gzip(6));
+    let node = Node::new();
+    let mount = node.mount(&case.image.name, &[]);
+    case.inject(When::Always, FaultKind::Hang);
+    let path = mount.root().join("lib/d.so");
+    let reader = std::thread::spawn(move || fs::read(path));
+    process::wait_until("the read's request", std::time::Duration::from_secs(20), || {
+        Ok(case.image.proxy.log().iter().any(|r| r.path.contains(&case.layer)))
+    })
+    .unwrap();
+    let [server] = node.servers()[..] else { panic!("{:?} serve one mount", node.servers()) };
+    let server = rustix::process::Pid::from_raw(server).unwrap();
+    rustix::process::kill_process(server, rustix::process::Signal::KILL).unwrap();
+    let failed = reader.join().unwrap().unwrap_err();
+    assert_eq!(failed.raw_os_error(), Some(libc::EIO), "{failed}");
+}

@@ -1,0 +1,204 @@
+//! How far a published index is believed (`docs/SEMANTICS.md`, "Trust"), and what a lying one comes to.
+
+mod node;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use hoist_testkit::layout::Compression;
+use hoist_testkit::push::{push_blob, push_manifest};
+use hoist_testkit::{Fault, FaultKind, When, digest, http, push_layout};
+use node::tree::{FILES, Source, noise};
+use node::{Node, Published, REPO, count};
+use serde_json::{Value, json};
+
+#[test]
+fn without_trust_everything_is_fetched_and_no_index_looked_for() {
+    let source = Source::new();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    for trust in ["local", "none"] {
+        image.proxy.reset();
+        let node = Node::new();
+        let mount = node.mount(&image.name, &["--trust-index", trust]);
+        source.assert_shown(mount.root());
+        let stats = mount.unmount();
+        assert_eq!(count(&stats, "demand_stalls"), 0, "{trust}: {stats}");
+        assert!(count(&stats, "wire_bytes") > 5_000_000, "{trust}: {stats}");
+        let parts = [image.parts("tree"), image.parts("table"), image.parts("windows")].concat();
+        for request in image.proxy.log() {
+            let of_index = request.path.contains("sha256-") || request.path.contains("referrers");
+            assert!(!of_index && !parts.iter().any(|p| request.path.contains(p.as_str())), "{request:?}");
+        }
+    }
+}
+
+/// An image, and beside it the index that was really made of another one.
+struct Lied {
+    image: Published,
+    told: Source,
+}
+
+/// The file that the other image has otherwise, of the same length.
+const CHANGED: &str = "lib/b.so";
+
+impl Lied {
+    /// `parts`: the media types (`tree`, `table`, `windows`) that are taken from the other image's index.
+    fn new(parts: &[&str], compression: Compression, change: impl Fn(&Source)) -> Lied {
+        let told = Source::new();
+        let layout = told.layout(compression);
+        let image = Published::indexed(&layout.directory);
+        let other = Source::new();
+        change(&other);
+        let others = other.layout(compression);
+        push_layout(&image.registry.host(), "other", "v1", &others.directory).unwrap();
+        let name = format!("{}/other:v1", image.registry.host());
+        Node::new().says(&["index", "--push", &name]);
+        let host = image.registry.host();
+        let accept = [("accept", "application/vnd.oci.image.manifest.v1+json")];
+        let tag = format!("/v2/other/manifests/{}.hoist", others.manifest.replace(':', "-"));
+        let lie: Value = serde_json::from_slice(&http::get(&host, &tag, &accept).unwrap().body).unwrap();
+        let mut index = image.index();
+        let kind = |part: &Value| part["mediaType"].as_str().unwrap().to_owned();
+        let chosen = |part: &&Value| parts.iter().any(|p| kind(part).contains(p));
+        for foreign in lie["layers"].as_array().unwrap().iter().filter(chosen) {
+            let digest = foreign["digest"].as_str().unwrap();
+            let path = format!("/v2/other/blobs/{digest}");
+            let file = tempfile::NamedTempFile::new().unwrap();
+            fs::write(file.path(), http::get(&host, &path, &[]).unwrap().body).unwrap();
+            push_blob(&host, REPO, digest, file.path()).unwrap();
+            let mine = index["layers"].as_array_mut().unwrap();
+            let mine = mine.iter_mut().find(|part| kind(part) == kind(foreign)).unwrap();
+            (mine["digest"], mine["size"]) = (json!(digest), foreign["size"].clone());
+        }
+        let bytes = serde_json::to_vec(&index).unwrap();
+        let media_type = "application/vnd.oci.image.manifest.v1+json";
+        push_manifest(&host, REPO, &digest::of_bytes(&bytes), media_type, &bytes).unwrap();
+        push_manifest(&host, REPO, &image.index_tag(), media_type, &bytes).unwrap();
+        Lied { image, told }
+    }
+
+    /// The store knows of the lie, so that a mount is right although the index is still published.
+    fn is_never_used_again(&self, node: &Node) {
+        self.image.proxy.reset();
+        let mount = node.mount(&self.image.name, &[]);
+        self.told.assert_shown(mount.root());
+        assert_eq!(count(&mount.unmount(), "demand_stalls"), 0);
+    }
+}
+
+fn change_content(other: &Source) {
+    let (seed, length) = (99, other.read(CHANGED).len());
+    other.write(CHANGED, &noise(seed, length));
+}
+
+#[test]
+fn a_table_of_other_content_makes_no_wrong_byte_readable() {
+    let lied = Lied::new(&["tree", "table"], Compression::None, change_content);
+    let node = Node::new();
+    let mount = node.mount(&lied.image.name, &[]);
+    assert_eq!(mount.read(CHANGED).unwrap_err().raw_os_error(), Some(libc::EIO));
+    let right = lied.told.assert_right_or_failing(mount.root());
+    assert!(right < FILES.len());
+    node.says(&["pull", &lied.image.name]);
+    node.wait_distrusted();
+    drop(mount);
+    lied.is_never_used_again(&node);
+}
+
+#[test]
+fn a_pull_finds_that_a_table_lied() {
+    let lied = Lied::new(&["tree", "table"], Compression::None, change_content);
+    let node = Node::new();
+    let mount = node.mount(&lied.image.name, &[]);
+    assert_eq!(mount.read("etc/motd").unwrap(), lied.told.read("etc/motd"));
+    drop(mount);
+    node.says(&["pull", &lied.image.name]);
+    node.wait_distrusted();
+    lied.is_never_used_again(&node);
+}
+
+#[test]
+fn a_gzip_table_of_other_content_makes_no_wrong_byte_readable() {
+    let lied = Lied::new(&["tree", "table", "windows"], Compression::Gzip(1), change_content);
+    let node = Node::new();
+    // The blobs' lengths differ or not as gzip will have it: refused at once, or when read.
+    match node.try_mount(&lied.image.name, &[]) {
+        Ok(mount) => {
+            let right = lied.told.assert_right_or_failing(mount.root());
+            assert!(right < FILES.len() || fs::read_dir(node.store("distrusted")).unwrap().count() == 0);
+        }
+        Err(said) => assert!(said.contains("index"), "{said}"),
+    }
+    node.says(&["pull", &lied.image.name]);
+    lied.is_never_used_again(&node);
+}
+
+fn change_mode(other: &Source) {
+    let path = other.root().join("lib/a.so");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o4755)).unwrap();
+}
+
+#[test]
+fn a_pull_finds_that_a_tree_lied() {
+    let lied = Lied::new(&["tree"], Compression::None, change_mode);
+    let node = Node::new();
+    let mount = node.mount(&lied.image.name, &[]);
+    assert!(hoist_testkit::walk(mount.root()).unwrap().values().any(|e| e.mode == 0o4755), "no lie was told");
+    drop(mount);
+    node.says(&["pull", &lied.image.name]);
+    node.wait_distrusted();
+    lied.is_never_used_again(&node);
+}
+
+/// Flipped bytes in the parts of an index: once, a second try mends it; always, nothing wrong is shown.
+#[test]
+fn a_damaged_index_shows_no_wrong_byte() {
+    let source = Source::new();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    for kind in ["tree", "table", "windows"] {
+        let parts = image.parts(kind);
+        assert!(!parts.is_empty(), "{kind}");
+        for (when, offset) in [(When::First(1), 40), (When::Always, 0), (When::Always, 40)] {
+            for part in &parts {
+                image.proxy.inject(Fault::new(format!("blobs/{part}"), when, FaultKind::FlipBit(offset)));
+            }
+            let node = Node::new();
+            match node.try_mount(&image.name, &[]) {
+                Ok(mount) if when == When::Always => {
+                    source.assert_right_or_failing(mount.root());
+                }
+                Ok(mount) => source.assert_shown(mount.root()),
+                Err(said) => {
+                    assert!(said.contains("digest") || said.contains("sha256"), "{kind}: {said}");
+                    assert!(when == When::Always, "{kind} was damaged once only: {said}");
+                }
+            }
+            image.proxy.clear_faults();
+            // What was damaged on the way leaves nothing behind.
+            let mount = node.mount(&image.name, &[]);
+            source.assert_shown(mount.root());
+        }
+    }
+}
+
+/// A published index whose manifest is damaged or of another image is as good as none.
+#[test]
+fn an_index_of_another_image_is_not_used() {
+    let source = Source::new();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    let mut of_another = image.index();
+    of_another["subject"]["digest"] = json!(digest::of_bytes(b"another"));
+    let mut of_another_kind = image.index();
+    of_another_kind["artifactType"] = json!("application/x-another");
+    let mut without_tree = image.index();
+    without_tree["layers"].as_array_mut().unwrap().remove(0);
+    for index in [of_another, of_another_kind, without_tree] {
+        let bytes = serde_json::to_vec(&index).unwrap();
+        let media_type = "application/vnd.oci.image.manifest.v1+json";
+        let host = image.registry.host();
+        push_manifest(&host, REPO, &image.index_tag(), media_type, &bytes).unwrap();
+        let node = Node::new();
+        let mount = node.mount(&image.name, &[]);
+        source.assert_shown(mount.root());
+    }
+}
