@@ -83,6 +83,31 @@ fn the_image_s_configuration_and_its_overrides() {
 }
 
 #[test]
+fn a_read_only_root_a_volume_and_what_it_took() {
+    let image = Image::new();
+    let (volume, stats) = (image.path("volume"), image.path("run.json"));
+    fs::create_dir(&volume).unwrap();
+    let volume_option = format!("{}:/data", volume.display());
+    let options = ["--rm", "--read-only", "-v", &volume_option, "--stats", stats.to_str().unwrap()];
+    let script = "touch /tmp/x 2>/dev/null && echo written; echo kept >/data/file; exit 5";
+    let output = image.run(&options, &["sh", "-c", script]);
+    assert_eq!(output.status.code(), Some(5), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "");
+    assert_eq!(fs::read_to_string(volume.join("file")).unwrap(), "kept\n");
+    assert_statistics(&stats);
+}
+
+/// Every field that scripts are promised is there.
+fn assert_statistics(path: &Path) {
+    let written: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    for field in
+        ["requests", "wire_bytes", "demand_bytes", "demand_stalls", "seconds_to_mount", "seconds_total"]
+    {
+        assert!(written[field].is_number(), "{field} in {written}");
+    }
+}
+
+#[test]
 fn exit_codes() {
     let image = Image::new();
     assert_eq!(image.run(&["--rm"], &["sh", "-c", "exit 37"]).status.code(), Some(37));
@@ -127,12 +152,7 @@ fn a_mount_serves_in_the_background_until_unmounted() {
     let again = image.hoist(&["mount", &image.name(), target]).output().unwrap();
     assert_eq!(again.status.code(), Some(1));
     common::output(&mut image.hoist(&["unmount", target]));
-    let written: serde_json::Value = serde_json::from_slice(&fs::read(stats).unwrap()).unwrap();
-    for field in
-        ["requests", "wire_bytes", "demand_bytes", "demand_stalls", "seconds_to_mount", "seconds_total"]
-    {
-        assert!(written[field].is_number(), "{field} in {written}");
-    }
+    assert_statistics(Path::new(stats));
     assert_eq!(fs::read_dir(target).unwrap().count(), 0);
     assert_eq!(image.hoist(&["unmount", target]).status().unwrap().code(), Some(1));
 }
