@@ -36,6 +36,8 @@ fn without_trust_everything_is_fetched_and_no_index_looked_for() {
 struct Lied {
     image: Published,
     told: Source,
+    layer: String,
+    others_layer: String,
 }
 
 /// The file that the other image has otherwise, of the same length.
@@ -74,7 +76,8 @@ impl Lied {
         let media_type = "application/vnd.oci.image.manifest.v1+json";
         push_manifest(&host, REPO, &digest::of_bytes(&bytes), media_type, &bytes).unwrap();
         push_manifest(&host, REPO, &image.index_tag(), media_type, &bytes).unwrap();
-        Lied { image, told }
+        let (layer, others_layer) = (layout.layers[0].clone(), others.layers[0].clone());
+        Lied { image, told, layer, others_layer }
     }
 
     /// The store knows of the lie, so that a mount is right although the index is still published.
@@ -130,6 +133,24 @@ fn a_gzip_table_of_other_content_makes_no_wrong_byte_readable() {
         Err(said) => assert!(said.contains("index"), "{said}"),
     }
     node.says(&["pull", &lied.image.name]);
+    lied.is_never_used_again(&node);
+}
+
+/// Who holds the registry may serve another layer and its index alike: that shows when the layer is complete.
+#[test]
+fn another_layer_with_an_index_that_fits_it_is_found_out_when_complete() {
+    let lied = Lied::new(&["tree", "table"], Compression::None, change_content);
+    let stored = |layer| lied.image.registry.blob_path(layer);
+    let true_blob = fs::read(stored(&lied.layer)).unwrap();
+    fs::copy(stored(&lied.others_layer), stored(&lied.layer)).unwrap();
+    let node = Node::new();
+    let mount = node.mount(&lied.image.name, &[]);
+    hoist_testkit::reading::sequential(mount.root()).unwrap();
+    node.wait_distrusted();
+    drop(mount);
+    let Err(said) = node.try_mount(&lied.image.name, &[]) else { panic!("mounted another's layer") };
+    assert!(said.contains(&lied.layer), "{said}");
+    fs::write(stored(&lied.layer), true_blob).unwrap();
     lied.is_never_used_again(&node);
 }
 
