@@ -200,7 +200,58 @@ fn blobs_that_are_not_what_they_say_are_refused() {
     is_refused("application/x-unknown", &tar, &id, "media type");
 }
 
-/// A layer of zeros that no tar begins: its end is known after some bytes, not after all that it unpacks to.
+/// A manifest that gives a layer another length than its blob has.
+#[test]
+fn a_wrong_size_is_refused() {
+    let source = Source::new();
+    for change in [-1000, 1000] {
+        let layout = source.layout(Compression::Gzip(6));
+        let blobs = layout.directory.join("blobs/sha256");
+        let rewrite = |path: &Path, digest: &str, edit: &dyn Fn(&mut serde_json::Value)| {
+            let old = path.join(digest.trim_start_matches("sha256:"));
+            let mut json = serde_json::from_slice(&fs::read(old).unwrap()).unwrap();
+            edit(&mut json);
+            serde_json::to_vec(&json).unwrap()
+        };
+        let manifest = rewrite(&blobs, &layout.manifest, &|manifest| {
+            let size = manifest["layers"][0]["size"].as_i64().unwrap();
+            manifest["layers"][0]["size"] = (size + change).into();
+        });
+        let digest = digest::of_bytes(&manifest);
+        fs::write(blobs.join(digest.trim_start_matches("sha256:")), &manifest).unwrap();
+        let index = rewrite(&layout.directory, "index.json", &|index| {
+            index["manifests"][0]["digest"] = digest.clone().into();
+            index["manifests"][0]["size"] = manifest.len().into();
+        });
+        fs::write(layout.directory.join("index.json"), index).unwrap();
+        let image = Published::plain(&layout.directory);
+        let said = Node::new().fails(&["pull", &image.name]);
+        assert!(said.contains(&layout.layers[0]), "{change}: {said}");
+    }
+}
+
+/// What unpacks to more than there is room for takes the room, fails, and gives it back.
+#[test]
+fn a_bomb_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::File::create(dir.path().join("zeros")).unwrap().set_len(256 << 20).unwrap();
+    let tar = dir.path().join("layer.tar");
+    process::run(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(dir.path()).arg("zeros")).unwrap();
+    for compression in [Compression::Gzip(1), Compression::Zstd(1)] {
+        let layout = tempfile::tempdir_in(dir.path()).unwrap();
+        let layout =
+            Builder::new(layout.path()).unwrap().layer(&tar, compression).unwrap().write("v1").unwrap();
+        let image = Published::plain(&layout.directory);
+        let disk = SmallDisk::new(40);
+        let before = disk.free();
+        let node = Node::with_store(&disk.root().join("store"));
+        node.fails(&["pull", &image.name]);
+        let kept = before - disk.free();
+        assert!(kept < 1 << 20, "{compression:?}: {kept} bytes are still taken");
+    }
+}
+
+/// A layer of letters that no tar begins: its end is known after some bytes, not after all that it unpacks to.
 #[test]
 fn bombs_are_refused() {
     let junk = vec![b'x'; 64 << 20];
@@ -322,10 +373,14 @@ impl SmallDisk {
         self.dir.path().join("mnt")
     }
 
+    fn free(&self) -> u64 {
+        let found = rustix::fs::statvfs(self.root()).unwrap();
+        found.f_bavail * found.f_frsize
+    }
+
     /// Takes all room but about this many bytes, until the file that is returned is removed.
     fn fill(&self, leave: u64) -> PathBuf {
-        let free = rustix::fs::statvfs(&self.root()).unwrap();
-        let take = (free.f_bavail * free.f_frsize).saturating_sub(leave);
+        let take = self.free().saturating_sub(leave);
         let ballast = self.root().join("ballast");
         let file = fs::File::create(&ballast).unwrap();
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, take).unwrap();
