@@ -362,7 +362,7 @@ impl LayerFill {
         let _ = hoist_sys::file::fadvise_dontneed(&self.blob, 0, 0);
         if self.native.load(Ordering::Acquire) {
             // No events tell any more what was read.
-            let _ = hoist_sys::file::fadvise_dontneed(&self.data, 0, 0);
+            trim_second_copy(&self.data);
         }
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         for range in read.iter() {
@@ -439,6 +439,17 @@ impl LayerFill {
                 Sweep::Over
             }
         }
+    }
+}
+
+/// Second copies of what was read may take this many bytes before they are given back: dropping
+/// them at once would also drop what the kernel has read ahead for random readers.
+const SECOND_COPY: u64 = 64 << 20;
+
+/// Gives back the page cache of a data file that is read without events, once it is worth it.
+pub fn trim_second_copy(data: &File) {
+    if hoist_sys::file::cached_bytes(data).unwrap_or(u64::MAX) > SECOND_COPY {
+        let _ = hoist_sys::file::fadvise_dontneed(data, 0, 0);
     }
 }
 

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use hoist_format::codec::{CodecError, Decoded, StreamDecoder};
 use hoist_format::digest::{Digest, Hasher};
 use hoist_format::extent::BLOCK;
-use hoist_format::layer::{DataSink, Layer, LayerBuilder};
+use hoist_format::layer::{DataSink, Layer, LayerBuilder, LayerError};
 use hoist_format::span::Codec;
 use hoist_format::table::Table;
 
@@ -49,7 +49,7 @@ pub struct Ingest {
     /// Hashing the blob is a third of a second per gigabyte that inflating need not wait for.
     hashed: Option<SyncSender<Bytes>>,
     hash: thread::JoinHandle<Result<(Digest, u64), Error>>,
-    decode: thread::JoinHandle<Result<Decoded, Error>>,
+    decode: thread::JoinHandle<Result<Option<Decoded>, Error>>,
     build: thread::JoinHandle<Result<(Layer, Digest), Error>>,
     expected: Expected,
 }
@@ -94,9 +94,11 @@ impl Ingest {
             let which = "the digest of its blob";
             return Err(Error::Digest { blob: wanted.blob, which, found: blob, wanted: wanted.blob });
         }
-        // What stopped the builder is the cause where the decoder only says that it was stopped.
+        // A decoder that found its listener gone has no word of its own: the builder's is the cause.
+        let decoded = decoded?;
         let (layer, diff_id) = built?;
-        let Decoded { spans, windows } = decoded?;
+        let stopped = || Error::Internal("the builder stopped without a word".into());
+        let Decoded { spans, windows } = decoded.ok_or_else(stopped)?;
         if diff_id != wanted.diff_id {
             let which = "its diffID";
             return Err(Error::Digest { blob, which, found: diff_id, wanted: wanted.diff_id });
@@ -132,7 +134,7 @@ fn decode(
     input: Receiver<Bytes>,
     out: SyncSender<Vec<u8>>,
     recycled: Receiver<Vec<u8>>,
-) -> Result<Decoded, Error> {
+) -> Result<Option<Decoded>, Error> {
     let bad = |e: &dyn std::fmt::Display| Error::Layer { blob, why: e.to_string() };
     let mut decoder = StreamDecoder::new(codec, true).map_err(|e| bad(&e))?;
     let mut buffer = Vec::with_capacity(CHUNK);
@@ -149,12 +151,16 @@ fn decode(
             }
             Ok::<_, Halt>(())
         });
-        result.map_err(|e| bad(&e))?;
+        match result {
+            Ok(()) => {}
+            Err(Halt::Stopped) => return Ok(None),
+            Err(e) => return Err(bad(&e)),
+        }
     }
     if !buffer.is_empty() {
         let _ = out.send(buffer);
     }
-    decoder.finish().map_err(|e| bad(&e))
+    decoder.finish().map(Some).map_err(|e| bad(&e))
 }
 
 fn build(
@@ -168,7 +174,12 @@ fn build(
     let mut sink = Writer { data, start: 0, buffer: Vec::with_capacity(WRITE), synced: 0 };
     for mut chunk in stream {
         hasher.update(&chunk);
-        builder.feed(&chunk, &mut sink).map_err(|e| Error::Layer { blob, why: e.to_string() })?;
+        if let Err(e) = builder.feed(&chunk, &mut sink) {
+            return Err(match (e, sink.data.take()) {
+                (LayerError::Write { source, .. }, Some((_, path))) => Error::io("write", path)(source),
+                (e, _) => Error::Layer { blob, why: e.to_string() },
+            });
+        }
         chunk.clear();
         let _ = recycle.try_send(chunk);
     }

@@ -127,10 +127,19 @@ impl Engine {
         if path.exists() {
             return Ok(path);
         }
+        dir.save_tree(None, &self.merged(image, |blob| self.store.layer(blob, None))?)
+    }
+
+    /// The image's tree, merged anew from its layers' own trees in the folders that `layout` names.
+    pub(crate) fn merged(
+        &self,
+        image: &Image,
+        layout: impl Fn(&Digest) -> LayerDir,
+    ) -> Result<Vec<u8>, Error> {
         let mut trees = Vec::new();
         let mut devices = Vec::new();
         for layer in &image.manifest.layers {
-            let folder = self.store.layer(&layer.digest, None);
+            let folder = layout(&layer.digest);
             let bytes = std::fs::read(folder.file("tree")).map_err(Error::io("read", folder.file("tree")))?;
             let bad = |e: &dyn std::fmt::Display| Error::Store {
                 path: folder.file("tree"),
@@ -142,8 +151,7 @@ impl Engine {
         }
         let refs: Vec<_> = trees.iter().collect();
         let merged = merge::merge(&refs).map_err(|e| Error::image("image", image.digest, e))?;
-        let bytes = erofs::encode(&merged, &devices).map_err(|e| Error::image("image", image.digest, e))?;
-        dir.save_tree(None, &bytes)
+        erofs::encode(&merged, &devices).map_err(|e| Error::image("image", image.digest, e))
     }
 
     /// Builds the index of an image, and publishes it if asked.
@@ -206,12 +214,17 @@ impl Engine {
 
 /// Keeps what a pass found, except the data file.
 fn keep(dir: &LayerDir, done: Ingested) -> Result<(), Error> {
+    keep_tree(dir, &done)?;
+    dir.save("windows", &done.windows)?;
+    dir.save("table", &done.table.encode())
+}
+
+/// Keeps the layer's own tree.
+pub(crate) fn keep_tree(dir: &LayerDir, done: &Ingested) -> Result<(), Error> {
     let device = erofs::Device { tag: dir.blob().hex(), size: done.table.extents.data_size };
     let tree = erofs::encode(&done.layer.tree, &[device])
         .map_err(|e| Error::Layer { blob: *dir.blob(), why: e.to_string() })?;
-    dir.save("tree", &tree)?;
-    dir.save("windows", &done.windows)?;
-    dir.save("table", &done.table.encode())
+    dir.save("tree", &tree)
 }
 
 /// Streams a blob in order, by several ranged requests side by side, through a pass.

@@ -25,6 +25,21 @@ pub fn fadvise_dontneed(file: &File, offset: u64, len: u64) -> io::Result<()> {
     Ok(rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(len), rustix::fs::Advice::DontNeed)?)
 }
 
+/// Bytes of a file that stand in the page cache (`cachestat(2)`, Linux 6.5).
+///
+/// # Errors
+/// ENOSYS on older kernels.
+pub fn cached_bytes(file: &File) -> io::Result<u64> {
+    const CACHESTAT: libc::c_long = 451;
+    // `struct cachestat_range`: offset 0 and length 0 mean the whole file.
+    let range = [0u64; 2];
+    // `struct cachestat`: cached, dirty, under writeback, evicted, recently evicted; in pages.
+    let mut pages = [0u64; 5];
+    // SAFETY: both arrays are as long as the structs that the kernel reads and writes.
+    let done = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), range.as_ptr(), pages.as_mut_ptr(), 0) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(pages[0] * rustix::param::page_size() as u64) }
+}
+
 /// Starts writing a range's dirty pages to disk, without waiting for it.
 ///
 /// # Errors

@@ -171,6 +171,17 @@ fn a_pull_finds_that_a_tree_lied() {
     lied.is_never_used_again(&node);
 }
 
+#[test]
+fn reading_everything_finds_that_a_tree_lied() {
+    let lied = Lied::new(&["tree"], Compression::None, change_mode);
+    let node = Node::new();
+    let mount = node.mount(&lied.image.name, &[]);
+    lied.told.assert_right_or_failing(mount.root());
+    node.wait_distrusted();
+    drop(mount);
+    lied.is_never_used_again(&node);
+}
+
 /// Flipped bytes in the parts of an index: once, a second try mends it; always, nothing wrong is shown.
 #[test]
 fn a_damaged_index_shows_no_wrong_byte() {

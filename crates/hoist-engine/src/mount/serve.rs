@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hoist_format::digest::Digest;
 use hoist_sys::fanotify::{Answer, Event, Group};
-use hoist_sys::keeper::{Keeper, Table as InWork};
+use hoist_sys::keeper::{Keeper, Slot, Table as InWork};
 
 use super::MountedLayer;
 use crate::engine::Engine;
@@ -139,50 +139,40 @@ impl Server {
     /// Answers at once what is present, hands the rest to the fill path.
     fn take(self: &Arc<Self>, event: Event) {
         let slot = self.in_work.begin(event.fd.as_raw_fd());
+        let question = Question { server: Arc::clone(self), event, slot: Some(slot) };
+        let event = &question.event;
         let fill = identity(&event.fd).ok().and_then(|id| self.by_identity.get(&id)).map(Arc::clone);
         let Some(fill) = fill else {
             // Not a file of ours: nothing to say against it.
-            self.reply(&event, Answer::Allow);
-            return slot.end();
+            return question.answer(Answer::Allow);
         };
         let (start, end) = (event.offset, event.offset.saturating_add(event.count));
-        let pid = event.pid.unsigned_abs();
+        let (pid, count) = (event.pid.unsigned_abs(), event.count);
         if pid == std::process::id() && self.probing.load(Ordering::Acquire) {
             fill.adopt_writer(&event.fd);
-            self.reply(&event, Answer::Allow);
-            return slot.end();
+            return question.answer(Answer::Allow);
         }
         if fill.condemned().is_none() && fill.is_present(start, end) {
             fill.note_read(start, end);
-            self.reply(&event, Answer::Allow);
-            return slot.end();
+            return question.answer(Answer::Allow);
         }
         self.counts.demand_stalls.fetch_add(1, Ordering::Relaxed);
-        self.counts.demand_bytes.fetch_add(event.count, Ordering::Relaxed);
-        let this = Arc::clone(self);
+        self.counts.demand_bytes.fetch_add(count, Ordering::Relaxed);
+        let timeout = self.timeout;
         self.runtime.spawn(async move {
-            let filled = tokio::time::timeout(this.timeout, fill.fill(start, end)).await;
-            let answer = match filled.unwrap_or(Err(FillError::Timeout(this.timeout))) {
+            let filled = tokio::time::timeout(timeout, fill.fill(start, end)).await;
+            match filled.unwrap_or(Err(FillError::Timeout(timeout))) {
                 Ok(()) => {
                     fill.note_read(start, end);
-                    Answer::Allow
+                    question.answer(Answer::Allow);
                 }
                 Err(e) => {
-                    tracing::error!(
-                        layer = %fill.dir().blob(), offset = start, bytes = event.count, pid, "a read fails: {e}"
-                    );
-                    Answer::Deny(e.errno())
+                    question.answer(Answer::Deny(e.errno()));
+                    let layer = fill.dir().blob();
+                    tracing::error!(%layer, offset = start, bytes = count, pid, "a read failed: {e}");
                 }
-            };
-            this.reply(&event, answer);
-            slot.end();
+            }
         });
-    }
-
-    fn reply(&self, event: &Event, answer: Answer) {
-        if let Err(e) = self.group.respond(event.fd.as_raw_fd(), answer) {
-            tracing::error!("answering a pre-content event: {e}");
-        }
     }
 
     /// Gives page cache back, syncs, and hears of condemnations by others.
@@ -217,7 +207,7 @@ impl Server {
                 MountedLayer::Lazy(fill) => fill.trim_cache(forget),
                 MountedLayer::Whole(path) => {
                     if let Ok(file) = std::fs::File::open(path) {
-                        let _ = hoist_sys::file::fadvise_dontneed(&file, 0, 0);
+                        crate::fill::trim_second_copy(&file);
                     }
                 }
             }
@@ -227,6 +217,9 @@ impl Server {
     /// Once a layer's blob was fetched whole, holds the published index against the image.
     pub async fn verify_when_whole(self: Arc<Self>, engine: Engine, image: Image, index: Digest) {
         let mut left: Vec<_> = self.lazy().map(Arc::clone).collect();
+        if left.is_empty() {
+            return;
+        }
         let mut tick = tokio::time::interval(TRIM_EVERY);
         while !left.is_empty() {
             tick.tick().await;
@@ -246,6 +239,10 @@ impl Server {
                 }
             }
             left = still;
+        }
+        let judged = tokio::task::spawn_blocking(move || engine.judge_tree(&image, &index)).await;
+        if let Ok(Err(e)) = judged {
+            tracing::error!("checking the published tree against the layers: {e}");
         }
     }
 
@@ -275,11 +272,17 @@ impl Server {
             passed =
                 crate::pull::fetch_and_ingest(&expected, &image.source, None, &crate::progress::Silent).await;
         }
+        if let Ok(done) = &passed {
+            crate::pull::keep_tree(fill.dir(), done)?;
+        }
         let table = fill.table().encode();
         let lie = Engine::verdict(&table, passed)?;
+        if let Some(why) = &lie {
+            fill.condemn(why);
+        }
         engine.judge(index, fill.dir(), lie.as_deref())?;
         match lie {
-            Some(why) => fill.condemn(&why),
+            Some(_) => {}
             None => {
                 let this = Arc::clone(fill);
                 let native = tokio::task::spawn_blocking(move || this.become_native()).await;
@@ -317,4 +320,35 @@ impl Server {
 /// Which file a descriptor is of.
 fn identity(fd: &impl std::os::fd::AsFd) -> std::io::Result<(u64, u64)> {
     hoist_sys::file::identity(fd)
+}
+
+/// An event that waits for its answer. Dropped without one, as by a panic, it is denied: a reader
+/// must never be left waiting.
+struct Question {
+    server: Arc<Server>,
+    event: Event,
+    slot: Option<Slot>,
+}
+
+impl Question {
+    fn answer(mut self, answer: Answer) {
+        self.reply(answer);
+    }
+
+    fn reply(&mut self, answer: Answer) {
+        let Some(slot) = self.slot.take() else { return };
+        let (group, fd) = (&self.server.group, self.event.fd.as_raw_fd());
+        // An answer that the kernel does not take leaves the reader waiting: any other is better.
+        let answered = group.respond(fd, answer).or_else(|_| group.respond(fd, Answer::Deny(libc::EIO)));
+        slot.end();
+        if let Err(e) = answered {
+            tracing::error!("answering a pre-content event: {e}");
+        }
+    }
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        self.reply(Answer::Deny(libc::EIO));
+    }
 }

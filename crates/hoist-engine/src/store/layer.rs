@@ -112,13 +112,9 @@ impl LayerDir {
     /// Takes the layer out of service: what it holds is thrown away, the reason stays.
     pub fn condemn(&self, why: &str) -> Result<(), Error> {
         self.save_state(&LayerState { lied: Some(why.to_owned()), ..LayerState::default() })?;
-        for name in ["present", "blob", "windows"] {
+        // Unlinked, never emptied: a mount may be reading, and a hole would be zeros to it.
+        for name in ["present", "live", "kept", "blob", "windows", "data"] {
             let _ = fs::remove_file(self.file(name));
-        }
-        // A mount may still hold the data file: empty it rather than only unlink it.
-        if let Ok(file) = OpenOptions::new().write(true).open(self.file("data")) {
-            let size = file.metadata().map(|m| m.len()).unwrap_or(0);
-            let _ = hoist_sys::file::punch_hole(&file, 0, size);
         }
         Ok(())
     }

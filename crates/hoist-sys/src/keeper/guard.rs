@@ -131,6 +131,10 @@ impl Guard {
             if !matches!(poll(&mut polled, Some(&pause)), Ok(1..)) {
                 continue;
             }
+            // Another's mount on the same data files may ask by now, and its own group answers it.
+            if !self.mounts.alive() {
+                return;
+            }
             if let Ok(n) = rustix::io::read(&self.group, &mut buffer) {
                 fanotify::parse(&buffer[..n]).iter().for_each(|event| self.deny(event.fd.as_raw_fd()));
             }

@@ -85,7 +85,12 @@ impl Mounts {
 
     /// Is any of the mounts alive, here or in another mount namespace? Yes when in doubt.
     pub fn alive(&mut self) -> bool {
-        self.look().unwrap_or(true) || !self.superblocks.is_disjoint(&superblocks())
+        let there = self.look().unwrap_or(true);
+        // Paths and device numbers may be another mount's by now, superblocks never are.
+        if self.all_seen() && !self.superblocks.is_empty() {
+            return !self.superblocks.is_disjoint(&superblocks());
+        }
+        there
     }
 }
 
