@@ -34,7 +34,9 @@ const FUZZING: bool = cfg!(fuzzing);
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
     /// Not what the media type says, or damaged.
-    #[error("decoding the {codec:?} blob at byte {at}: {what}; the blob is damaged, or not what its media type says")]
+    #[error(
+        "decoding the {codec:?} blob at byte {at}: {what}; the blob is damaged, or not what its media type says"
+    )]
     Damaged {
         /// How the blob is stored.
         codec: Codec,
@@ -44,7 +46,9 @@ pub enum CodecError {
         what: &'static str,
     },
     /// The input ended too early.
-    #[error("the {codec:?} blob ends at byte {at}, in the middle of its data; it is truncated, fetch it again")]
+    #[error(
+        "the {codec:?} blob ends at byte {at}, in the middle of its data; it is truncated, fetch it again"
+    )]
     Truncated {
         /// How the blob is stored.
         codec: Codec,
@@ -52,7 +56,9 @@ pub enum CodecError {
         at: u64,
     },
     /// More output than allowed.
-    #[error("decoding the blob gives more than {limit} bytes; refused as a decompression bomb (or the index lies)")]
+    #[error(
+        "decoding the blob gives more than {limit} bytes; refused as a decompression bomb (or the index lies)"
+    )]
     TooLarge {
         /// Bytes allowed.
         limit: u64,
