@@ -52,6 +52,8 @@ impl SharedBits {
             file.rewind()?;
             file.write_all(&wanted)?;
         }
+        // The mapping keeps the open file alive, and with it a lock that nobody gives back.
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::Unlock)?;
         Self::map(&file, len, bits)
     }
 
