@@ -43,7 +43,7 @@ for how in walk sequential random; do
     row "$how" "$h" "$e" "$x" "$(ratio "$e" "$h")" "$(ratio "$x" "$h")"
 done
 
-cached() { awk '/^(Cached|Buffers):/ { n += $2 } END { print n * 1024 }' /proc/meminfo; }
+cached() { awk '/^(Cached|Buffers):/ { n += $2 } END { printf "%d\n", n * 1024 }' /proc/meminfo; }
 echo
 echo "== page cache held / bytes read (aim <= 1.1)"
 row "" "read MB" "held MB" "held / read"
