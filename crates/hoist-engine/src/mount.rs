@@ -73,7 +73,7 @@ impl Engine {
         // In this very process reads of absent data would wait for the thread that asks: mount(2)
         // itself reads metadata only, which is whole.
         sys::erofs(&mounting.0, &devices, &mounting.1).map_err(|e| cannot(e.to_string()))?;
-        let mut tasks = vec![tokio::spawn(Arc::clone(&server).keep_house(self.clone()))];
+        let mut tasks = vec![tokio::spawn(Arc::clone(&server).keep_house())];
         if let Some(index) = index {
             tasks.push(tokio::spawn(Arc::clone(&server).verify_when_whole(
                 self.clone(),

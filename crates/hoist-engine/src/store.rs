@@ -48,7 +48,7 @@ impl Store {
                 });
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                for dir in ["images", "layers", "refs", "distrusted", "fillers", "tmp"] {
+                for dir in ["images", "layers", "refs", "distrusted", "fillers"] {
                     let dir = root.join(dir);
                     fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
                 }

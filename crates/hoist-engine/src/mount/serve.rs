@@ -176,7 +176,7 @@ impl Server {
     }
 
     /// Gives page cache back, syncs, and hears of condemnations by others.
-    pub async fn keep_house(self: Arc<Self>, _engine: Engine) {
+    pub async fn keep_house(self: Arc<Self>) {
         let mut tick = tokio::time::interval(TRIM_EVERY);
         for round in 0u32.. {
             tick.tick().await;
