@@ -24,7 +24,7 @@ pub use decode::decode;
 pub use dirent::Entry;
 pub use encode::encode;
 pub use error::{DecodeError, EncodeError, Fault};
-pub use image::{Entries, Image};
+pub use image::{Entries, Head, Image};
 pub use inode::{Node, NodeKind};
 
 /// An external device: the data file of one layer.

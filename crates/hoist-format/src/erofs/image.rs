@@ -1,6 +1,7 @@
 //! Reading an image in place: every answer borrows from its bytes, nothing is decoded ahead.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::dirent::{Block, Entry};
 use super::inode::{Node, NodeKind};
@@ -15,7 +16,23 @@ use crate::tree::Name;
 pub struct Image<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) sb: Superblock,
-    pub(super) devices: Vec<Device>,
+    pub(super) devices: Arc<[Device]>,
+}
+
+/// What reading the inodes of an image takes besides its bytes: for who owns the bytes elsewhere, and
+/// will not check the superblock anew at each look.
+#[derive(Debug, Clone)]
+pub struct Head {
+    sb: Superblock,
+    devices: Arc<[Device]>,
+}
+
+impl Head {
+    /// The image over the bytes that this is the head of. Over others every read is checked too, and
+    /// finds something else or an error.
+    pub fn over<'a>(&self, bytes: &'a [u8]) -> Image<'a> {
+        Image { bytes, sb: self.sb.clone(), devices: Arc::clone(&self.devices) }
+    }
 }
 
 /// `bytes[start..start + len]`, or which structure is cut.
@@ -36,6 +53,11 @@ impl<'a> Image<'a> {
         let sb = Superblock::read(bytes)?;
         let devices = (0..sb.devices).map(|i| read_device(bytes, &sb, i)).collect::<Result<_, _>>()?;
         Ok(Self { bytes, sb, devices })
+    }
+
+    /// The image without its bytes.
+    pub fn head(&self) -> Head {
+        Head { sb: self.sb.clone(), devices: Arc::clone(&self.devices) }
     }
 
     /// The devices the files' data lies on, by layer.
@@ -83,7 +105,20 @@ impl<'a> Image<'a> {
     /// All entries of a folder in the image's order, `.` and `..` among them; of anything else none.
     pub fn entries(&self, dir: &Node<'a>) -> Entries<'_, 'a> {
         let blocks = if dir.kind == NodeKind::Dir { dir.size.div_ceil(self.sb.block()) } else { 0 };
-        Entries { image: self, dir: dir.clone(), blocks, next_block: 0, block: None, next: 0 }
+        Entries { image: self, dir: dir.clone(), blocks, next_block: 0, block: None, next: 0, skip: 0 }
+    }
+
+    /// The entries of a folder from where an earlier iteration stood ([`Entries::position`]); none
+    /// behind a position that is of another folder.
+    pub fn entries_from(&self, dir: &Node<'a>, position: u64) -> Entries<'_, 'a> {
+        let mut entries = self.entries(dir);
+        let (block, next) = (position >> POSITION_BITS, position & ((1 << POSITION_BITS) - 1));
+        if block >= entries.blocks {
+            entries.next_block = entries.blocks;
+        } else if position > 0 {
+            (entries.next_block, entries.skip) = (block, next as usize);
+        }
+        entries
     }
 
     /// The extended attributes of an inode by full name.
@@ -162,9 +197,22 @@ pub struct Entries<'i, 'a> {
     next_block: u64,
     block: Option<Block<'a>>,
     next: usize,
+    /// Entries of the next block that are passed over.
+    skip: usize,
 }
 
+/// A block of a folder has fewer entries than this has numbers: they take 13 bytes each, of 64 KiB.
+const POSITION_BITS: u32 = 16;
+
 impl<'a> Entries<'_, 'a> {
+    /// Where the iteration stands: 0 at the start, more after each entry.
+    pub fn position(&self) -> u64 {
+        match self.block {
+            Some(_) => (self.next_block - 1) << POSITION_BITS | self.next as u64,
+            None => self.next_block << POSITION_BITS | self.skip as u64,
+        }
+    }
+
     fn step(&mut self) -> Result<Option<Entry<'a>>, Fault> {
         loop {
             if let Some(block) = self.block.filter(|b| self.next < b.count) {
@@ -176,7 +224,7 @@ impl<'a> Entries<'_, 'a> {
             }
             self.block = Some(self.image.block(&self.dir, self.next_block)?);
             self.next_block += 1;
-            self.next = 0;
+            self.next = std::mem::take(&mut self.skip);
         }
     }
 }

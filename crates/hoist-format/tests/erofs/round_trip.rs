@@ -1,6 +1,6 @@
 //! What was written is what is read, by the whole decoder and by the reader in place.
 
-use hoist_format::erofs::{Image, NodeKind, decode, encode};
+use hoist_format::erofs::{Image, Node, NodeKind, decode, encode};
 use hoist_format::tree::{Kind, ROOT, Tree};
 
 use crate::support::*;
@@ -51,9 +51,10 @@ fn every_path_is_found_in_place() {
             (NodeKind::Dir, Kind::Dir(_)) => {
                 let id = tree.lookup(&path).unwrap();
                 let names: Vec<_> = tree.entries(id).unwrap().keys().map(|n| n.to_vec()).collect();
-                let read = image.entries(&node).map(|e| e.unwrap().name.to_vec());
-                let read: Vec<_> = read.filter(|n| n != b"." && n != b"..").collect();
+                let all: Vec<_> = image.entries(&node).map(|e| e.unwrap().name.to_vec()).collect();
+                let read: Vec<_> = all.iter().filter(|n| n != &b"." && n != &b"..").cloned().collect();
                 assert_eq!(read, names);
+                assert_eq!(read_in_steps(&image, &node), all);
                 for absent in [&b"absent"[..], b"", b"\0", b"~", b"0", b"zzzz", &[0xff; 255]] {
                     assert_eq!(image.find(&node, absent).unwrap(), None);
                 }
@@ -63,4 +64,28 @@ fn every_path_is_found_in_place() {
     }
     assert_eq!(image.lookup(b"/sizes/1/x").unwrap(), None);
     assert_eq!(tree.lookup(b""), Some(ROOT));
+}
+
+/// A folder's names, an iteration for each, as a file system reads them.
+fn read_in_steps(image: &Image<'_>, node: &Node<'_>) -> Vec<Vec<u8>> {
+    let (mut position, mut names) = (0, Vec::new());
+    loop {
+        let mut entries = image.entries_from(node, position);
+        assert_eq!(entries.position(), position);
+        let Some(entry) = entries.next() else { return names };
+        names.push(entry.unwrap().name.to_vec());
+        assert!(entries.position() > position);
+        position = entries.position();
+    }
+}
+
+#[test]
+fn a_head_reads_its_image_anew() {
+    let bytes = encode(&rich(), &devices()).unwrap();
+    let head = Image::new(&bytes).unwrap().head();
+    let image = head.over(&bytes);
+    assert_eq!(image.devices(), devices());
+    assert!(image.entries_from(&image.inode(image.root()).unwrap(), 1 << 40).next().is_none());
+    let empty = head.over(&[]);
+    assert!(empty.inode(empty.root()).is_err());
 }
