@@ -5,7 +5,10 @@
 
 pub mod fanotify;
 pub mod file;
+pub mod fuse;
 pub mod inflate;
 pub mod keeper;
+pub mod loop_device;
+pub mod map;
 pub mod mount;
 pub mod shm;

@@ -17,7 +17,7 @@ fn c(path: &Path) -> io::Result<CString> {
 }
 
 /// Adds the kernel's own words, which a file system context keeps for its opener to read.
-fn explain(context: &impl AsFd, doing: &str, error: rustix::io::Errno) -> io::Error {
+pub(crate) fn explain(context: &impl AsFd, doing: &str, error: rustix::io::Errno) -> io::Error {
     let mut words = String::new();
     let mut line = [0; 512];
     while let Ok(n) = rustix::io::read(context, &mut line) {
@@ -48,7 +48,12 @@ pub fn erofs(image: &Path, devices: &[&Path], target: &Path) -> io::Result<()> {
     finish(&fs, "mounting EROFS", target, MountAttrFlags::MOUNT_ATTR_RDONLY)
 }
 
-fn finish(fs: &impl AsFd, doing: &str, target: &Path, attributes: MountAttrFlags) -> io::Result<()> {
+pub(crate) fn finish(
+    fs: &impl AsFd,
+    doing: &str,
+    target: &Path,
+    attributes: MountAttrFlags,
+) -> io::Result<()> {
     fsconfig_create(fs.as_fd()).map_err(|e| explain(fs, doing, e))?;
     let mount =
         fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(|e| explain(fs, doing, e))?;

@@ -1,0 +1,89 @@
+//! `/dev/fuse`, opened.
+
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// `FUSE_DEV_IOC_CLONE`: `_IOR(229, 0, uint32_t)`.
+const CLONE: libc::c_ulong = 0x8004_e500;
+/// `FUSE_NOTIFY_RESEND` (Linux 6.9), in the place of a reply's error.
+const RESEND: i32 = 7;
+
+/// An open `/dev/fuse`. Close-on-exec.
+#[derive(Debug)]
+pub struct Device {
+    fd: OwnedFd,
+}
+
+impl Device {
+    /// Opens it, for a mount that is to be made.
+    ///
+    /// # Errors
+    /// Where this kernel has no FUSE, or a container hides the device.
+    pub fn open() -> io::Result<Self> {
+        let file = File::options().read(true).write(true).open("/dev/fuse");
+        let file = file.map_err(|e| io::Error::new(e.kind(), format!("opening /dev/fuse: {e}")))?;
+        Ok(Self { fd: file.into() })
+    }
+
+    /// A second device of the same mount, with a queue of its own for the requests in work.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn another(&self) -> io::Result<Self> {
+        let new = Self::open()?;
+        let fd = self.fd.as_raw_fd().cast_unsigned();
+        // SAFETY: the ioctl reads one u32 from the pointer, which is that of a local.
+        let done = unsafe { libc::ioctl(new.fd.as_raw_fd(), CLONE, &raw const fd) };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(new) }
+    }
+
+    /// Waits for a request and reads it. `buffer` must take the longest there is: 8 KiB and, for who
+    /// allows writes, what a write may carry.
+    ///
+    /// # Errors
+    /// ENODEV once unmounted, ECONNABORTED and ENOENT for a request that was taken back.
+    pub fn read<'b>(&self, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
+        let n = rustix::io::read(&self.fd, &mut *buffer)?;
+        Ok(&buffer[..n])
+    }
+
+    /// Replies to request `unique`: with an errno, or 0 and bytes.
+    ///
+    /// # Errors
+    /// ENOENT where nobody waits for it any more; others are the server's fault.
+    pub fn reply(&self, unique: u64, errno: i32, bytes: &[u8]) -> io::Result<()> {
+        self.write(unique, -errno, bytes)
+    }
+
+    /// Asks for the requests again that were read by anyone and not replied to.
+    ///
+    /// # Errors
+    /// EINVAL before Linux 6.9.
+    pub fn resend(&self) -> io::Result<()> {
+        self.write(0, RESEND, &[])
+    }
+
+    fn write(&self, unique: u64, error: i32, bytes: &[u8]) -> io::Result<()> {
+        let mut header = [0; 16];
+        let len = (header.len() + bytes.len()) as u32;
+        header[..4].copy_from_slice(&len.to_ne_bytes());
+        header[4..8].copy_from_slice(&error.to_ne_bytes());
+        header[8..].copy_from_slice(&unique.to_ne_bytes());
+        // The kernel takes a message whole or not at all.
+        rustix::io::writev(&self.fd, &[IoSlice::new(&header), IoSlice::new(bytes)])?;
+        Ok(())
+    }
+}
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl From<OwnedFd> for Device {
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+}
