@@ -1,9 +1,9 @@
 //! The layers of an image become the one tree a container sees.
 //!
-//! Lowest first, each layer is laid over what is there: whiteouts remove, opaque folders empty,
-//! implied folders keep the lower attributes, hard links find their lower files. An implied folder
-//! that meets a lower symbolic link is written through that link, as an applier on the mounted
-//! lower layers would.
+//! Lowest first, each layer is laid over what is there, as overlayfs shows what containerd and docker unpack, each
+//! layer by itself: whiteouts remove, opaque folders empty, and a folder replaces what is no folder, be it only implied
+//! and a symbolic link to a folder. Implied folders have the attributes of the nearest lower layer that has the path.
+//! Hard links find their files in lower layers too.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,10 @@ use crate::layer::LINK_XATTR;
 use crate::layer::lossy;
 use crate::layer::walk::{clean, resolve};
 use crate::tar::MAX_ENTRIES;
-use crate::tree::{Inode, InodeId, Kind, ROOT, Tree};
+use crate::tree::{Inode, InodeId, Kind, Meta, ROOT, Tree};
 
-/// Most steps that symbolic links may cause in one merge.
-const LINK_STEPS: u64 = 64 << 20;
+/// Most steps that symbolic links and looking for the attributes of implied folders may cause in one merge.
+const STEPS: u64 = 64 << 20;
 /// Most files and folders of an image.
 const MAX_INODES: usize = 4 * MAX_ENTRIES as usize;
 
@@ -42,6 +42,14 @@ pub enum MergeError {
         /// Index of the layer, lowest first from 0.
         layer: usize,
     },
+    /// Its folders without entries of their own would cost hours.
+    #[error(
+        "merging layer {layer}: finding the attributes of its implied folders takes more than {STEPS} steps"
+    )]
+    TooManySteps {
+        /// Index of the layer, lowest first from 0.
+        layer: usize,
+    },
 }
 
 /// Merges the trees of an image's layers, lowest first. The result has no whiteouts and no opaque or
@@ -51,12 +59,15 @@ pub enum MergeError {
 /// [`MergeError`], naming the layer at fault.
 pub fn merge(layers: &[&Tree]) -> Result<Tree, MergeError> {
     let mut merged = Tree::default();
-    let mut budget = LINK_STEPS;
+    let mut budget = STEPS;
+    let mut implied = Vec::with_capacity(layers.len());
     for (index, layer) in layers.iter().enumerate() {
         let number = u16::try_from(index).map_err(|_| MergeError::TooManyLayers(layers.len()))?;
         let links = lower_links(&merged, layer, index, &mut budget)?;
-        Overlay { merged: &mut merged, layer, number, links, taken: BTreeMap::new(), through: Vec::new() }
-            .run(&mut budget)?;
+        let lower = Lower { trees: &layers[..index], implied: &implied };
+        let taken = BTreeMap::new();
+        let found = Overlay { merged: &mut merged, layer, number, links, taken, lower }.run(&mut budget)?;
+        implied.push(found);
     }
     for inode in &mut merged.inodes {
         (inode.implied, inode.opaque) = (false, false);
@@ -94,6 +105,37 @@ fn link_target(inode: &Inode) -> Option<&[u8]> {
     }
 }
 
+/// The layers below, each by itself, and the attributes that their implied folders got.
+struct Lower<'a> {
+    trees: &'a [&'a Tree],
+    implied: &'a [BTreeMap<InodeId, Meta>],
+}
+
+impl Lower<'_> {
+    /// The attributes for an implied folder: of the nearest layer that has the path, in which the layer's own links
+    /// are followed; none if that has no folder there, or no layer has the path (containerd's `mkparent`). Attributes
+    /// in `trusted.` stay behind. Err when the budget is spent.
+    fn meta(&self, path: &[&[u8]], budget: &mut u64) -> Result<Option<Meta>, ()> {
+        for (tree, implied) in self.trees.iter().zip(self.implied).rev() {
+            *budget = budget.checked_sub(path.len() as u64).ok_or(())?;
+            let Ok(way) = resolve(tree, path, budget) else { return Ok(None) };
+            let id = match way.last() {
+                Some((Some(id), _)) => *id,
+                Some((None, _)) => continue,
+                None => ROOT,
+            };
+            let inode = tree.get(id);
+            if !matches!(inode.kind, Kind::Dir(_)) {
+                return Ok(None);
+            }
+            let mut meta = implied.get(&id).unwrap_or(&inode.meta).clone();
+            meta.xattrs.retain(|name, _| !name.starts_with(b"trusted."));
+            return Ok(Some(meta));
+        }
+        Ok(None)
+    }
+}
+
 /// One layer on its way into the merged tree.
 struct Overlay<'a> {
     merged: &'a mut Tree,
@@ -103,92 +145,54 @@ struct Overlay<'a> {
     links: BTreeMap<InodeId, Option<InodeId>>,
     /// Merged inodes of layer inodes, so that hard links stay links.
     taken: BTreeMap<InodeId, InodeId>,
-    /// Implied folders that met a link: merged parent, name, layer folder.
-    through: Vec<(InodeId, &'a [u8], InodeId)>,
+    lower: Lower<'a>,
 }
 
-impl Overlay<'_> {
-    fn run(mut self, budget: &mut u64) -> Result<(), MergeError> {
-        self.tree(ROOT, ROOT)?;
-        // Last, so that a link's target is what this layer leaves there.
-        while let Some((dir, name, id)) = self.through.pop() {
-            let target = self.follow(dir, name, budget);
-            let target = match target {
-                Some(target) => target,
-                None => self.put_dir(dir, name, id)?,
+/// A folder of the layer that is to be laid over one of the merged tree.
+struct Folder<'a> {
+    onto: InodeId,
+    from: InodeId,
+    /// Its name, and the place of the folder that it stands in among all folders met.
+    name: &'a [u8],
+    parent: usize,
+}
+
+impl<'a> Overlay<'a> {
+    /// Lays the layer over the merged tree, and gives the attributes its implied folders got. A list, not recursion:
+    /// hostile layers are deep.
+    fn run(mut self, budget: &mut u64) -> Result<BTreeMap<InodeId, Meta>, MergeError> {
+        let mut implied = BTreeMap::new();
+        let mut folders = vec![Folder { onto: ROOT, from: ROOT, name: b"", parent: 0 }];
+        let mut next = 0;
+        while let Some(&Folder { onto, from, .. }) = folders.get(next) {
+            let inode = self.layer.get(from);
+            let meta = if !inode.implied {
+                Some(inode.meta.clone())
+            } else if from != ROOT && self.number > 0 {
+                let found = self.lower.meta(&path(&folders, next), budget);
+                let layer = usize::from(self.number);
+                let meta = found.map_err(|()| MergeError::TooManySteps { layer })?;
+                let meta = meta.unwrap_or_else(|| inode.meta.clone());
+                implied.insert(from, meta.clone());
+                Some(meta)
+            } else {
+                None
             };
-            self.tree(target, id)?;
-        }
-        Ok(())
-    }
-
-    /// The folder behind the symbolic link `name` in `dir`.
-    fn follow(&self, dir: InodeId, name: &[u8], budget: &mut u64) -> Option<InodeId> {
-        let Kind::Symlink(target) = &self.merged.get(*self.merged.entries(dir)?.get(name)?).kind else {
-            return None;
-        };
-        let mut parts = Vec::new();
-        if !target.starts_with(b"/") {
-            parts = self.path_to(dir, budget)?;
-        }
-        parts.extend(target.split(|&b| b == b'/').filter(|p| !p.is_empty() && *p != b"."));
-        let way = resolve(self.merged, &parts, budget).ok()?;
-        let id = way.last().map_or(Some(ROOT), |last| last.0)?;
-        self.merged.entries(id).map(|_| id)
-    }
-
-    /// The names that lead to a folder of the merged tree.
-    fn path_to(&self, dir: InodeId, budget: &mut u64) -> Option<Vec<&[u8]>> {
-        let mut parents: BTreeMap<InodeId, (InodeId, &[u8])> = BTreeMap::new();
-        let mut todo = vec![ROOT];
-        while let Some(at) = todo.pop() {
-            if at == dir {
-                break;
-            }
-            for (name, &id) in self.merged.entries(at)? {
-                *budget = budget.checked_sub(1)?;
-                if self.merged.entries(id).is_some() {
-                    parents.insert(id, (at, name));
-                    todo.push(id);
-                }
-            }
-        }
-        let (mut path, mut at) = (Vec::new(), dir);
-        while at != ROOT {
-            let &(parent, name) = parents.get(&at)?;
-            path.push(name);
-            at = parent;
-        }
-        path.reverse();
-        Some(path)
-    }
-
-    /// Lays a folder of the layer, and all below it, over one of the merged tree. A list, not
-    /// recursion: hostile layers are deep.
-    fn tree(&mut self, onto: InodeId, from: InodeId) -> Result<(), MergeError> {
-        let mut todo = vec![(onto, from)];
-        while let Some((onto, from)) = todo.pop() {
-            let layer = self.layer;
-            let inode = layer.get(from);
-            let Kind::Dir(entries) = &inode.kind else { continue };
             let below = &mut self.merged.inodes[onto as usize];
-            if !inode.implied {
-                below.meta = inode.meta.clone();
+            if let Some(meta) = meta {
+                below.meta = meta;
             }
             if inode.opaque {
                 below.kind = Kind::Dir(BTreeMap::new());
             }
-            for (name, &id) in entries {
+            for (name, &id) in self.layer.entries(from).into_iter().flatten() {
                 let there = self.merged.entries(onto).and_then(|e| e.get(name)).copied();
-                let there = there.map(|id| (id, &self.merged.get(id).kind));
-                match (&layer.get(id).kind, there) {
-                    (Kind::Dir(_), Some((below, Kind::Dir(_)))) => todo.push((below, id)),
-                    (Kind::Dir(_), Some((_, Kind::Symlink(_)))) if layer.get(id).implied => {
-                        self.through.push((onto, name, id));
-                    }
-                    (Kind::Dir(_), _) => {
-                        let new = self.put_dir(onto, name, id)?;
-                        todo.push((new, id));
+                let folder = there.filter(|&id| self.merged.entries(id).is_some());
+                match (&self.layer.get(id).kind, folder) {
+                    (Kind::Dir(_), Some(onto)) => folders.push(Folder { onto, from: id, name, parent: next }),
+                    (Kind::Dir(_), None) => {
+                        let onto = self.put_dir(onto, name, id)?;
+                        folders.push(Folder { onto, from: id, name, parent: next });
                     }
                     (Kind::Whiteout, _) => self.whiteout(onto, name, id)?,
                     _ => {
@@ -197,8 +201,9 @@ impl Overlay<'_> {
                     }
                 }
             }
+            next += 1;
         }
-        Ok(())
+        Ok(implied)
     }
 
     fn whiteout(&mut self, dir: InodeId, name: &[u8], id: InodeId) -> Result<(), MergeError> {
@@ -214,8 +219,9 @@ impl Overlay<'_> {
             path: lossy(name),
             target: lossy(target),
         })?;
-        let meta = &mut self.merged.inodes[found as usize].meta;
-        (meta.uid, meta.gid, meta.mtime) = (inode.meta.uid, inode.meta.gid, inode.meta.mtime);
+        let mut meta = inode.meta.clone();
+        meta.xattrs.remove(LINK_XATTR);
+        self.merged.inodes[found as usize].linked(&meta);
         self.link(dir, name, found);
         Ok(())
     }
@@ -254,4 +260,15 @@ impl Overlay<'_> {
             entries.insert(name.into(), id);
         }
     }
+}
+
+/// The names that lead to folder `at`.
+fn path<'a>(folders: &[Folder<'a>], mut at: usize) -> Vec<&'a [u8]> {
+    let mut names = Vec::new();
+    while at != 0 {
+        names.push(folders[at].name);
+        at = folders[at].parent;
+    }
+    names.reverse();
+    names
 }

@@ -112,6 +112,18 @@ impl Inode {
             opaque: false,
         }
     }
+
+    /// Takes the attributes of a hard link to it, as appliers set them through the new name: chown (which takes file
+    /// capabilities away), setxattr, chmod (which symbolic links have not), utimes.
+    pub(crate) fn linked(&mut self, link: &Meta) {
+        let meta = &mut self.meta;
+        (meta.uid, meta.gid, meta.mtime) = (link.uid, link.gid, link.mtime);
+        meta.xattrs.remove(&b"security.capability"[..]);
+        meta.xattrs.extend(link.xattrs.iter().map(|(name, value)| (name.clone(), value.clone())));
+        if !matches!(self.kind, Kind::Symlink(_)) {
+            meta.perm = link.perm;
+        }
+    }
 }
 
 impl Default for Tree {

@@ -137,6 +137,7 @@ fn hostile_headers_are_errors() {
         header("f", b's', "0", ""),
         header("f", b'1', "0", "f"),
         header(".wh...", b'0', "0", ""),
+        [header("d/f", b'0', "0", ""), header("l", b'1', "0", "d")].concat(),
         [header("l", b'2', "0", "l"), header("l/f", b'0', "0", "")].concat(),
         [header("f", b'0', "0", ""), header("f/g", b'0', "0", "")].concat(),
         [header("f", b'0', "0", ""), vec![0; 512], header("g", b'0', "0", "")].concat(),
@@ -159,9 +160,10 @@ fn a_million_entries_and_links_into_lower_layers() {
 }
 
 #[test]
-fn implied_folders_go_through_lower_links() {
+fn implied_folders_replace_lower_links() {
     let lower = [header("usr/bin/a", b'0', "0", ""), header("bin", b'2', "0", "usr/bin")].concat();
     let (lower, upper) = (decode(&lower).unwrap(), decode(&header("bin/b", b'0', "0", "")).unwrap());
     let merged = merge(&[&lower.tree, &upper.tree]).unwrap();
-    assert!(merged.lookup(b"usr/bin/b").is_some() && merged.lookup(b"usr/bin/a").is_some());
+    assert!(merged.lookup(b"bin/b").is_some() && merged.lookup(b"usr/bin/b").is_none());
+    assert!(merged.lookup(b"usr/bin/a").is_some());
 }

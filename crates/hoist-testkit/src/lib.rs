@@ -20,4 +20,4 @@ pub use fixtures::{Exceptions, compare_tree, expected, fixtures_dir};
 pub use proxy::{Fault, FaultKind, Proxy, ProxyOptions, When};
 pub use push::push_layout;
 pub use registry::Registry;
-pub use tree::{diff, walk};
+pub use tree::{diff, walk, walk_overlay};

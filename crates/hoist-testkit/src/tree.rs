@@ -43,12 +43,26 @@ pub struct Entry {
 /// Reads everything under `root`, contents included, without crossing into other mounts' names: links are
 /// never followed.
 pub fn walk(root: &Path) -> Result<Tree> {
+    walk_all(root, false)
+}
+
+/// The same for an overlayfs, which lists whiteouts in folders that no lower layer has, and then denies that there is
+/// anything: such names are no part of the tree.
+pub fn walk_overlay(root: &Path) -> Result<Tree> {
+    walk_all(root, true)
+}
+
+fn walk_all(root: &Path, ghosts: bool) -> Result<Tree> {
     let mut tree = Tree::new();
     let mut inodes = BTreeMap::new();
     let mut pending = vec![b".".to_vec()];
     while let Some(path) = pending.pop() {
         let full = root.join(OsStr::from_bytes(&path));
-        let (entry, inode) = look(&full).with_context(|| format!("looking at {}", full.display()))?;
+        let looked = look(&full).with_context(|| format!("looking at {}", full.display()));
+        let (entry, inode) = match looked {
+            Err(e) if ghosts && is_missing(&e) => continue,
+            looked => looked?,
+        };
         if entry.kind == "dir" {
             for child in std::fs::read_dir(&full).with_context(|| format!("listing {}", full.display()))? {
                 let name =
@@ -75,6 +89,10 @@ pub(crate) fn link_up(tree: &mut Tree, groups: impl Iterator<Item = Vec<Vec<u8>>
             }
         }
     }
+}
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound)
 }
 
 fn look(path: &Path) -> Result<(Entry, (u64, u64))> {

@@ -104,8 +104,12 @@ impl Applier {
         self.put(parent, base, Inode { kind: Kind::Dir(BTreeMap::new()), meta, implied: false, opaque })
     }
 
-    fn set_dir(&mut self, id: InodeId, meta: Meta) {
+    /// Said once more: what the later entry says counts, and attributes that it does not name stay.
+    fn set_dir(&mut self, id: InodeId, mut meta: Meta) {
         let inode = &mut self.tree.inodes[id as usize];
+        for (name, value) in std::mem::take(&mut inode.meta.xattrs) {
+            meta.xattrs.entry(name).or_insert(value);
+        }
         (inode.meta, inode.implied) = (meta, false);
     }
 
@@ -143,14 +147,12 @@ impl Applier {
         }
         let found = dir.and_then(|dir| self.child(dir, name));
         match found.map(|id| (id, self.tree.get(id))) {
-            Some((_, Inode { kind: Kind::Dir(_), implied: false, .. })) => Err(LayerFault::LinkToDir),
+            Some((_, Inode { kind: Kind::Dir(_), .. })) => Err(LayerFault::LinkToDir),
             Some((_, Inode { kind: Kind::Whiteout, meta, .. })) if !meta.xattrs.contains_key(LINK_XATTR) => {
                 Err(missing())
             }
             Some((id, _)) => {
-                // As containerd's lchown and utimes on the new name do.
-                let old = &mut self.tree.inodes[id as usize].meta;
-                (old.uid, old.gid, old.mtime) = (meta.uid, meta.gid, meta.mtime);
+                self.tree.inodes[id as usize].linked(&meta);
                 self.link(parent, base, id);
                 Ok(())
             }
@@ -158,8 +160,8 @@ impl Applier {
                 way.push((None, name));
                 let target = join(way.iter().map(|part| part.1));
                 self.meta_bytes += target.len() as u64;
-                let xattrs = BTreeMap::from([(LINK_XATTR.into(), target)]);
-                let meta = Meta { xattrs, ..meta };
+                let mut meta = meta;
+                meta.xattrs.insert(LINK_XATTR.into(), target);
                 self.put(parent, base, Inode { kind: Kind::Whiteout, meta, implied: false, opaque: false })
             }
         }
