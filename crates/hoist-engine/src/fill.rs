@@ -12,7 +12,7 @@ mod windows;
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -183,8 +183,8 @@ impl LayerFill {
         &self.data
     }
     /// Writes through this descriptor of the data file from now on, as it raises no events.
-    pub fn adopt_writer(&self, event: &OwnedFd) {
-        if let Ok(fd) = event.try_clone() {
+    pub fn adopt_writer(&self, event: BorrowedFd<'_>) {
+        if let Ok(fd) = event.try_clone_to_owned() {
             let _ = self.writer.set(fd.into());
         }
     }

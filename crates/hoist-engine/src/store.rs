@@ -5,6 +5,7 @@
 //! another index may lay the same layer out otherwise.
 
 mod layer;
+mod log;
 mod record;
 
 use std::fs;
@@ -16,6 +17,7 @@ use hoist_format::digest::Digest;
 use crate::error::Error;
 
 pub use layer::{LayerDir, LayerState};
+pub use log::new_log;
 pub use record::{ImageDir, RefRecord};
 
 const VERSION: &str = "hoist store 1\n";

@@ -4,27 +4,18 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
+
 /// `FAN_PRE_ACCESS`.
 const PRE_ACCESS: u64 = 0x0010_0000;
 /// `FAN_EVENT_INFO_TYPE_RANGE`: header (4 bytes), u32 pad, u64 offset, u64 count.
 const INFO_RANGE: u8 = 6;
+/// Its length.
+const RANGE: usize = 24;
 /// Length of `struct fanotify_event_metadata`.
 const METADATA: usize = 24;
 
-/// One question: may this range be read?
-#[derive(Debug)]
-pub struct Event {
-    /// The file, opened by the kernel for us; its number identifies the question.
-    pub fd: OwnedFd,
-    /// Who reads.
-    pub pid: i32,
-    /// First byte wanted.
-    pub offset: u64,
-    /// Bytes wanted.
-    pub count: u64,
-}
-
-/// The answer to an [`Event`].
+/// The answer to an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// The range may be read.
@@ -62,12 +53,15 @@ impl Group {
             io::Error::new(e.kind(), format!("{hint} ({e})"))
         })?;
         // SAFETY: the descriptor was just made and is owned by nobody else.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: as above.
-        let wake = checked(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
-        // SAFETY: as above.
-        let wake = unsafe { OwnedFd::from_raw_fd(wake) };
-        Ok(Self { fd, wake })
+        Self::of(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// The group that this descriptor is of.
+    ///
+    /// # Errors
+    /// The kernel's: too many open files.
+    pub fn of(fd: OwnedFd) -> io::Result<Self> {
+        Ok(Self { fd, wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)? })
     }
 
     fn change(&self, action: u32, file: BorrowedFd<'_>) -> io::Result<()> {
@@ -94,31 +88,34 @@ impl Group {
         self.change(libc::FAN_MARK_REMOVE, file.as_fd())
     }
 
-    /// Waits for events, or for [`Group::wake`], which gives an empty list.
+    /// Waits for an event to be there, or for [`Group::wake`].
     ///
     /// # Errors
-    /// The kernel's; EMFILE when this process has too many open files.
-    pub fn read_events(&self, buffer: &mut [u8]) -> io::Result<Vec<Event>> {
-        let mut polled = [self.fd.as_raw_fd(), self.wake.as_raw_fd()].map(|fd| libc::pollfd {
-            fd,
-            events: libc::POLLIN,
-            revents: 0,
-        });
-        // SAFETY: a valid array of two.
-        checked(unsafe { libc::poll(polled.as_mut_ptr(), 2, -1) })?;
-        if polled[0].revents == 0 {
-            return Ok(Vec::new());
+    /// The kernel's.
+    pub fn wait(&self) -> io::Result<()> {
+        let mut polled = [PollFd::new(&self.fd, PollFlags::IN), PollFd::new(&self.wake, PollFlags::IN)];
+        match rustix::event::poll(&mut polled, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(e) => Err(e.into()),
         }
-        // SAFETY: the buffer is ours and as long as told.
-        let got = unsafe { libc::read(self.fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
-        if got < 0 {
-            let e = io::Error::last_os_error();
-            return if e.kind() == io::ErrorKind::WouldBlock { Ok(Vec::new()) } else { Err(e) };
-        }
-        Ok(parse(&buffer[..got as usize]))
     }
 
-    /// Makes a waiting [`Group::read_events`] return, and every later one too.
+    /// Reads one event, if there is any, to `at`; returns the bytes that it took there.
+    ///
+    /// # Safety
+    /// [`Record::LEN`] bytes at `at` may be written.
+    pub(crate) unsafe fn read_one(&self, at: *mut u8) -> io::Result<usize> {
+        // SAFETY: the caller's promise.
+        let got = unsafe { libc::read(self.fd.as_raw_fd(), at.cast(), Record::LEN) };
+        if got >= 0 {
+            return Ok(got as usize);
+        }
+        let e = io::Error::last_os_error();
+        let none = [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted].contains(&e.kind());
+        if none { Ok(0) } else { Err(e) }
+    }
+
+    /// Makes a waiting [`Group::wait`] return, and every later one too.
     ///
     /// # Errors
     /// The kernel's.
@@ -132,70 +129,75 @@ impl Group {
     /// # Errors
     /// ENOENT where no such event waits (its reader was killed).
     pub fn respond(&self, event_fd: RawFd, answer: Answer) -> io::Result<()> {
-        respond(self.fd.as_fd(), event_fd, answer)
+        let response: u32 = match answer {
+            Answer::Allow => libc::FAN_ALLOW,
+            // Only these may be told to the reader (fs/notify/fanotify/fanotify_user.c); others become EPERM.
+            Answer::Deny(
+                errno @ (libc::EPERM
+                | libc::EIO
+                | libc::EBUSY
+                | libc::ETXTBSY
+                | libc::EAGAIN
+                | libc::ENOSPC
+                | libc::EDQUOT),
+            ) => libc::FAN_DENY | (errno as u32) << 24,
+            Answer::Deny(_) => libc::FAN_DENY | (libc::EIO as u32) << 24,
+        };
+        let mut bytes = [0; 8];
+        bytes[..4].copy_from_slice(&event_fd.to_ne_bytes());
+        bytes[4..].copy_from_slice(&response.to_ne_bytes());
+        rustix::io::write(&self.fd, &bytes)?;
+        Ok(())
     }
 }
 
-/// Answers through any descriptor of a group; see [`Group::respond`].
-///
-/// # Errors
-/// As there.
-pub fn respond(group: BorrowedFd<'_>, event_fd: RawFd, answer: Answer) -> io::Result<()> {
-    let response: u32 = match answer {
-        Answer::Allow => libc::FAN_ALLOW,
-        // Only these may be told to the reader (fs/notify/fanotify/fanotify_user.c); others become EPERM.
-        Answer::Deny(
-            errno @ (libc::EPERM
-            | libc::EIO
-            | libc::EBUSY
-            | libc::ETXTBSY
-            | libc::EAGAIN
-            | libc::ENOSPC
-            | libc::EDQUOT),
-        ) => libc::FAN_DENY | (errno as u32) << 24,
-        Answer::Deny(_) => libc::FAN_DENY | (libc::EIO as u32) << 24,
-    };
-    let mut bytes = [0; 8];
-    bytes[..4].copy_from_slice(&event_fd.to_ne_bytes());
-    bytes[4..].copy_from_slice(&response.to_ne_bytes());
-    rustix::io::write(group, &bytes)?;
-    Ok(())
+/// An event as the kernel writes it: a descriptor's number, which nobody owns yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub fd: RawFd,
+    pub pid: i32,
+    pub offset: u64,
+    pub count: u64,
+}
+
+impl Record {
+    /// Bytes of an event that has a range.
+    pub const LEN: usize = METADATA + RANGE;
 }
 
 /// Reads `struct fanotify_event_metadata` records, native-endian as the kernel writes them.
-pub fn parse(mut bytes: &[u8]) -> Vec<Event> {
+pub(crate) fn records(mut bytes: &[u8]) -> impl Iterator<Item = Record> {
     let u32_at = |b: &[u8], at: usize| u32::from_ne_bytes(b[at..at + 4].try_into().expect("4 bytes"));
     let u64_at = |b: &[u8], at: usize| u64::from_ne_bytes(b[at..at + 8].try_into().expect("8 bytes"));
-    let mut events = Vec::new();
-    while bytes.len() >= METADATA {
-        let len = u32_at(bytes, 0) as usize;
-        if len < METADATA || len > bytes.len() {
-            break;
-        }
-        let (event, rest) = bytes.split_at(len);
-        bytes = rest;
-        let fd = u32_at(event, 16) as i32;
-        if fd < 0 {
-            continue;
-        }
-        // Without a range the whole file is meant.
-        let (mut offset, mut count) = (0, u64::MAX);
-        let mut info = &event[(u16::from_ne_bytes([event[6], event[7]]) as usize).min(len)..];
-        while info.len() >= 4 {
-            let length = u16::from_ne_bytes([info[2], info[3]]) as usize;
-            if length < 4 || length > info.len() {
-                break;
+    std::iter::from_fn(move || {
+        while bytes.len() >= METADATA {
+            let len = u32_at(bytes, 0) as usize;
+            if len < METADATA || len > bytes.len() {
+                return None;
             }
-            if info[0] == INFO_RANGE && length >= 24 {
-                (offset, count) = (u64_at(info, 8), u64_at(info, 16));
+            let (event, rest) = bytes.split_at(len);
+            bytes = rest;
+            let fd = u32_at(event, 16) as i32;
+            if fd < 0 {
+                continue;
             }
-            info = &info[length..];
+            // Without a range the whole file is meant.
+            let (mut offset, mut count) = (0, u64::MAX);
+            let mut info = &event[(u16::from_ne_bytes([event[6], event[7]]) as usize).min(len)..];
+            while info.len() >= 4 {
+                let length = u16::from_ne_bytes([info[2], info[3]]) as usize;
+                if length < 4 || length > info.len() {
+                    break;
+                }
+                if info[0] == INFO_RANGE && length >= RANGE {
+                    (offset, count) = (u64_at(info, 8), u64_at(info, 16));
+                }
+                info = &info[length..];
+            }
+            return Some(Record { fd, pid: u32_at(event, 20) as i32, offset, count });
         }
-        // SAFETY: the kernel opened this descriptor for us with the event; nobody else owns it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        events.push(Event { fd, pid: u32_at(event, 20) as i32, offset, count });
-    }
-    events
+        None
+    })
 }
 
 impl AsFd for Group {

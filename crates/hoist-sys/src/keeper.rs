@@ -1,105 +1,143 @@
-//! A guard that outlives the process which fills a lazy mount.
+//! A guard that outlives the process which fills lazy mounts, and sees to it that there is a next one.
 //!
 //! When the last holder of a fanotify group goes away, the kernel allows every read it had asked about
-//! and every later one, and holes read as zeros. So a second process, the keeper, holds the group as
-//! well. It does nothing while the filler lives. Once the filler has died, for whatever reason, it fails
-//! every waiting and every later read of absent data with EIO, for as long as the mount is there.
+//! and every later one, and holes read as zeros. So a second process, the *keeper*, holds the group as
+//! well, and the [`Table`] of the events in work. It does nothing while the filler lives. When the filler
+//! dies, for whatever reason, it starts a successor, which gets the group, the table and whatever else was
+//! [deposited](Keeper::deposit), answers what was asked and not answered, and goes on: readers wait a little
+//! longer, and that is all. Only where no successor comes to anything is what is asked denied, with EIO.
 //!
-//! The filler notes in a shared [`Table`] which events it has taken and not answered: the kernel does
-//! not deliver them again, but anybody who has the group may answer them by their descriptor number.
+//! The other way round the filler watches the keeper, and starts a new one when it dies.
+//!
+//! A filler that wants to be replaced by another version of itself asks for a successor while it serves
+//! ([`Keeper::upgrade`]); once that is ready, it goes.
 //!
 //! The keeper is the same program, started anew under another name, because a copy made by `fork` of a
-//! process with threads could not safely do anything. It therefore must be in the same mount namespace,
-//! and a SIGKILL to both at once (as to a whole cgroup) is more than it can guard against.
+//! process with threads could not safely do anything. It must be in the same mount namespace, and a SIGKILL
+//! to both at once (as to a whole cgroup) is more than it can guard against.
 
 mod guard;
-mod mounts;
+mod inherit;
+mod launch;
 mod table;
+mod watch;
+mod wire;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
-pub use table::{Slot, Table};
+use crate::fanotify::Group;
+use crate::presence::Presence;
+use wire::Word;
+
+pub use inherit::Inheritance;
+pub use table::{Asked, FileId, Received, Table};
+pub use watch::Keeper;
 
 /// `argv[0]` and process name of the keeper.
 const NAME: &str = "hoist-keeper";
-/// Sent by [`Keeper::end`].
-const CLEAN_END: u8 = b'.';
 
-/// Becomes the keeper if this process was started as one, and then never returns.
+/// Becomes the keeper if this process was started as one, and then never returns. If it was started as a
+/// successor, what it inherits.
 ///
 /// To be called first in `main`, before threads are started or files opened.
-pub fn main_if_asked() {
+pub fn main_if_asked() -> Option<Inheritance> {
     let mut arguments = std::env::args_os();
-    if arguments.next().as_deref() != Some(OsStr::new(NAME)) {
-        return;
-    }
-    match guard::run(arguments) {
-        Ok(()) => std::process::exit(0),
-        Err(e) => {
-            let _ = writeln!(
-                io::stderr(),
-                "{NAME}: {e}; nothing guards the mount should the process that serves it die"
-            );
-            std::process::exit(2)
+    let name = arguments.next()?;
+    let failed = if name == NAME {
+        match guard::run(arguments) {
+            Ok(()) => std::process::exit(0),
+            Err(e) => {
+                format!("{NAME}: {e}; nothing guards the mounts should the process that serves them die")
+            }
         }
-    }
+    } else if name == OsStr::from_bytes(launch::NAME.to_bytes()) {
+        match Inheritance::receive() {
+            Ok(inheritance) => return Some(inheritance),
+            Err(e) => format!("{}: {e}", launch::NAME.to_string_lossy()),
+        }
+    } else {
+        return None;
+    };
+    // Not eprintln, which panics when standard error is closed.
+    let _ = writeln!(io::stderr(), "{failed}");
+    std::process::exit(2)
 }
 
-/// A running keeper, as the filler sees it.
-///
-/// Dropped without [`Keeper::end`], it takes the filler for dead.
+/// How keeper and successors are started.
 #[derive(Debug)]
-pub struct Keeper {
-    child: Child,
-    end: OwnedFd,
+pub struct Start {
+    /// The successor's program; None where nobody is to take over: then a dead filler's mounts fail
+    /// with EIO until they are unmounted.
+    pub program: Option<PathBuf>,
+    /// Its arguments. Everybody can read them: no secrets. The environment is inherited as it is.
+    pub arguments: Vec<OsString>,
+    /// Where keeper and successors say what goes wrong: standard error of both.
+    pub log: File,
 }
 
-impl Keeper {
-    /// Starts a keeper of `group`, before anything is mounted on the folders `mounts`. It may not be up
-    /// yet at return, but from then on it guards: it has the descriptors.
-    ///
-    /// # Errors
-    /// A folder that is not there, or the kernel's from starting a process.
-    pub fn spawn(group: &impl AsFd, table: &Table, mounts: &[&Path]) -> io::Result<Self> {
+/// What the filler is told of.
+#[derive(Debug)]
+pub enum Told {
+    /// The keeper had died, and this process is the new one.
+    Replaced(u32),
+    /// The keeper has died, and no new one can be started yet: nothing guards the mounts. It is tried
+    /// again and again.
+    Unguarded(io::Error),
+    /// A successor is ready: take no more events, answer nothing more, and exit at once, without
+    /// [`Keeper::end`].
+    Superseded,
+    /// The successor that was asked for came to nothing; serve on.
+    UpgradeFailed,
+}
+
+/// The keeper's process as its filler sees it.
+#[derive(Debug)]
+struct Link {
+    socket: OwnedFd,
+    /// A pidfd.
+    life: OwnedFd,
+    /// Of those that were started here, which are reaped here.
+    child: Option<Child>,
+}
+
+impl Link {
+    /// Starts a keeper. It may not be up yet at return, but from then on it guards: it has the
+    /// descriptors.
+    fn spawn(group: &Group, table: &Table, start: &Start) -> io::Result<Self> {
         let filler = pidfd_open(getpid(), PidfdFlags::empty())?;
-        let (told, end) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (ours, theirs) = wire::pair()?;
         let inherited: [RawFd; guard::DESCRIPTORS] =
-            [group.as_fd().as_raw_fd(), table.as_fd().as_raw_fd(), filler.as_raw_fd(), told.as_raw_fd()];
+            [group.as_fd(), table.as_fd(), filler.as_fd(), theirs.as_fd()].map(|fd| fd.as_raw_fd());
         let mut command = Command::new("/proc/self/exe");
-        command.arg0(NAME).env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
-        command.args(inherited.map(|fd| fd.to_string())).arg(mounts::newest_superblock().to_string());
-        for mount in mounts {
-            let path = mount.canonicalize();
-            let path =
-                path.map_err(|e| io::Error::new(e.kind(), format!("finding {}: {e}", mount.display())))?;
-            command.arg(path);
-        }
+        command.arg0(NAME).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(start.log.try_clone()?);
+        command.args(inherited.map(|fd| fd.to_string()));
+        command.arg(start.program.as_deref().unwrap_or(Path::new(""))).args(&start.arguments);
         // SAFETY: between fork and exec `detach` only makes async-signal-safe calls, and it captures
         // plain integers; the descriptors stay open in this process until spawn has returned.
         unsafe { command.pre_exec(move || detach(inherited)) };
         let child = command.spawn().map_err(|e| io::Error::new(e.kind(), format!("starting {NAME}: {e}")))?;
-        Ok(Self { child, end })
+        let pid = rustix::process::Pid::from_child(&child);
+        // Nobody reaps it before: the number is its own.
+        let life = pidfd_open(pid, PidfdFlags::empty())?;
+        Ok(Self { socket: ours, life, child: Some(child) })
     }
 
-    /// Process id of the keeper.
-    pub fn id(&self) -> u32 {
-        self.child.id()
+    fn watch(&self, mount: &Presence) -> io::Result<()> {
+        Word::Watch(mount.clone()).send(&self.socket)
     }
 
-    /// Sends the keeper home and waits for it to be gone. Only after the unmount: once the group is
-    /// closed nothing stands between a reader and the holes.
-    pub fn end(mut self) {
-        // It fails only where the keeper is gone already, and then there is nothing to wait for either.
-        let _ = rustix::io::write(&self.end, &[CLEAN_END]);
-        let _ = self.child.wait();
+    fn deposit(&self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+        wire::deposit(&self.socket, name, fd)
     }
 }
 

@@ -11,4 +11,5 @@ pub mod keeper;
 pub mod loop_device;
 pub mod map;
 pub mod mount;
+pub mod presence;
 pub mod shm;

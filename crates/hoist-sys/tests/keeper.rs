@@ -1,40 +1,57 @@
-//! The kernel itself is the judge: a reader of a real EROFS mount whose filler is killed must get EIO,
-//! and never the zeros of a hole.
+//! The kernel itself is the judge: a reader of a real EROFS mount whose filler is killed must get the right
+//! bytes from its successor, or EIO where there can be none, and never the zeros of a hole.
 //!
 //! The program under test runs itself anew, so this file has its own `main`. Needs root, `mkfs.erofs` and
 //! `unshare`, and a target folder on a file system with pre-content events.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use hoist_sys::fanotify::{Answer, Group};
-use hoist_sys::keeper::{Keeper, Table, main_if_asked};
+use hoist_sys::keeper::{Asked, Inheritance, Keeper, Received, Start, Table, Told, main_if_asked};
 use hoist_sys::mount;
+use hoist_sys::presence::{Presence, Snapshot};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open};
 
 const LEN: usize = 1 << 20;
 /// Longer than any of this takes on a loaded machine; nothing is measured by it.
 const PATIENCE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
+/// Fillers that are killed one after the other.
+const LIVES: u64 = 30;
 
 fn main() {
-    main_if_asked();
+    let inheritance = main_if_asked();
     let arguments: Vec<String> = std::env::args().collect();
-    if let [_, role, how, dir] = &arguments[..]
-        && role == "filler"
-    {
-        return filler(how, Path::new(dir));
+    match (&arguments[..], inheritance) {
+        ([_, role, how, dir], Some(inheritance)) if role == "successor" => {
+            return successor(how, Path::new(dir), inheritance);
+        }
+        ([_, role, how, dir], None) if role == "filler" => return filler(how, Path::new(dir)),
+        _ => {}
     }
-    let tests: [(&str, fn()); 6] = [
-        ("killed_with_an_event_in_work", || killed("in_work")),
-        ("killed_before_the_event_was_noted", || killed("not_noted")),
-        ("killed_before_the_event_was_taken", || killed("not_taken")),
+    let tests: [(&str, fn()); 16] = [
+        ("killed_with_an_event_in_work", || taken_over("in_work serve")),
+        ("killed_between_reading_and_noting_the_event", || taken_over("not_noted serve")),
+        ("killed_before_the_event_was_taken", || taken_over("not_taken serve")),
+        ("killed_again_and_again", killed_again_and_again),
+        ("the_keeper_is_replaced_and_then_the_filler", keeper_killed),
+        ("stopped_for_a_while", stopped),
+        ("upgraded_while_it_serves", upgraded),
+        ("an_upgrade_that_comes_to_nothing", upgrade_fails),
+        ("a_program_that_is_gone", || taken_over("in_work gone")),
+        ("alone_killed_with_an_event_in_work", || denied("in_work alone")),
+        ("alone_killed_between_reading_and_noting_the_event", || denied("not_noted alone")),
+        ("alone_killed_before_the_event_was_taken", || denied("not_taken alone")),
+        ("successors_that_only_die", || denied("in_work dying")),
         ("a_clean_end_ends_the_keeper", clean_end),
         ("held_for_another_mount_namespace", other_namespace),
         ("not_to_be_started_by_hand", by_hand),
@@ -50,61 +67,83 @@ fn main() {
     std::process::exit(i32::from(failed > 0));
 }
 
-/// The process to be killed. Tells its steps on standard output, and goes on by lines on standard input.
-fn filler(how: &str, dir: &Path) {
-    let say = |what: &str| {
-        println!("{what}");
-        io::stdout().flush().unwrap();
+fn start(how: &str, dir: &Path) -> Start {
+    let own = std::env::current_exe().unwrap();
+    let program = match how {
+        "alone" => None,
+        "gone" => Some(dir.join("no such program")),
+        _ => Some(own),
     };
+    let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
+    let arguments = ["successor", how].map(Into::into).into_iter().chain([dir.into()]).collect();
+    Start { program, arguments, log }
+}
+
+/// Tells its steps on standard output, and goes on by lines on standard input.
+fn say(what: &str) {
+    println!("{what}");
+    io::stdout().flush().unwrap();
+}
+
+/// The process to be killed.
+fn filler(how: &str, dir: &Path) {
+    let (how, then) = how.split_once(' ').unwrap();
     let mut told = io::stdin().lines();
     let data = File::options().read(true).write(true).open(dir.join("data")).unwrap();
-    let group = Group::new().unwrap();
+    let group = Arc::new(Group::new().unwrap());
     group.mark(&data).unwrap();
     let table = Table::new().unwrap();
     let target = dir.join("mount point");
-    let keeper = Keeper::spawn(&group, &table, &[&target]).unwrap();
+    let heard = |told| match told {
+        Told::Replaced(pid) => say(&format!("replaced {pid}")),
+        Told::Superseded => std::process::exit(0),
+        Told::UpgradeFailed => say("failed"),
+        Told::Unguarded(e) => say(&format!("unguarded: {e}")),
+    };
+    let keeper = Keeper::spawn(Arc::clone(&group), table.clone(), start(then, dir), heard).unwrap();
+    // The data file was opened before it was marked: what is written through this raises no events.
+    keeper.deposit("data", data.as_fd()).unwrap();
+    let mut presence = Presence::before(&target).unwrap();
+    keeper.watch(&presence).unwrap();
     mount::erofs(&dir.join("image"), &[&dir.join("data")], &target).unwrap();
+    presence.look(&Snapshot::take().unwrap());
+    keeper.watch(&presence).unwrap();
     say(&keeper.id().to_string());
-    let mut buffer = vec![0; 4096];
     match how {
         "in_work" => {
-            let event = group.read_events(&mut buffer).unwrap().remove(0);
-            let _slot = table.begin(event.fd.as_raw_fd());
+            let mut taken = Vec::new();
+            while taken.is_empty() {
+                group.wait().unwrap();
+                table.take(&group, |asked| taken.push(asked)).unwrap();
+            }
             say("asked");
             told.next();
         }
         "not_noted" => {
-            let _events = group.read_events(&mut buffer).unwrap();
+            group.wait().unwrap();
+            let received = table.receive(&group).unwrap();
+            assert!(!received.is_empty());
             say("asked");
             told.next();
         }
         "not_taken" => {
-            poll(&mut [PollFd::new(&group, PollFlags::IN)], None).unwrap();
+            group.wait().unwrap();
             say("asked");
             told.next();
         }
-        "clean" => {
-            thread::scope(|scope| {
-                let serve = scope.spawn(|| {
-                    // Fills and allows until woken.
-                    loop {
-                        let events = group.read_events(&mut buffer).unwrap();
-                        if events.is_empty() {
-                            return;
-                        }
-                        for event in events {
-                            let slot = table.begin(event.fd.as_raw_fd());
-                            data.write_all_at(&fs::read(dir.join("whole")).unwrap(), 0).unwrap();
-                            group.respond(event.fd.as_raw_fd(), Answer::Allow).unwrap();
-                            slot.end();
-                        }
-                    }
-                });
-                told.next();
-                group.wake().unwrap();
-                serve.join().unwrap();
-            });
+        "serve" => {
+            let (serving, serving_table, dir) = (Arc::clone(&group), table.clone(), dir.to_owned());
+            let serve = thread::spawn(move || serve(&serving, &serving_table, &data, &dir, unharmed));
+            loop {
+                let line = told.next().unwrap().unwrap();
+                match line.split_once(' ') {
+                    Some(("upgrade", program)) => keeper.upgrade(Path::new(program)).unwrap(),
+                    _ => break,
+                }
+            }
             mount::unmount(&target, false).unwrap();
+            group.wake().unwrap();
+            serve.join().unwrap();
             let id = Pid::from_raw(keeper.id().cast_signed()).unwrap();
             keeper.end();
             assert!(pidfd_open(id, PidfdFlags::empty()).is_err(), "the keeper was not reaped");
@@ -112,6 +151,113 @@ fn filler(how: &str, dir: &Path) {
         }
         _ => panic!("{how}?"),
     }
+}
+
+fn fill(asked: Asked, data: &File, dir: &Path) {
+    let whole = File::open(dir.join("whole")).unwrap();
+    let (start, end) = asked.range();
+    let (start, end) = (start / 4096 * 4096, end.min(whole.metadata().unwrap().len()));
+    let mut bytes = vec![0; (end - start) as usize];
+    whole.read_exact_at(&mut bytes, start).unwrap();
+    data.write_all_at(&bytes, start).unwrap();
+    // The reader may have been killed.
+    let _ = asked.answer(Answer::Allow);
+}
+
+/// Fills and allows until woken.
+fn serve(
+    group: &Arc<Group>,
+    table: &Table,
+    data: &File,
+    dir: &Path,
+    before: impl FnMut(Received<'_>) -> Option<Received<'_>>,
+) {
+    let mut before = before;
+    loop {
+        group.wait().unwrap();
+        let received = table.receive(group).unwrap();
+        if received.is_empty() {
+            return;
+        }
+        if let Some(received) = before(received) {
+            received.note(|asked| fill(asked, data, dir));
+        }
+    }
+}
+
+fn unharmed(received: Received<'_>) -> Option<Received<'_>> {
+    Some(received)
+}
+
+/// Serves until the mount is gone, or dies at a chosen instant.
+fn successor(how: &str, dir: &Path, inheritance: Inheritance) {
+    let die = || kill_process(getpid(), Signal::KILL).unwrap();
+    let lives = File::options().create(true).append(true).open(dir.join("lives")).unwrap();
+    (&lives).write_all(b".").unwrap();
+    let life = lives.metadata().unwrap().len();
+    fs::write(dir.join("program"), std::env::current_exe().unwrap().to_str().unwrap()).unwrap();
+    if how == "dying" {
+        die();
+    }
+    let (group, table) = (Arc::clone(inheritance.group()), inheritance.table().clone());
+    let mut presence = inheritance.mounts()[0].clone();
+    let superseded = |told| {
+        if matches!(told, Told::Superseded) {
+            std::process::exit(0)
+        }
+    };
+    let (keeper, orphans) = inheritance.take_over(start(how, dir), superseded).unwrap();
+    let data = File::from(keeper.deposited("data").unwrap().unwrap());
+    assert!(orphans.iter().all(|asked| !asked.is_exposed()));
+    let stage = if how == "mortal" && life < LIVES { life % 4 } else { 4 };
+    if stage == 0 {
+        die();
+    }
+    for asked in orphans {
+        fill(asked, &data, dir);
+    }
+    if stage == 1 {
+        die();
+    }
+    let serving = {
+        let (group, dir) = (Arc::clone(&group), dir.to_owned());
+        thread::spawn(move || {
+            let mut left = life % 5;
+            serve(&group, &table, &data, &dir, |received| {
+                left = left.saturating_sub(1);
+                match stage {
+                    2 if left == 0 => {
+                        die();
+                        None
+                    }
+                    3 if left == 0 => {
+                        // With all that is asked at this moment, and none of it answered.
+                        let mut taken = Vec::new();
+                        received.note(|asked| taken.push(asked));
+                        while {
+                            let n = taken.len();
+                            table.take(&group, |asked| taken.push(asked)).unwrap();
+                            taken.len() > n
+                        } {}
+                        die();
+                        None
+                    }
+                    _ => Some(received),
+                }
+            });
+        })
+    };
+    loop {
+        let now = Snapshot::take().unwrap();
+        presence.look(&now);
+        if !presence.is_alive(&now) {
+            break;
+        }
+        mount::wait_for_change(Duration::from_millis(200)).unwrap();
+    }
+    group.wake().unwrap();
+    serving.join().unwrap();
+    keeper.end();
 }
 
 fn content() -> Vec<u8> {
@@ -163,8 +309,12 @@ impl Scene {
         Scene { dir, filler, to, from, keeper, keeper_life }
     }
 
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
     fn target(&self) -> PathBuf {
-        self.dir.path().join("mount point")
+        self.path("mount point")
     }
 
     /// Reads somewhere in the mounted file.
@@ -177,6 +327,26 @@ impl Scene {
         })
     }
 
+    #[track_caller]
+    fn assert_right(&self, reader: JoinHandle<io::Result<Vec<u8>>>, offset: usize) {
+        let bytes = reader.join().unwrap().unwrap_or_else(|e| panic!("{e}; {}", self.log()));
+        assert!(bytes == content()[offset..offset + 4096], "wrong bytes: {}; {}", bytes[0], self.log());
+    }
+
+    /// Reads the whole file from its end to its start, by several readers at once.
+    #[track_caller]
+    fn assert_all_right(&self) {
+        let offsets: Vec<usize> = (0..LEN / 4096).rev().map(|page| page * 4096).collect();
+        for some in offsets.chunks(8) {
+            let readers: Vec<_> = some.iter().map(|&offset| (self.read(offset), offset)).collect();
+            readers.into_iter().for_each(|(reader, offset)| self.assert_right(reader, offset));
+        }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
     fn keeper_runs(&self, wait: &Timespec) -> bool {
         poll(&mut [PollFd::new(&self.keeper_life, PollFlags::IN)], Some(wait)).unwrap() == 0
     }
@@ -185,6 +355,11 @@ impl Scene {
         self.filler.kill().unwrap();
         self.filler.wait().unwrap();
     }
+
+    fn unmount_and_wait(&self) {
+        mount::unmount(&self.target(), false).unwrap();
+        assert!(!self.keeper_runs(&PATIENCE), "the keeper outlives the mount: {}", self.log());
+    }
 }
 
 impl Drop for Scene {
@@ -192,6 +367,7 @@ impl Drop for Scene {
         let _ = self.filler.kill();
         let _ = self.filler.wait();
         let _ = mount::unmount(&self.target(), true);
+        self.keeper_runs(&PATIENCE);
     }
 }
 
@@ -210,7 +386,90 @@ fn assert_eio(reader: JoinHandle<io::Result<Vec<u8>>>) {
     assert_eq!(error.raw_os_error(), Some(5), "{error}");
 }
 
-fn killed(how: &str) {
+fn taken_over(how: &str) {
+    let mut scene = Scene::new(how);
+    let first = scene.read(0);
+    assert_eq!(line(&mut scene.from), "asked");
+    scene.kill_filler();
+    scene.assert_right(first, 0);
+    scene.assert_all_right();
+    assert!(scene.keeper_runs(&NOW));
+    scene.unmount_and_wait();
+}
+
+/// Each successor kills itself: with an orphan in hand, with an event read and not noted, noted and not
+/// answered, or after some of them.
+fn killed_again_and_again() {
+    let mut scene = Scene::new("in_work mortal");
+    let first = scene.read(0);
+    assert_eq!(line(&mut scene.from), "asked");
+    scene.kill_filler();
+    scene.assert_right(first, 0);
+    scene.assert_all_right();
+    assert_eq!(fs::metadata(scene.path("lives")).unwrap().len(), LIVES, "{}", scene.log());
+    scene.unmount_and_wait();
+}
+
+fn keeper_killed() {
+    let mut scene = Scene::new("serve serve");
+    scene.assert_right(scene.read(0), 0);
+    kill_process(scene.keeper, Signal::KILL).unwrap();
+    let replaced = line(&mut scene.from);
+    let pid = replaced.strip_prefix("replaced ").unwrap_or_else(|| panic!("{replaced}"));
+    scene.keeper = Pid::from_raw(pid.parse().unwrap()).unwrap();
+    scene.keeper_life = pidfd_open(scene.keeper, PidfdFlags::empty()).unwrap();
+    scene.kill_filler();
+    scene.assert_all_right();
+    scene.unmount_and_wait();
+}
+
+fn stopped() {
+    let mut scene = Scene::new("serve serve");
+    let filler = Pid::from_child(&scene.filler);
+    kill_process(filler, Signal::STOP).unwrap();
+    let reader = scene.read(8192);
+    let target = scene.target();
+    // The reader is in the kernel by then: it has the file open.
+    while fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .flatten()
+        .all(|e| fs::read_link(e.path()).map_or(true, |path| !path.starts_with(&target)))
+    {
+        thread::yield_now();
+    }
+    assert!(!reader.is_finished());
+    kill_process(filler, Signal::CONT).unwrap();
+    scene.assert_right(reader, 8192);
+    writeln!(scene.to, "end").unwrap();
+    assert_eq!(line(&mut scene.from), "ended");
+}
+
+fn upgraded() {
+    let mut scene = Scene::new("serve serve");
+    scene.assert_right(scene.read(0), 0);
+    let program = scene.path("another version");
+    fs::copy("/proc/self/exe", &program).unwrap();
+    let readers: Vec<_> = (1..64).map(|page| (scene.read(page * 4096), page * 4096)).collect();
+    writeln!(scene.to, "upgrade {}", program.display()).unwrap();
+    readers.into_iter().for_each(|(reader, offset)| scene.assert_right(reader, offset));
+    assert!(scene.filler.wait().unwrap().success());
+    scene.assert_all_right();
+    assert_eq!(fs::read_to_string(scene.path("program")).unwrap(), program.to_str().unwrap());
+    scene.unmount_and_wait();
+}
+
+fn upgrade_fails() {
+    let mut scene = Scene::new("serve serve");
+    writeln!(scene.to, "upgrade /bin/false").unwrap();
+    assert_eq!(line(&mut scene.from), "failed");
+    scene.assert_right(scene.read(4096), 4096);
+    // The program that failed is not the one to start when it matters.
+    scene.kill_filler();
+    scene.assert_all_right();
+    scene.unmount_and_wait();
+}
+
+fn denied(how: &str) {
     let mut scene = Scene::new(how);
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         kill_process(scene.keeper, signal).unwrap();
@@ -222,24 +481,25 @@ fn killed(how: &str) {
     for offset in [0, 4096, LEN / 2, LEN - 4096] {
         assert_eio(scene.read(offset));
     }
+    assert!(scene.log().contains("fail with EIO"), "{}", scene.log());
     assert!(scene.keeper_runs(&NOW));
-    mount::unmount(&scene.target(), false).unwrap();
-    assert!(!scene.keeper_runs(&PATIENCE), "the keeper outlives the mount");
+    scene.unmount_and_wait();
 }
 
 fn clean_end() {
-    let mut scene = Scene::new("clean");
-    assert!(scene.read(0).join().unwrap().unwrap() == content()[..4096]);
-    assert!(scene.read(LEN - 4096).join().unwrap().unwrap() == content()[LEN - 4096..]);
+    let mut scene = Scene::new("serve serve");
+    scene.assert_right(scene.read(0), 0);
+    scene.assert_right(scene.read(LEN - 4096), LEN - 4096);
     assert!(scene.keeper_runs(&NOW));
     writeln!(scene.to, "end").unwrap();
     assert_eq!(line(&mut scene.from), "ended");
     assert!(scene.filler.wait().unwrap().success());
     assert!(!scene.keeper_runs(&NOW));
+    assert_eq!(scene.log(), "");
 }
 
 fn other_namespace() {
-    let mut scene = Scene::new("not_taken");
+    let mut scene = Scene::new("not_taken alone");
     let mut container = Command::new("unshare")
         .args(["--mount", "--propagation=private", "sh", "-c", "echo up; read x; cat file; echo $?; read x"])
         .current_dir(scene.target())
@@ -272,9 +532,15 @@ fn other_namespace() {
 
 fn by_hand() {
     use std::os::unix::process::CommandExt;
-    for arguments in [&[][..], &["3", "4", "5", "6", "0"], &["0", "1", "2", "2", "0"], &["x", "/"]] {
-        let ended = Command::new("/proc/self/exe").arg0("hoist-keeper").args(arguments).output().unwrap();
+    for (name, arguments) in [
+        ("hoist-keeper", &[][..]),
+        ("hoist-keeper", &["3", "4", "5", "6", "0"]),
+        ("hoist-keeper", &["0", "1", "2", "2", "0"]),
+        ("hoist-keeper", &["x", "/"]),
+        ("hoist-successor", &["mount"]),
+    ] {
+        let ended = Command::new("/proc/self/exe").arg0(name).args(arguments).output().unwrap();
         assert_eq!(ended.status.code(), Some(2));
-        assert!(String::from_utf8_lossy(&ended.stderr).contains("not by hand"));
+        assert!(String::from_utf8_lossy(&ended.stderr).contains("not by hand"), "{ended:?}");
     }
 }

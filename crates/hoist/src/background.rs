@@ -6,7 +6,6 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
@@ -34,7 +33,7 @@ enum Event {
 /// # Errors
 /// What the child failed with, or that it ended without a word.
 pub fn start(global: &Global, mount: &Mount, progress: &dyn Progress) -> anyhow::Result<()> {
-    let (log, log_path) = new_log(&global.root()?)?;
+    let (log, log_path) = hoist_engine::store::new_log(&global.root()?, "mount")?;
     let mut child = Command::new("/proc/self/exe")
         .args(arguments(global, mount)?)
         .stdin(Stdio::null())
@@ -94,30 +93,6 @@ fn arguments(global: &Global, mount: &Mount) -> anyhow::Result<Vec<std::ffi::OsS
     }
     arguments.extend(["--".into(), (&mount.image).into(), (&mount.target).into()]);
     Ok(arguments)
-}
-
-fn new_log(root: &Path) -> anyhow::Result<(File, PathBuf)> {
-    let dir = root.join("log");
-    std::fs::create_dir_all(&dir).with_context(|| format!("making the folder {}", dir.display()))?;
-    // Long-lived processes leave a log each; those that had nothing to say are of no use to anyone.
-    for entry in std::fs::read_dir(&dir)?.flatten() {
-        if entry.metadata().is_ok_and(|meta| meta.len() == 0) && !served(&entry.path()) {
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
-    let log = tempfile::Builder::new()
-        .prefix("mount-")
-        .suffix(".log")
-        .tempfile_in(&dir)
-        .with_context(|| format!("making a log file in {}", dir.display()))?;
-    log.as_file().try_lock_shared().context("locking the log file")?;
-    let (file, path) = log.keep()?;
-    Ok((file, path))
-}
-
-/// Whether a process still writes to this log: it holds the lock it got with the descriptor.
-fn served(path: &Path) -> bool {
-    File::open(path).is_ok_and(|file| file.try_lock().is_err())
 }
 
 /// The child's side: progress for the parent, and at last that the mount is ready or has failed.

@@ -1,7 +1,6 @@
 //! Answers the kernel's questions about absent data, and keeps the house while a mount lives.
 
 use std::collections::HashMap;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,8 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use hoist_format::digest::Digest;
-use hoist_sys::fanotify::{Answer, Event, Group};
-use hoist_sys::keeper::{Keeper, Slot, Table as InWork};
+use hoist_sys::fanotify::{Answer, Group};
+use hoist_sys::keeper::{Asked, Keeper, Start, Table as InWork, Told};
+use hoist_sys::presence::Presence;
 
 use super::MountedLayer;
 use crate::engine::Engine;
@@ -26,7 +26,7 @@ const SYNC_EVERY: u32 = 8;
 
 /// The serving half of a mount.
 pub struct Server {
-    group: Group,
+    group: Arc<Group>,
     layers: Vec<MountedLayer>,
     by_identity: HashMap<(u64, u64), Arc<LayerFill>>,
     counts: Arc<FillCounts>,
@@ -48,7 +48,7 @@ impl Server {
         target: &Path,
     ) -> Result<Arc<Self>, String> {
         let text = |e: &dyn std::fmt::Display| e.to_string();
-        let group = Group::new().map_err(|e| text(&e))?;
+        let group = Arc::new(Group::new().map_err(|e| text(&e))?);
         let mut by_identity = HashMap::new();
         let mut lazy = false;
         for layer in &layers {
@@ -61,16 +61,7 @@ impl Server {
             }
         }
         let in_work = InWork::new().map_err(|e| text(&e))?;
-        // A guard that outlives us: without a holder of the group the kernel would let holes be
-        // read as zeros.
-        let keeper = if lazy {
-            Some(
-                Keeper::spawn(&group, &in_work, &[target])
-                    .map_err(|e| format!("starting the keeper: {e}"))?,
-            )
-        } else {
-            None
-        };
+        let keeper = if lazy { Some(guard(engine, &group, &in_work, target)?) } else { None };
         let server = Arc::new(Self {
             group,
             layers,
@@ -122,39 +113,34 @@ impl Server {
     }
 
     fn answer_all(self: Arc<Self>) {
-        let mut buffer = vec![0; 64 << 10];
         while !self.stopping.load(Ordering::Acquire) {
-            match self.group.read_events(&mut buffer) {
-                Ok(events) => events.into_iter().for_each(|e| self.take(e)),
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => {
-                    tracing::error!("reading pre-content events: {e}");
-                    // Without us the keeper denies; to spin here would help nobody.
-                    thread::sleep(Duration::from_millis(50));
-                }
+            let taken =
+                self.group.wait().and_then(|()| self.in_work.take(&self.group, |asked| self.take(asked)));
+            if let Err(e) = taken {
+                tracing::error!("reading pre-content events: {e}");
+                // To spin here would help nobody.
+                thread::sleep(Duration::from_millis(50));
             }
         }
     }
 
     /// Answers at once what is present, hands the rest to the fill path.
-    fn take(self: &Arc<Self>, event: Event) {
-        let slot = self.in_work.begin(event.fd.as_raw_fd());
-        let question = Question { server: Arc::clone(self), event, slot: Some(slot) };
-        let event = &question.event;
-        let fill = identity(&event.fd).ok().and_then(|id| self.by_identity.get(&id)).map(Arc::clone);
-        let Some(fill) = fill else {
+    fn take(self: &Arc<Self>, asked: Asked) {
+        let Some(fill) = asked.file().and_then(|id| self.by_identity.get(&id)).map(Arc::clone) else {
             // Not a file of ours: nothing to say against it.
-            return question.answer(Answer::Allow);
+            return answer(asked, Answer::Allow);
         };
-        let (start, end) = (event.offset, event.offset.saturating_add(event.count));
-        let (pid, count) = (event.pid.unsigned_abs(), event.count);
-        if pid == std::process::id() && self.probing.load(Ordering::Acquire) {
-            fill.adopt_writer(&event.fd);
-            return question.answer(Answer::Allow);
+        let ((start, end), pid, count) = (asked.range(), asked.pid(), asked.count());
+        if pid == std::process::id()
+            && self.probing.load(Ordering::Acquire)
+            && let Some(descriptor) = asked.descriptor()
+        {
+            fill.adopt_writer(descriptor);
+            return answer(asked, Answer::Allow);
         }
         if fill.condemned().is_none() && fill.is_present(start, end) {
             fill.note_read(start, end);
-            return question.answer(Answer::Allow);
+            return answer(asked, Answer::Allow);
         }
         self.counts.demand_stalls.fetch_add(1, Ordering::Relaxed);
         self.counts.demand_bytes.fetch_add(count, Ordering::Relaxed);
@@ -164,10 +150,10 @@ impl Server {
             match filled.unwrap_or(Err(FillError::Timeout(timeout))) {
                 Ok(()) => {
                     fill.note_read(start, end);
-                    question.answer(Answer::Allow);
+                    answer(asked, Answer::Allow);
                 }
                 Err(e) => {
-                    question.answer(Answer::Deny(e.errno()));
+                    answer(asked, Answer::Deny(e.errno()));
                     let layer = fill.dir().blob();
                     tracing::error!(%layer, offset = start, bytes = count, pid, "a read failed: {e}");
                 }
@@ -322,33 +308,24 @@ fn identity(fd: &impl std::os::fd::AsFd) -> std::io::Result<(u64, u64)> {
     hoist_sys::file::identity(fd)
 }
 
-/// An event that waits for its answer. Dropped without one, as by a panic, it is denied: a reader
-/// must never be left waiting.
-struct Question {
-    server: Arc<Server>,
-    event: Event,
-    slot: Option<Slot>,
+/// A guard that outlives us: without a holder of the group the kernel would let holes be read as zeros.
+fn guard(engine: &Engine, group: &Arc<Group>, in_work: &InWork, target: &Path) -> Result<Keeper, String> {
+    let cannot = |e: &dyn std::fmt::Display| format!("starting the keeper: {e}");
+    let log = engine.store.new_log("keeper").map_err(|e| cannot(&e))?;
+    let start = Start { program: None, arguments: Vec::new(), log };
+    let keeper = Keeper::spawn(Arc::clone(group), in_work.clone(), start, |told| match told {
+        Told::Replaced(pid) => tracing::warn!(pid, "the keeper had died; there is a new one"),
+        Told::Unguarded(e) => tracing::error!("the keeper died, and no new one can be started: {e}"),
+        Told::Superseded | Told::UpgradeFailed => {}
+    });
+    let keeper = keeper.map_err(|e| cannot(&e))?;
+    let mount = Presence::before(target).map_err(|e| cannot(&e))?;
+    keeper.watch(&mount).map_err(|e| cannot(&e))?;
+    Ok(keeper)
 }
 
-impl Question {
-    fn answer(mut self, answer: Answer) {
-        self.reply(answer);
-    }
-
-    fn reply(&mut self, answer: Answer) {
-        let Some(slot) = self.slot.take() else { return };
-        let (group, fd) = (&self.server.group, self.event.fd.as_raw_fd());
-        // An answer that the kernel does not take leaves the reader waiting: any other is better.
-        let answered = group.respond(fd, answer).or_else(|_| group.respond(fd, Answer::Deny(libc::EIO)));
-        slot.end();
-        if let Err(e) = answered {
-            tracing::error!("answering a pre-content event: {e}");
-        }
-    }
-}
-
-impl Drop for Question {
-    fn drop(&mut self) {
-        self.reply(Answer::Deny(libc::EIO));
+fn answer(asked: Asked, answer: Answer) {
+    if let Err(e) = asked.answer(answer) {
+        tracing::debug!("answering a pre-content event: {e}");
     }
 }

@@ -1,34 +1,74 @@
 //! What runs in the keeper's process: no threads, and nothing that must still be read from disk.
+//!
+//! There is at most one *filler*, whose turn it is, and at most one *candidate*, who makes ready to be the
+//! next: beside a living filler when that asked for one, else because the last one died. Where candidates
+//! come to nothing again and again, the keeper denies what is asked with EIO for a while, and tries again.
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mm::MlockAllFlags;
-use rustix::process::{Resource, getrlimit};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, getpid, pidfd_open, pidfd_send_signal, waitpid};
 
-use super::mounts::Mounts;
-use super::{CLEAN_END, NAME, table};
-use crate::fanotify::{self, Answer};
+use super::NAME;
+use super::launch::Launcher;
+use super::table::Table;
+use super::wire::{self, Word};
+use crate::fanotify::{Answer, Group};
+use crate::presence::{Presence, Snapshot};
 
-/// Group, table, pidfd of the filler, read end of the pipe.
+/// Group, table, pidfd of the filler, socket.
 pub(super) const DESCRIPTORS: usize = 4;
-/// How often to look whether the mounts are still there.
+/// How often to look whether the mounts are still there while nobody serves them.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// No process gets more descriptors than this by default (`fs.nr_open`).
-const MOST_DESCRIPTORS: u64 = 1 << 20;
-const DENY: Answer = Answer::Deny(libc::EIO);
+/// A candidate that is not ready by then is of no use.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Deaths in vain after which what is asked is denied for a while.
+const VAIN_MOST: u32 = 10;
+/// Who served for so long has not died in vain.
+const LONG: Duration = Duration::from_secs(60);
+/// Deaths in vain after which the keeper's own program is started instead of the one named.
+const VAIN_SUSPICIOUS: u32 = 3;
+/// The first pause between two candidates, doubled with each.
+const PAUSE: Duration = Duration::from_millis(5);
+/// How long what is asked is denied at first and at most, before another candidate is tried.
+const DENY: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(60)];
+
+/// A filler or candidate, as the keeper sees it.
+struct Peer {
+    socket: OwnedFd,
+    /// A pidfd.
+    life: OwnedFd,
+    /// Known of those that were started here, which are reaped here.
+    child: Option<Pid>,
+    ready: bool,
+    since: Instant,
+    /// How many events had been answered when its turn began.
+    answered: u64,
+}
 
 struct Guard {
-    group: OwnedFd,
-    table: File,
-    filler: OwnedFd,
-    pipe: OwnedFd,
-    mounts: Mounts,
+    group: Arc<Group>,
+    table: Table,
+    launcher: Launcher,
+    /// This process.
+    own_life: OwnedFd,
+    filler: Option<Peer>,
+    candidate: Option<Peer>,
+    deposits: Vec<(String, OwnedFd)>,
+    mounts: Vec<Presence>,
+    /// Readable with POLLPRI when the mount table has changed.
+    changes: File,
+    /// Deaths in vain, one after the other.
+    vain: u32,
+    /// Before then no candidate is started.
+    pause_until: Option<Instant>,
+    denying: bool,
 }
 
 /// The keeper's life.
@@ -36,110 +76,381 @@ struct Guard {
 /// # Errors
 /// With what kept it from taking up its post.
 pub(super) fn run(mut arguments: impl Iterator<Item = OsString>) -> io::Result<()> {
-    let [group, table, filler, pipe] = take_descriptors(&mut arguments)?;
-    let before = arguments.next().and_then(|a| a.to_str()?.parse().ok()).ok_or_else(usage)?;
-    let mounts = Mounts::new(arguments.map(PathBuf::from), before)?;
-    let mut guard = Guard { group, table: table.into(), filler, pipe, mounts };
+    let [group, table, filler, socket] = take_descriptors(&mut arguments)?;
+    let launcher = Launcher::new(arguments.next().ok_or_else(usage)?, arguments)?;
+    let table = Table::of(table.into())?;
+    let filler = Peer {
+        socket,
+        life: filler,
+        child: None,
+        ready: true,
+        since: Instant::now(),
+        answered: table.answered(),
+    };
     prepare();
-    let mut room = table::room();
-    if guard.watch()? == Seen::CleanEnd {
-        return Ok(());
+    Guard {
+        group: Arc::new(Group::of(group)?),
+        table,
+        launcher,
+        own_life: pidfd_open(getpid(), PidfdFlags::empty())?,
+        filler: Some(filler),
+        candidate: None,
+        deposits: Vec::new(),
+        mounts: Vec::new(),
+        changes: File::open("/proc/self/mountinfo")?,
+        vain: 0,
+        pause_until: None,
+        denying: false,
     }
-    if guard.mounts.alive() {
-        // Not eprintln, which panics when standard error is closed.
-        let _ = writeln!(
-            io::stderr(),
-            "{NAME}: the process that served a mount is gone; until it is unmounted, reads of data \
-             that is not there yet fail with EIO"
-        );
-    }
-    // Whoever reads what the filler wrote must not wait for us.
-    let null = File::options().write(true).open("/dev/null");
-    let _ = null.map(rustix::stdio::dup2_stderr);
-    guard.deny_orphans(&mut room);
-    guard.hold();
-    Ok(())
+    .keep()
 }
 
+/// What the keeper waits for.
+#[derive(Clone, Copy, PartialEq)]
+enum Source {
+    Filler,
+    Candidate,
+    Mounts,
+    Group,
+}
+
+/// What is to be done after a step.
 #[derive(PartialEq)]
-enum Seen {
-    CleanEnd,
-    Death,
+enum Next {
+    GoOn,
+    GoHome,
 }
 
 impl Guard {
-    /// Waits for the filler to end, well or badly.
-    fn watch(&mut self) -> io::Result<Seen> {
+    fn keep(&mut self) -> io::Result<()> {
         loop {
-            if !self.mounts.all_seen() {
-                // A failed look is made up for by the last one, after the filler's death.
-                let _ = self.mounts.look();
-            }
-            let mut polled = vec![
-                PollFd::new(&self.pipe, PollFlags::IN),
-                PollFd::new(&self.filler, PollFlags::IN),
-                PollFd::from_borrowed_fd(self.mounts.changes(), PollFlags::PRI),
-            ];
-            // Others' mounts are no reason to wake up.
-            polled.truncate(if self.mounts.all_seen() { 2 } else { 3 });
-            match poll(&mut polled, None) {
-                Err(rustix::io::Errno::INTR) => continue,
-                other => other?,
-            };
-            let [pipe, filler] = [0, 1].map(|i: usize| !polled[i].revents().is_empty());
-            if pipe {
-                let mut byte = [0];
-                let ended = rustix::io::read(&self.pipe, &mut byte) == Ok(1) && byte[0] == CLEAN_END;
-                return Ok(if ended { Seen::CleanEnd } else { Seen::Death });
-            }
-            if filler {
-                return Ok(Seen::Death);
-            }
-        }
-    }
-
-    /// Fails the reads about which the filler was asked and which it did not answer.
-    fn deny_orphans(&self, room: &mut table::Room) {
-        if let Ok(fds) = table::in_work(&self.table, room) {
-            fds.for_each(|fd| self.deny(fd));
-        }
-        // It may have died between being asked and noting it. Numbers that were not asked about are
-        // refused by the kernel, each in well under a microsecond. Before we take events of our own:
-        // theirs may have the same numbers.
-        let most = getrlimit(Resource::Nofile).maximum.unwrap_or(MOST_DESCRIPTORS).min(MOST_DESCRIPTORS);
-        (0..most as RawFd).for_each(|fd| self.deny(fd));
-    }
-
-    fn deny(&self, event_fd: RawFd) {
-        // Fails where the reader was killed or already has its answer.
-        let _ = fanotify::respond(self.group.as_fd(), event_fd, DENY);
-    }
-
-    /// Fails every further read until nobody has the mounts any more.
-    fn hold(&mut self) {
-        let mut buffer = vec![0; 16 << 10];
-        let pause = Timespec { tv_sec: 0, tv_nsec: LOOK_EVERY.subsec_nanos().into() };
-        let mut looked: Option<Instant> = None;
-        loop {
-            if looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
-                if !self.mounts.alive() {
-                    return;
+            if self.filler.is_none() && self.candidate.is_none() {
+                if !self.any_alive() {
+                    return Ok(());
                 }
-                looked = Some(Instant::now());
+                self.replace();
             }
-            let mut polled = [PollFd::new(&self.group, PollFlags::IN)];
-            if !matches!(poll(&mut polled, Some(&pause)), Ok(1..)) {
-                continue;
-            }
-            // Another's mount on the same data files may ask by now, and its own group answers it.
-            if !self.mounts.alive() {
-                return;
-            }
-            if let Ok(n) = rustix::io::read(&self.group, &mut buffer) {
-                fanotify::parse(&buffer[..n]).iter().for_each(|event| self.deny(event.fd.as_raw_fd()));
+            if self.step()? == Next::GoHome {
+                return Ok(());
             }
         }
     }
+
+    /// Is any of the mounts there for anyone? Yes when in doubt.
+    fn any_alive(&mut self) -> bool {
+        let Ok(now) = Snapshot::take() else { return true };
+        self.mounts.iter_mut().for_each(|mount| mount.look(&now));
+        self.mounts.iter().any(|mount| mount.is_alive(&now))
+    }
+
+    /// Starts a candidate if it is time for one.
+    fn replace(&mut self) {
+        if self.pause_until.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        if !self.launcher.can() {
+            self.deny_for(DENY[1], "it was started without anybody to take over");
+            return;
+        }
+        self.pause_until = None;
+        if let Err(e) = self.start_candidate() {
+            say(&format!("starting a successor of the process that served the mounts failed: {e}"));
+            self.died_in_vain();
+        }
+    }
+
+    fn start_candidate(&mut self) -> io::Result<()> {
+        let (ours, theirs) = wire::pair()?;
+        // Whoever hangs must not hang us.
+        let patience = Some(Duration::from_secs(10));
+        rustix::net::sockopt::set_socket_timeout(&ours, rustix::net::sockopt::Timeout::Send, patience)?;
+        let beside = self.filler.as_ref();
+        let reserve = match beside {
+            Some(filler) => highest_descriptor(&filler.life)?.saturating_add(256),
+            None => self.table.left().max().unwrap_or(0),
+        };
+        let (pid, life) = self.launcher.start(&theirs, beside.is_none() && self.vain >= VAIN_SUSPICIOUS)?;
+        drop(theirs);
+        let peer = Peer {
+            socket: ours,
+            life,
+            child: Some(pid),
+            ready: false,
+            since: Instant::now(),
+            answered: self.table.answered(),
+        };
+        let to = &peer.socket;
+        let keeper = self.own_life.try_clone()?;
+        let reserve = u64::from(reserve.unsigned_abs()) + 1;
+        let told = Word::Hello { keeper, reserve, beside: beside.is_some() }
+            .send(to)
+            .and_then(|()| wire::lend_group(to, self.group.as_fd()))
+            .and_then(|()| wire::lend_table(to, self.table.as_fd()))
+            .and_then(|()| self.hand_over(to))
+            .and_then(|()| Word::All.send(to));
+        if let Err(e) = told {
+            // Most likely it is dead; if not, it would wait forever. Its death is noticed as any other.
+            say(&format!("handing over to a successor failed: {e}"));
+            let _ = pidfd_send_signal(&peer.life, Signal::KILL);
+        }
+        self.denying = false;
+        self.candidate = Some(peer);
+        Ok(())
+    }
+
+    fn hand_over(&self, to: &OwnedFd) -> io::Result<()> {
+        self.mounts.iter().try_for_each(|mount| Word::Watch(mount.clone()).send(to))?;
+        self.deposits.iter().try_for_each(|(name, fd)| wire::deposit(to, name, fd.as_fd()))
+    }
+
+    /// Waits for something to happen and deals with it.
+    fn step(&mut self) -> io::Result<Next> {
+        let unserved = self.filler.is_none() && self.candidate.is_none();
+        let mut asked = Vec::with_capacity(6);
+        for (who, peer) in [(Source::Filler, &self.filler), (Source::Candidate, &self.candidate)] {
+            if let Some(peer) = peer {
+                asked.push((who, peer.socket.as_fd(), PollFlags::IN));
+                asked.push((who, peer.life.as_fd(), PollFlags::IN));
+            }
+        }
+        // Others' mounts are no reason to wake up.
+        if self.mounts.iter().any(|m| m.superblocks.is_empty()) {
+            asked.push((Source::Mounts, self.changes.as_fd(), PollFlags::PRI));
+        }
+        if unserved && self.denying {
+            asked.push((Source::Group, self.group.as_fd(), PollFlags::IN));
+        }
+        let mut polled: Vec<_> =
+            asked.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
+        match poll(&mut polled, self.timeout(unserved).as_ref()) {
+            Err(rustix::io::Errno::INTR) => return Ok(Next::GoOn),
+            other => other?,
+        };
+        let mut happened: Vec<Source> = asked
+            .iter()
+            .zip(&polled)
+            .filter(|(_, polled)| !polled.revents().is_empty())
+            .map(|((who, ..), _)| *who)
+            .collect();
+        happened.dedup();
+        for source in happened {
+            let next = match source {
+                Source::Filler => self.hear_filler(),
+                Source::Candidate => self.hear_candidate(),
+                // Here it is learnt which superblocks are ours; a failed look is made up for later.
+                Source::Mounts => {
+                    self.any_alive();
+                    Next::GoOn
+                }
+                Source::Group => self.deny_next(),
+            };
+            if next == Next::GoHome {
+                return Ok(next);
+            }
+        }
+        if let Some(late) = self.candidate.as_ref().filter(|c| !c.ready && c.since.elapsed() > PATIENCE) {
+            let _ = pidfd_send_signal(&late.life, Signal::KILL);
+        }
+        Ok(Next::GoOn)
+    }
+
+    fn deny_next(&mut self) -> Next {
+        // Another's mount on the same data files may ask by now, and its own group answers it.
+        if !self.any_alive() {
+            return Next::GoHome;
+        }
+        let _ = self.table.take(&self.group, |asked| drop(asked.answer(Answer::Deny(libc::EIO))));
+        Next::GoOn
+    }
+
+    fn timeout(&self, unserved: bool) -> Option<Timespec> {
+        let waiting = self.candidate.as_ref().is_some_and(|c| !c.ready);
+        let longest = match (unserved, self.pause_until) {
+            (true, Some(at)) => at.saturating_duration_since(Instant::now()).min(LOOK_EVERY),
+            (true, None) => LOOK_EVERY,
+            (false, _) if waiting => PATIENCE,
+            (false, _) => return None,
+        };
+        // Rounded up, or it would wake up a bit too early, again and again.
+        let longest = longest + Duration::from_micros(100);
+        Some(Timespec { tv_sec: longest.as_secs().cast_signed(), tv_nsec: longest.subsec_nanos().into() })
+    }
+
+    fn hear_filler(&mut self) -> Next {
+        loop {
+            let Some(filler) = &self.filler else { return Next::GoOn };
+            // Looked at first: all that it said before its death counts.
+            let dead = ended(&filler.life);
+            match wire::receive(&filler.socket, true) {
+                Ok(Some(Word::End)) => return Next::GoHome,
+                Ok(Some(word)) => self.heed(word),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && !dead => return Next::GoOn,
+                Err(e) if e.kind() == io::ErrorKind::InvalidData => say(&e.to_string()),
+                _ => break,
+            }
+        }
+        if let Some(filler) = self.filler.take() {
+            self.lost_filler(&filler);
+        }
+        Next::GoOn
+    }
+
+    fn heed(&mut self, word: Word) {
+        match word {
+            Word::Watch(mount) => {
+                self.mounts.retain(|m| m.target != mount.target);
+                self.mounts.push(mount);
+            }
+            Word::Forget(target) => self.mounts.retain(|m| m.target != target),
+            Word::Deposit(name, fd) => {
+                self.deposits.retain(|(n, _)| *n != name);
+                self.deposits.push((name, fd));
+            }
+            Word::Withdraw(name) => self.deposits.retain(|(n, _)| *n != name),
+            Word::Upgrade(program) => {
+                let failed = self.candidate.is_some() || {
+                    let started = self.launcher.replace(&program).and_then(|()| self.start_candidate());
+                    started
+                        .inspect_err(|e| {
+                            self.launcher.restore();
+                            say(&format!("starting {}: {e}", program.display()));
+                        })
+                        .is_err()
+                };
+                if failed {
+                    self.tell_filler(&Word::Failed);
+                }
+            }
+            // Nothing else is a filler's to say.
+            _ => {}
+        }
+    }
+
+    fn tell_filler(&self, word: &Word) {
+        if let Some(filler) = &self.filler {
+            // It fails where the filler has just died, and then its death is the next thing heard.
+            let _ = word.send(&filler.socket);
+        }
+    }
+
+    /// The filler is dead, or has let go of us.
+    fn lost_filler(&mut self, filler: &Peer) {
+        reap(filler);
+        if self.candidate.is_none() && !self.any_alive() {
+            return;
+        }
+        if self.candidate.is_some() {
+            return self.promote();
+        }
+        say("the process that served the mounts is gone; starting its successor");
+        let waited = self.table.left().next().is_some();
+        let useless = waited && self.table.answered() == filler.answered;
+        if useless && filler.child.is_some() && filler.since.elapsed() < LONG {
+            self.died_in_vain();
+        } else {
+            self.vain = 0;
+        }
+    }
+
+    /// The candidate's turn begins, if it is ready and nobody else's is.
+    fn promote(&mut self) {
+        if self.filler.is_some() || !self.candidate.as_ref().is_some_and(|c| c.ready) {
+            return;
+        }
+        if let Some(mut next) = self.candidate.take() {
+            next.answered = self.table.answered();
+            next.since = Instant::now();
+            self.launcher.keep();
+            // It fails where the candidate has just died, and then its death is the next thing heard.
+            let _ = self.hand_over(&next.socket).and_then(|()| Word::Go.send(&next.socket));
+            self.filler = Some(next);
+        }
+    }
+
+    fn hear_candidate(&mut self) -> Next {
+        loop {
+            let Some(candidate) = &mut self.candidate else { return Next::GoOn };
+            let dead = ended(&candidate.life);
+            match wire::receive(&candidate.socket, true) {
+                Ok(Some(Word::Ready)) => {
+                    candidate.ready = true;
+                    self.tell_filler(&Word::Superseded);
+                    self.promote();
+                }
+                // It found nothing that is still to be served.
+                Ok(Some(Word::End)) if self.filler.is_none() => return Next::GoHome,
+                Ok(Some(_)) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && !dead => return Next::GoOn,
+                Err(e) if e.kind() == io::ErrorKind::InvalidData => say(&e.to_string()),
+                _ => break,
+            }
+        }
+        if let Some(candidate) = self.candidate.take() {
+            reap(&candidate);
+            if self.filler.is_some() {
+                self.launcher.restore();
+                self.tell_filler(&Word::Failed);
+            } else {
+                self.died_in_vain();
+            }
+        }
+        Next::GoOn
+    }
+
+    /// Someone died without having been of use: the next one comes after a pause, each longer than the
+    /// one before, and after many of them a long one in which nobody is left waiting.
+    fn died_in_vain(&mut self) {
+        self.vain += 1;
+        let beyond = self.vain.saturating_sub(VAIN_MOST);
+        if self.vain >= VAIN_MOST {
+            let pause = DENY[0].saturating_mul(1 << beyond.min(8)).min(DENY[1]);
+            self.deny_for(pause, "its successors end without having answered anything");
+        } else {
+            self.pause_until = Some(Instant::now() + PAUSE * (1 << self.vain.min(8)));
+        }
+    }
+
+    /// Fails what is asked, now and until then.
+    fn deny_for(&mut self, pause: Duration, why: &str) {
+        if !self.denying {
+            say(&format!(
+                "nobody serves the mounts ({why}): reads of what is not in the kernel's cache fail with EIO"
+            ));
+        }
+        self.denying = true;
+        self.pause_until = Some(Instant::now() + pause);
+        for asked in self.table.adopt(&self.group, |_| None) {
+            // Fails where the reader was killed or already has its answer.
+            let _ = asked.answer(Answer::Deny(libc::EIO));
+        }
+    }
+}
+
+/// Has the process of this pidfd ended?
+fn ended(life: &OwnedFd) -> bool {
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(poll(&mut [PollFd::new(life, PollFlags::IN)], Some(&at_once)), Ok(1..))
+}
+
+/// Not eprintln, which panics when standard error is closed.
+fn say(what: &str) {
+    let _ = writeln!(io::stderr(), "{NAME}: {what}");
+}
+
+/// Sees to it that a child which is dead, or has let go of us and is of no use, is gone.
+fn reap(peer: &Peer) {
+    if let Some(pid) = peer.child {
+        let _ = pidfd_send_signal(&peer.life, Signal::KILL);
+        let _ = waitpid(Some(pid), WaitOptions::empty());
+    }
+}
+
+/// The highest number of a descriptor that the process has open.
+fn highest_descriptor(life: &OwnedFd) -> io::Result<RawFd> {
+    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", life.as_raw_fd()))?;
+    let pid = about.lines().find_map(|line| line.strip_prefix("Pid:")).map_or("", str::trim);
+    let numbers = std::fs::read_dir(format!("/proc/{pid}/fd"))?;
+    Ok(numbers.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).max().unwrap_or(0))
 }
 
 /// Best effort, each for itself: a keeper without them still keeps.
@@ -177,6 +488,10 @@ fn take_descriptors(arguments: &mut impl Iterator<Item = OsString>) -> io::Resul
             unsafe { libc::close_range(next.cast_unsigned(), (fd - 1).cast_unsigned(), 0) };
         }
         next = fd.saturating_add(1);
+    }
+    for fd in numbers {
+        // SAFETY: sets the only descriptor flag there is; a successor gets what it is to have by packet.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
     // SAFETY: open, all different, inherited for us and owned by nobody else in this process.
     Ok(numbers.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }))
