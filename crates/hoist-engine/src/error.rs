@@ -96,7 +96,7 @@ impl Error {
     /// True when what the user gave is at fault (exit 1), false when we or the machine are (exit 2).
     pub fn is_user_failure(&self) -> bool {
         match self {
-            Self::Registry(e) => e.is_not_found() || e.is_unauthorized(),
+            Self::Registry(e) => e.is_user_failure(),
             Self::Reference(_) | Self::Image { .. } | Self::Digest { .. } | Self::Layer { .. } => true,
             Self::Mount { .. } | Self::NotFound(_) | Self::Store { .. } => true,
             Self::Io { source, .. } => matches!(

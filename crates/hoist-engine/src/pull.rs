@@ -1,5 +1,6 @@
 //! The full pull: every layer whole, verified, on disk, and indexed in the same pass.
 
+use std::io::Seek as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -227,8 +228,31 @@ pub(crate) fn keep_tree(dir: &LayerDir, done: &Ingested) -> Result<(), Error> {
     dir.save("tree", &tree)
 }
 
-/// Streams a blob in order, by several ranged requests side by side, through a pass.
+/// A pass over a blob, from the first server that has it right: a mirror that has not is found out
+/// only at the end.
 pub(crate) async fn fetch_and_ingest(
+    expected: &Expected,
+    source: &ImageSource,
+    data: Option<(std::fs::File, PathBuf)>,
+    progress: &dyn Progress,
+) -> Result<Ingested, Error> {
+    loop {
+        let anew = |(file, path): &(std::fs::File, PathBuf)| {
+            let mut again = file.try_clone().map_err(Error::io("open", path))?;
+            again.set_len(0).and_then(|()| again.rewind()).map_err(Error::io("empty", path))?;
+            Ok::<_, Error>((again, path.clone()))
+        };
+        match fetch_once(expected, source, data.as_ref().map(anew).transpose()?, progress).await {
+            Err(e @ (Error::Digest { .. } | Error::Layer { .. })) if source.lied(&expected.blob) => {
+                tracing::warn!("{e}; fetching it from another server");
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Streams a blob in order, by several ranged requests side by side, through a pass.
+async fn fetch_once(
     expected: &Expected,
     source: &ImageSource,
     data: Option<(std::fs::File, PathBuf)>,

@@ -5,10 +5,13 @@
 //! digests; a round trip is what costs, so connections, tokens and redirects are kept.
 
 mod auth;
+mod certificate;
 mod challenge;
 mod config;
 mod credentials;
+pub(crate) mod date;
 mod error;
+mod helper;
 mod hosts;
 mod layout;
 mod media;

@@ -71,39 +71,6 @@ async fn a_range_costs_one_request() {
 }
 
 #[tokio::test]
-async fn referrers_stand_under_the_fallback_tag() {
-    let registry = Registry::start();
-    let client = Client::new(config());
-    let repo = registry.repo("team/app");
-    let digest = push_layout(&client, &repo, &fixtures().join("gzip"), "v1").await;
-    assert_eq!(client.referrers(&repo, &digest, None).await.unwrap(), []);
-
-    let empty = Bytes::from_static(b"{}");
-    client.push_blob(&repo, empty.clone()).await.unwrap();
-    let referrer = |kind: &str| {
-        let blob = json!({"mediaType": "application/vnd.oci.empty.v1+json", "digest": Digest::of(&empty), "size": 2});
-        let subject = json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": 583});
-        let manifest = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": kind, "config": blob,
-            "layers": [blob], "subject": subject, "annotations": {"kind": kind}});
-        Bytes::from(serde_json::to_vec(&manifest).unwrap())
-    };
-    for kind in ["application/x.one", "application/x.two", "application/x.one"] {
-        let pushed = client.push_referrer(&repo, referrer(kind)).await.unwrap();
-        assert!(!pushed.subject_seen, "docker-registry 2.8 has no referrers API");
-    }
-    let fresh = Client::new(config());
-    assert_eq!(fresh.referrers(&repo, &digest, None).await.unwrap().len(), 2);
-    let two = fresh.referrers(&repo, &digest, Some("application/x.two")).await.unwrap();
-    assert_eq!(two.len(), 1);
-    assert_eq!(two[0].digest, Digest::of(&referrer("application/x.two")));
-    assert_eq!(two[0].annotations["kind"], "application/x.two");
-    // What is known of the server saves the request for its missing API.
-    let before = fresh.stats().requests();
-    fresh.referrers(&repo, &digest, None).await.unwrap();
-    assert_eq!(fresh.stats().requests() - before, 1);
-}
-
-#[tokio::test]
 async fn basic_auth() {
     let registry = Registry::with_htpasswd();
     let repo = registry.repo("team/app");

@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
-use reqwest::header::{AUTHORIZATION, HeaderValue};
+use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, HeaderValue};
 use reqwest::{Method, Request, Url};
 use serde::Deserialize;
 
 use super::challenge::{Challenge, challenges};
 use super::credentials::{CredentialStore, Credentials};
+use super::date;
 use super::error::RegistryError;
 use super::hosts::is_loopback;
 use super::tls::Http;
@@ -23,6 +24,17 @@ use crate::reference::Repo;
 const DEFAULT_LIFE: u64 = 60;
 /// A token is given up this long before it expires, so that it does not expire on the way.
 const MARGIN: Duration = Duration::from_secs(5);
+
+/// What came of a refusal.
+#[derive(PartialEq, Eq)]
+pub(super) enum Renewal {
+    /// A new ticket was made for it.
+    Made,
+    /// Somebody else had made one meanwhile; it is worth a try of its own.
+    Newer,
+    /// There was no token that could have expired.
+    Nothing,
+}
 
 /// For whom and for what a header is made.
 pub(super) struct Purpose<'a> {
@@ -106,11 +118,11 @@ impl Auth {
         Ok(Ticket { header, generation: slot.generation })
     }
 
-    /// Meets the challenge of a 401 to a request with the ticket `generation`. False when somebody
-    /// else has done so meanwhile and the newer ticket is worth a try of its own.
+    /// Meets a 401, or a 403 that may be the word for an expired token, to a request with the
+    /// ticket `generation`.
     ///
     /// # Errors
-    /// `Unauthorized` when there is nothing (left) to offer.
+    /// `Unauthorized` when there is nothing (left) to offer to a 401.
     pub(super) async fn renew(
         &self,
         wire: &Wire,
@@ -118,11 +130,29 @@ impl Auth {
         purpose: &Purpose<'_>,
         generation: u64,
         response: &reqwest::Response,
-    ) -> Result<bool, RegistryError> {
+    ) -> Result<Renewal, RegistryError> {
         let slot = self.slot(purpose);
         let mut slot = slot.lock().await;
         if slot.generation != generation {
-            return Ok(false);
+            return Ok(Renewal::Newer);
+        }
+        let offered = challenges(response.headers());
+        let bearer = offered.iter().find_map(|challenge| match challenge {
+            Challenge::Bearer { realm, service, scope } => Some((realm, service, scope)),
+            Challenge::Basic => None,
+        });
+        if bearer.is_none() {
+            // No word on where tokens come from: where the last one came from.
+            if let State::Bearer { service, .. } = &slot.state {
+                let service = service.clone();
+                let credentials = self.store.find(purpose.host, purpose.repo).await?;
+                slot.state = fetch_token(wire, http, purpose, service, credentials).await?;
+                slot.generation += 1;
+                return Ok(Renewal::Made);
+            }
+            if response.status() == reqwest::StatusCode::FORBIDDEN {
+                return Ok(Renewal::Nothing);
+            }
         }
         let refuse = |detail: &str| RegistryError::Unauthorized {
             doing: purpose.doing(),
@@ -130,11 +160,6 @@ impl Auth {
             detail: detail.to_owned(),
         };
         let credentials = self.store.find(purpose.host, purpose.repo).await?;
-        let offered = challenges(response.headers());
-        let bearer = offered.iter().find_map(|challenge| match challenge {
-            Challenge::Bearer { realm, service, scope } => Some((realm, service, scope)),
-            Challenge::Basic => None,
-        });
         slot.state = match (bearer, credentials) {
             (Some(_), Some(Credentials::RegistryToken(token))) => State::Fixed(
                 sensitive(&format!("Bearer {}", token.expose())).ok_or_else(|| refuse("bad token"))?,
@@ -154,7 +179,7 @@ impl Auth {
             (None, Some(_)) => return Err(refuse("it takes none of the known kinds of credentials")),
         };
         slot.generation += 1;
-        Ok(true)
+        Ok(Renewal::Made)
     }
 }
 
@@ -196,6 +221,22 @@ struct TokenAnswer {
     token: Option<String>,
     access_token: Option<String>,
     expires_in: Option<u64>,
+    issued_at: Option<String>,
+}
+
+impl TokenAnswer {
+    /// How much longer the token is good: its life less its age, as services hand out the same
+    /// one for a while. The age is taken by the service's own clock, as ours may be wrong; an age
+    /// beyond the life means a wrong clock too.
+    fn life(&self, headers: &HeaderMap) -> Duration {
+        // A day at most: a server's huge number must not overflow the clock.
+        let life = self.expires_in.unwrap_or(DEFAULT_LIFE).min(86_400);
+        let date = headers.get(DATE).and_then(|date| date.to_str().ok()).and_then(date::http);
+        let issued = self.issued_at.as_deref().and_then(date::rfc3339);
+        let age = issued.map_or(0, |issued| date.unwrap_or_else(date::now).saturating_sub(issued));
+        let left = Duration::from_secs(if age < life { life - age } else { life });
+        left.saturating_sub(MARGIN.min(left / 4))
+    }
 }
 
 async fn fetch_token(
@@ -209,8 +250,20 @@ async fn fetch_token(
     let request = token_request(&service, credentials.as_ref());
     let mut response = wire.send(http, request, &doing).await?;
     if !response.status().is_success() {
-        return Err(wire.status_error(response, &doing).await);
+        let refused = matches!(response.status().as_u16(), 400 | 401 | 403);
+        return Err(match wire.status_error(response, &doing).await {
+            RegistryError::Unauthorized { doing, host, detail }
+            | RegistryError::Status { doing, host, detail, .. }
+                if refused =>
+            {
+                // It is the registry that one logs in to, not its token service.
+                let detail = format!("its token service {host} says {detail}");
+                RegistryError::Unauthorized { doing, host: purpose.host.to_owned(), detail }
+            }
+            other => other,
+        });
     }
+    let headers = std::mem::take(response.headers_mut());
     let body = wire.read(&mut response, 1 << 20, &doing).await?;
     let bad = || RegistryError::BadAnswer {
         doing: doing.clone(),
@@ -218,11 +271,9 @@ async fn fetch_token(
         what: "no token where one was asked for".to_owned(),
     };
     let answer: TokenAnswer = serde_json::from_slice(&body).map_err(|_| bad())?;
+    let expires = Instant::now() + answer.life(&headers);
     let token = answer.token.filter(|token| !token.is_empty()).or(answer.access_token).ok_or_else(bad)?;
     let token = sensitive(&format!("Bearer {token}")).ok_or_else(bad)?;
-    // A day at most: a server's huge number must not overflow the clock.
-    let life = Duration::from_secs(answer.expires_in.unwrap_or(DEFAULT_LIFE).min(86_400));
-    let expires = Instant::now() + life.saturating_sub(MARGIN.min(life / 4));
     Ok(State::Bearer { service, token, expires })
 }
 
@@ -256,4 +307,30 @@ fn token_request(service: &BearerService, credentials: Option<&Credentials>) -> 
         request.headers_mut().insert(AUTHORIZATION, value);
     }
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_age_of_a_token_counts() {
+        let left = |life: Option<u64>, issued: Option<&str>, date: Option<&str>| {
+            let issued_at = issued.map(|at| format!("2020-01-01T{at}Z"));
+            let answer = TokenAnswer { token: None, access_token: None, expires_in: life, issued_at };
+            let date = date.map(|at| (DATE, format!("Wed, 01 Jan 2020 {at} GMT").parse().unwrap()));
+            answer.life(&date.into_iter().collect()).as_millis()
+        };
+        assert_eq!(left(Some(300), None, None), 295_000);
+        assert_eq!(left(None, None, None), 55_000);
+        assert_eq!(left(Some(0), None, None), 0);
+        // By the service's clock: ours, years later, does not count.
+        assert_eq!(left(Some(300), Some("00:56:00"), Some("01:00:00")), 55_000);
+        assert_eq!(left(Some(300), Some("00:55:01"), Some("01:00:00")), 750);
+        // Wrong clocks.
+        assert_eq!(left(Some(300), Some("00:50:00"), Some("01:00:00")), 295_000);
+        assert_eq!(left(Some(300), Some("02:00:00"), Some("01:00:00")), 295_000);
+        assert_eq!(left(Some(300), Some("00:56:00"), None), 295_000);
+        assert!(left(Some(u64::MAX), None, None) < 86_400_000);
+    }
 }

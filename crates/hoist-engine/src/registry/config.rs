@@ -98,3 +98,20 @@ impl Default for ClientConfig {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_s_wish_is_obeyed_and_bounded() {
+        let policy = RetryPolicy { longest: Duration::from_secs(7), ..RetryPolicy::default() };
+        let pause = |attempt, seconds: Option<u64>| policy.pause(attempt, seconds.map(Duration::from_secs));
+        assert_eq!(pause(1, Some(3)), Duration::from_secs(3));
+        assert_eq!(pause(1, Some(0)), Duration::ZERO);
+        assert_eq!(pause(1, Some(u64::MAX)), policy.longest);
+        for attempt in [1, 2, 10, u32::MAX] {
+            assert!(pause(attempt, None) <= policy.longest);
+        }
+    }
+}

@@ -1,17 +1,18 @@
-//! User names and passwords as Docker and podman keep them: `config.json` and `auth.json`, with
-//! credential helpers run as processes (docker/docker-credential-helpers protocol).
+//! User names and passwords as Docker and podman keep them: `config.json` and `auth.json`, which may
+//! name credential helpers to be asked.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 
 use super::error::RegistryError;
+use super::helper;
 use super::secret::Secret;
 use crate::reference::{DOCKER_HUB, Repo};
 
@@ -37,12 +38,22 @@ pub enum Credentials {
 }
 
 /// Where credentials are looked up.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct CredentialStore {
     /// Credentials by host, asked first.
     pub fixed: HashMap<String, Credentials>,
     /// Files in the format of Docker's config.json; those that do not exist are passed over.
     pub files: Vec<PathBuf>,
+    /// How long a credential helper may take: it may have to ask a person, or a server of its own.
+    pub helper_limit: Duration,
+    /// Where helpers are looked for, if not on this process's PATH.
+    pub helper_path: Option<OsString>,
+}
+
+impl Default for CredentialStore {
+    fn default() -> Self {
+        Self { fixed: HashMap::new(), files: Vec::new(), helper_limit: HELPER_LIMIT, helper_path: None }
+    }
 }
 
 impl CredentialStore {
@@ -60,7 +71,7 @@ impl CredentialStore {
             dir("XDG_RUNTIME_DIR").map(podman),
             config.map(podman),
         ];
-        Self { fixed: HashMap::new(), files: files.into_iter().flatten().collect() }
+        Self { files: files.into_iter().flatten().collect(), ..Self::default() }
     }
 
     /// The credentials for `repo` at `host` (a mirror has its own).
@@ -77,7 +88,7 @@ impl CredentialStore {
                 what: format!("{}: {what}", file.display()),
             };
             let Some(config) = read(file).await.map_err(fail)? else { continue };
-            if let Some(found) = config.find(host, &repo.name).await.map_err(fail)? {
+            if let Some(found) = config.find(self, host, &repo.name).await.map_err(fail)? {
                 return Ok(Some(found));
             }
         }
@@ -121,12 +132,17 @@ struct AuthEntry {
 }
 
 impl ConfigFile {
-    async fn find(&self, host: &str, name: &str) -> Result<Option<Credentials>, String> {
+    async fn find(
+        &self,
+        store: &CredentialStore,
+        host: &str,
+        name: &str,
+    ) -> Result<Option<Credentials>, String> {
         let hub = host == DOCKER_HUB;
         let helper = self.cred_helpers.iter().find(|(key, _)| is_key_of(key, host)).map(|(_, name)| name);
         if let Some(helper) = helper.or(self.creds_store.as_ref()).filter(|name| !name.is_empty()) {
             let server = if hub { DOCKER_HUB_KEY } else { host };
-            if let Some(found) = ask_helper(helper, server).await? {
+            if let Some(found) = helper::ask(store, helper, server).await? {
                 return Ok(Some(found));
             }
         }
@@ -181,58 +197,6 @@ impl AuthEntry {
     }
 }
 
-#[derive(Deserialize)]
-struct HelperAnswer {
-    #[serde(rename = "Username")]
-    user: String,
-    #[serde(rename = "Secret")]
-    secret: String,
-}
-
-async fn ask_helper(name: &str, server: &str) -> Result<Option<Credentials>, String> {
-    if !name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c)) {
-        return Err(format!("{name:?} is no name of a credential helper"));
-    }
-    let program = format!("docker-credential-{name}");
-    let run = async {
-        let mut child = tokio::process::Command::new(&program)
-            .arg("get")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // A helper that answers without reading is no failure.
-            let _ = stdin.write_all(format!("{server}\n").as_bytes()).await;
-        }
-        let mut answer = Vec::new();
-        if let Some(stdout) = child.stdout.take() {
-            stdout.take(1 << 20).read_to_end(&mut answer).await?;
-        }
-        Ok::<_, std::io::Error>((child.wait().await?, answer))
-    };
-    let (status, answer) = match tokio::time::timeout(HELPER_LIMIT, run).await {
-        Err(_) => return Err(format!("{program} gave no answer within {HELPER_LIMIT:?}")),
-        Ok(Err(error)) => return Err(format!("cannot run {program}: {error}; install it or edit the file")),
-        Ok(Ok(done)) => done,
-    };
-    if !status.success() {
-        // The helpers' one way to say "none" is this sentence.
-        if String::from_utf8_lossy(&answer).contains("credentials not found") {
-            return Ok(None);
-        }
-        return Err(format!("{program} failed ({status}); run `{program} get` by hand to see why"));
-    }
-    let HelperAnswer { user, secret } =
-        serde_json::from_slice(&answer).map_err(|_| format!("{program} gave no valid answer"))?;
-    let secret = Secret::new(secret);
-    Ok(Some(match user.as_str() {
-        "<token>" => Credentials::IdentityToken(secret),
-        _ => Credentials::Basic { user, password: secret },
-    }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -281,11 +245,5 @@ mod tests {
         let error = store.find("a", &repo).await.unwrap_err();
         assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
         assert!(!format!("{:?}", basic("u", "hunter2")).contains("hunter2"));
-    }
-
-    #[test]
-    fn helper_names_cannot_be_paths() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        assert!(runtime.block_on(ask_helper("../../bin/sh", "a")).is_err());
     }
 }

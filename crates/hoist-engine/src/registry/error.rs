@@ -50,6 +50,18 @@ pub enum RegistryError {
         /// How long.
         limit: Duration,
     },
+    /// One side does not take the other's certificate, or does not speak TLS.
+    #[error("{doing}: no safe connection to {host}: {detail}; {advice}")]
+    Tls {
+        /// What was done.
+        doing: String,
+        /// Who was asked.
+        host: String,
+        /// What is wrong.
+        detail: String,
+        /// What to do.
+        advice: String,
+    },
     /// An answer that reports failure.
     #[error("{doing}: {host} answered {status} {detail}; {}", advice(*.status))]
     Status {
@@ -85,6 +97,14 @@ pub enum RegistryError {
         expected: Digest,
         /// The digest of what came.
         found: Digest,
+    },
+    /// Others keep writing what we write.
+    #[error("{doing}: others keep writing the same list at {host}; try again when they are done")]
+    Contended {
+        /// What was done.
+        doing: String,
+        /// Where.
+        host: String,
     },
     /// The server sends whole blobs where a part is asked for, and the part is far inside.
     #[error("{doing}: {host} ignores HTTP ranges; lazy reading needs them, fetch the blob as a whole")]
@@ -133,6 +153,11 @@ impl RegistryError {
     pub fn is_ranges_ignored(&self) -> bool {
         matches!(self, Self::RangesIgnored { .. })
     }
+    /// Whether it is for the user to mend: a name, a login, a file of settings, a certificate.
+    pub fn is_user_failure(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::Unauthorized { .. } | Self::Config { .. })
+            || matches!(self, Self::Tls { .. } | Self::Layout { .. })
+    }
     /// Whether the same may work a little later or with another mirror.
     pub fn retryable(&self) -> bool {
         match self {
@@ -149,8 +174,8 @@ impl RegistryError {
         }
     }
     /// Whether the server as such is the trouble, so that it deserves a rest.
-    pub(super) fn server_down(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. })
+    pub(crate) fn server_down(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Tls { .. })
             || matches!(self, Self::Status { status: 500.., .. })
     }
 }

@@ -46,8 +46,10 @@ pub(super) fn upstreams(
     plain_http: Option<bool>,
 ) -> Result<Vec<Upstream>, RegistryError> {
     for dir in dirs {
-        // `_default` stands for every host the folder does not know (containerd only).
-        for folder in [dir.join(host), dir.join("_default")] {
+        // A port may be written `_5000_`, where a name can hold no colon; `_default` stands for
+        // every host the folder does not know (both containerd only).
+        let portless = host.rsplit_once(':').map(|(name, port)| dir.join(format!("{name}_{port}_")));
+        for folder in portless.into_iter().chain([dir.join(host), dir.join("_default")]) {
             let file = folder.join("hosts.toml");
             let fail = |what: String| RegistryError::Config {
                 doing: format!("reading the settings of registry {host}"),
@@ -171,11 +173,17 @@ impl Server {
         folder: &Path,
         plain: Option<bool>,
     ) -> Result<Upstream, String> {
+        let trust = match &self.trust {
+            Some(trust) => trust.clone(),
+            None => self.trust(folder)?,
+        };
         let with_scheme = if url.contains("://") {
             url.to_owned()
         } else {
             let authority = url.split('/').next().unwrap_or(url);
-            let scheme = if plain.unwrap_or(is_loopback(authority)) { "http" } else { "https" };
+            // Who gives certificates wants TLS, on loopback too.
+            let bare = is_loopback(authority) && trust == Trust::default();
+            let scheme = if plain.unwrap_or(bare) { "http" } else { "https" };
             format!("{scheme}://{url}")
         };
         let mut base: Url = with_scheme.parse().map_err(|error| format!("{url:?} is no URL: {error}"))?;
@@ -190,15 +198,7 @@ impl Server {
         base.set_path(&path);
         base.set_query(None);
         base.set_fragment(None);
-        Ok(Upstream {
-            base,
-            capabilities: self.capabilities()?,
-            headers: self.headers()?,
-            trust: match &self.trust {
-                Some(trust) => trust.clone(),
-                None => self.trust(folder)?,
-            },
-        })
+        Ok(Upstream { base, capabilities: self.capabilities()?, headers: self.headers()?, trust })
     }
 
     fn capabilities(&self) -> Result<Capabilities, String> {

@@ -1,5 +1,7 @@
 //! Writing to a registry: blobs in one piece, manifests, referrers with their tag fallback.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use hoist_format::digest::Digest;
 use reqwest::Method;
@@ -14,7 +16,7 @@ use super::send::{Ask, Endpoint, Need, Target, location};
 use crate::reference::Repo;
 
 /// Times the fallback index is written again because somebody else wrote it meanwhile.
-const FALLBACK_TRIES: usize = 4;
+const FALLBACK_TRIES: u32 = 16;
 
 /// What a registry made of a manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,39 +145,62 @@ impl Client {
         if pushed.subject_seen {
             return Ok(pushed);
         }
-        let entry = json!(entry);
-        let tag = fallback_tag(&subject);
-        for _ in 0..FALLBACK_TRIES {
-            let index = match self.manifest_by(repo, &tag, None).await {
+        self.add_to_fallback(repo, &fallback_tag(&subject), json!(entry)).await?;
+        Ok(pushed)
+    }
+
+    /// Registries write a tag without asking what was there, so two who add at the same time may
+    /// lose each other's entry: whoever reads before we write may write after us. So what we wrote
+    /// is looked at again once those had the time, and what is missing of all that was seen there
+    /// is added again.
+    async fn add_to_fallback(&self, repo: &Repo, tag: &str, entry: Value) -> Result<(), RegistryError> {
+        let doing = || format!("adding a referrer to the tag {tag} of {repo}");
+        let mut wanted = vec![entry];
+        let (mut written, mut stood) = (false, false);
+        for attempt in 0..FALLBACK_TRIES {
+            let start = Instant::now();
+            let index = match self.manifest_by(repo, tag, None).await {
                 Ok(index) => Some(index.bytes),
                 Err(error) if error.is_not_found() => None,
                 Err(error) => return Err(error),
             };
-            // Written by another at the same time? Then one of us finds its entry missing now.
-            let Some(index) = with_entry(index.as_deref(), &entry) else { return Ok(pushed) };
-            if index.len() as u64 > MAX_MANIFEST {
-                return Err(RegistryError::Config {
-                    doing: format!("adding a referrer to the tag {tag} of {repo}"),
-                    what: "the list of referrers is over 4 MiB; delete old ones".to_owned(),
-                });
+            match with_entries(index.as_deref(), &mut wanted) {
+                None if stood || !written => return Ok(()),
+                None => stood = true,
+                Some(index) if index.len() as u64 > MAX_MANIFEST => {
+                    let what = "the list of referrers is over 4 MiB; delete old ones".to_owned();
+                    return Err(RegistryError::Config { doing: doing(), what });
+                }
+                Some(index) => {
+                    self.push_manifest(repo, Some(tag), media::OCI_INDEX, index.into()).await?;
+                    (written, stood) = (true, false);
+                    continue;
+                }
             }
-            self.push_manifest(repo, Some(&tag), media::OCI_INDEX, index.into()).await?;
+            // Others need about as long as we do to read and write; and who collide must part.
+            let round = start.elapsed().max(self.0.config.retry.base);
+            let spread = 2.0 + f64::from(attempt) * rand::random::<f64>();
+            tokio::time::sleep(round.mul_f64(spread).min(self.0.config.retry.longest)).await;
         }
-        Ok(pushed)
+        Err(RegistryError::Contended { doing: doing(), host: repo.host.clone() })
     }
 }
 
-/// `index` with `entry` added, other entries as they were; none if it is there. What is no index
-/// is replaced.
-fn with_entry(index: Option<&[u8]>, entry: &Value) -> Option<Vec<u8>> {
+/// `index` with the `wanted` entries that it lacks, others as they were; none if it lacks none. What
+/// else stands in it is wanted from now on. What is no index is replaced.
+fn with_entries(index: Option<&[u8]>, wanted: &mut Vec<Value>) -> Option<Vec<u8>> {
     let parsed = index.and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok());
     let mut index = parsed
         .filter(|value| value["manifests"].is_array())
         .unwrap_or_else(|| json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": []}));
     let entries = index["manifests"].as_array_mut()?;
-    if entries.iter().any(|other| other["digest"] == entry["digest"]) {
+    let is_in = |entry: &Value, list: &[Value]| list.iter().any(|other| other["digest"] == entry["digest"]);
+    let missing: Vec<_> = wanted.iter().filter(|entry| !is_in(entry, entries)).cloned().collect();
+    let others: Vec<_> = entries.iter().filter(|entry| !is_in(entry, wanted)).cloned().collect();
+    wanted.extend(others);
+    if missing.is_empty() {
         return None;
     }
-    entries.push(entry.clone());
+    entries.extend(missing);
     serde_json::to_vec(&index).ok()
 }

@@ -16,7 +16,7 @@ use super::Client;
 use super::error::RegistryError;
 use super::layout::LayoutRange;
 use super::send::{Ask, Endpoint, Need};
-use super::wire::authority;
+use super::wire::{Pace, authority};
 use crate::reference::Repo;
 
 /// A part that starts before this is cut out of a whole blob when the server ignores ranges.
@@ -78,6 +78,7 @@ struct Open {
     skip: u64,
     /// Bytes of the body after those that belong to the range.
     promised: u64,
+    pace: Pace,
 }
 
 impl Client {
@@ -97,7 +98,7 @@ impl Client {
             repo: repo.clone(),
             digest: *digest,
             doing: format!("reading bytes {}-{} of blob {digest} of {repo}", range.start, range.end),
-            endpoints: self.endpoints(repo, Need::Pull)?,
+            endpoints: self.honest(repo, digest)?,
             position: range.start,
             end: range.end,
             open: None,
@@ -108,6 +109,31 @@ impl Client {
             body.reopen().await?;
         }
         Ok(RangeBody(Kind::Http(Box::new(body))))
+    }
+
+    /// Says that parts of a blob were not what they should be. True if another server may have them
+    /// right: those that served any are not asked for this blob again, except the registry itself.
+    pub fn lied(&self, repo: &Repo, digest: &Digest) -> bool {
+        let Ok(all) = self.honest(repo, digest) else { return false };
+        let (last, mirrors) = all.split_last().map_or((None, &[][..]), |(last, rest)| (Some(last), rest));
+        if let Some(last) = last {
+            last.forget(&repo.name, digest);
+        }
+        let mut another = false;
+        for mirror in mirrors {
+            another |= mirror.condemn(digest);
+        }
+        another
+    }
+
+    /// The servers of a blob, without those that sent wrong parts of it.
+    fn honest(&self, repo: &Repo, digest: &Digest) -> Result<Vec<Arc<Endpoint>>, RegistryError> {
+        let mut all = self.endpoints(repo, Need::Pull)?;
+        if let Some(last) = all.pop() {
+            all.retain(|endpoint| !endpoint.is_condemned(digest));
+            all.push(last);
+        }
+        Ok(all)
     }
 
     /// Whether every server of `repo` is known to send whole blobs only.
@@ -125,7 +151,7 @@ impl HttpRange {
                 self.reopen().await?;
                 continue;
             };
-            let error = match client.0.wire.chunk(&mut open.response, &self.doing).await {
+            let error = match client.0.wire.chunk(&mut open.response, &mut open.pace, &self.doing).await {
                 Ok(Some(chunk)) => {
                     if let Some(piece) = open.cut(chunk) {
                         self.position += piece.len() as u64;
@@ -204,7 +230,10 @@ impl HttpRange {
                 response.and_then(|response| self.opened(endpoint, response))
             };
             match opened {
-                Ok(open) => return Ok(open),
+                Ok(open) => {
+                    endpoint.serves(&self.digest);
+                    return Ok(open);
+                }
                 Err(error) => turn.next(error)?,
             }
         }
@@ -228,7 +257,7 @@ impl HttpRange {
             if first != self.position || last >= self.end || last < first {
                 return Err(bad(format!("bytes {first}-{last} of the blob instead")));
             }
-            return Ok(Open { response, skip: 0, promised: last - first + 1 });
+            return Ok(Open { response, skip: 0, promised: last - first + 1, pace: Pace::default() });
         }
         if response.status() != StatusCode::OK {
             return Err(bad(format!("status {} to a request for a part", response.status())));
@@ -244,7 +273,7 @@ impl HttpRange {
         if self.position >= CHEAP_SKIP {
             return Err(self.ignored(host));
         }
-        Ok(Open { response, skip: self.position, promised: missing })
+        Ok(Open { response, skip: self.position, promised: missing, pace: Pace::default() })
     }
 }
 

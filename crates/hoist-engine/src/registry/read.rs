@@ -208,7 +208,7 @@ impl Client {
                 what: format!("a list that cannot be read ({error})"),
             })?;
             all.extend(page);
-            match next_page(&headers, &endpoint.base) {
+            match next_page(&headers, &endpoint.url(&ask)?, &endpoint.base) {
                 Some(next) => ask.path = Target::Url(next),
                 None => break,
             }
@@ -245,10 +245,14 @@ fn escape(text: &str) -> String {
     text.bytes().map(|c| if keep(c) { (c as char).to_string() } else { format!("%{c:02X}") }).collect()
 }
 
-/// The `Link: <...>; rel="next"` of a list, which must not lead to another server.
-fn next_page(headers: &HeaderMap, base: &Url) -> Option<Url> {
-    let link = headers.get(LINK)?.to_str().ok()?;
-    let (target, relation) = link.strip_prefix('<')?.split_once('>')?;
-    let next = base.join(target).ok()?;
-    (relation.contains("next") && next.origin() == base.origin()).then_some(next)
+/// The `Link: <...>; rel="next"` of a list (RFC 8288), which must not lead to another server.
+fn next_page(headers: &HeaderMap, here: &Url, base: &Url) -> Option<Url> {
+    let links = headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok());
+    let mut links = links.flat_map(|value| value.split(",<").flat_map(|part| part.split(", <")));
+    let next = links.find_map(|link| {
+        let (target, relation) = link.trim().trim_start_matches('<').split_once('>')?;
+        let mut words = relation.split(';').map(|word| word.trim().replace('"', "").to_ascii_lowercase());
+        words.any(|word| word == "rel=next").then(|| here.join(target).ok())?
+    })?;
+    (next.origin() == base.origin()).then_some(next)
 }

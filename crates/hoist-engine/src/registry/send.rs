@@ -8,10 +8,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use hoist_format::digest::Digest;
 use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION};
-use reqwest::{Method, Request, Response, StatusCode, Url};
+use reqwest::{Method, Request, Response, Url};
 
 use super::Client;
-use super::auth::Purpose;
+use super::auth::{Purpose, Renewal};
 use super::error::RegistryError;
 use super::hosts::{Capabilities, Upstream, upstreams};
 use super::tls::Http;
@@ -35,6 +35,8 @@ pub(super) struct Endpoint {
     credentials_host: String,
     rests_until: Mutex<Option<Instant>>,
     redirects: Mutex<HashMap<(String, Digest), (Url, Instant)>>,
+    /// Blobs of which it served parts, and whether these were found wrong.
+    parts: Mutex<HashMap<Digest, bool>>,
     /// Set once the server sent a whole blob for a part of it.
     pub ranges_ignored: AtomicBool,
     /// 0 unknown, 1 has the referrers API, 2 has it not.
@@ -91,6 +93,7 @@ impl Endpoint {
             base: upstream.base,
             rests_until: Mutex::default(),
             redirects: Mutex::default(),
+            parts: Mutex::default(),
             ranges_ignored: AtomicBool::new(false),
             referrers_api: AtomicU8::new(0),
         }
@@ -113,7 +116,7 @@ impl Endpoint {
         *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
     }
 
-    fn url(&self, ask: &Ask<'_>) -> Result<Url, RegistryError> {
+    pub(super) fn url(&self, ask: &Ask<'_>) -> Result<Url, RegistryError> {
         let path = match &ask.path {
             Target::Url(url) => return Ok(url.clone()),
             Target::Path(path) => path,
@@ -227,22 +230,48 @@ impl Client {
                 return Ok(reply.response);
             }
             let expired = matches!(status.as_u16(), 400 | 401 | 403 | 404 | 410);
-            if reply.redirected && expired && !asked_anew {
-                endpoint.remember_redirect(ask, None);
-                asked_anew = true;
-            } else if status == StatusCode::UNAUTHORIZED && !reply.redirected && !renewed {
-                let (wire, http) = (&self.0.wire, &endpoint.http);
-                renewed = self.0.auth.renew(wire, http, &purpose, reply.generation, &reply.response).await?;
-            } else {
-                return Err(self.0.wire.status_error(reply.response, &ask.doing).await);
+            if reply.redirected {
+                if expired && !asked_anew {
+                    endpoint.remember_redirect(ask, None);
+                    asked_anew = true;
+                    self.0.wire.stats.retry();
+                    continue;
+                }
+                return Err(self.elsewhere(endpoint, ask, reply.response).await);
             }
-            self.0.wire.stats.retry();
+            // Several registries call an expired token forbidden, so 403 is given one new token too.
+            if matches!(status.as_u16(), 401 | 403) && !renewed {
+                let (wire, http) = (&self.0.wire, &endpoint.http);
+                let renewal = self.0.auth.renew(wire, http, &purpose, reply.generation, &reply.response);
+                let renewal = renewal.await?;
+                if renewal != Renewal::Nothing {
+                    renewed = renewal == Renewal::Made;
+                    wire.stats.retry();
+                    continue;
+                }
+            }
+            return Err(self.0.wire.status_error(reply.response, &ask.doing).await);
         }
         Err(RegistryError::BadAnswer {
             doing: ask.doing.clone(),
             host: authority(&endpoint.base),
-            what: "401 to one token after another".to_owned(),
+            what: "a refusal of one token after another".to_owned(),
         })
+    }
+
+    /// A refusal from where the registry sent us: no login mends it.
+    async fn elsewhere(&self, endpoint: &Endpoint, ask: &Ask<'_>, response: Response) -> RegistryError {
+        let status = response.status().as_u16();
+        match self.0.wire.status_error(response, &ask.doing).await {
+            RegistryError::Unauthorized { doing, host, detail } => RegistryError::Status {
+                doing,
+                host,
+                status,
+                detail: format!("to the URL that {} redirects to ({detail})", authority(&endpoint.base)),
+                retry_after: None,
+            },
+            other => other,
+        }
     }
 
     /// Sends the question and follows redirects; the credentials stay with the endpoint's origin.
@@ -307,6 +336,36 @@ pub(super) fn location(response: &Response, doing: &str) -> Result<Url, Registry
 }
 
 impl Endpoint {
+    /// Notes that it served parts of a blob.
+    pub(super) fn serves(&self, digest: &Digest) {
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        if parts.len() >= MAX_REDIRECTS {
+            // What is known to be wrong must not be forgotten for what is known to be served.
+            parts.retain(|_, wrong| *wrong);
+        }
+        parts.entry(*digest).or_insert(false);
+    }
+    /// What it served of a blob was wrong; true if it served any.
+    pub(super) fn condemn(&self, digest: &Digest) -> bool {
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        match parts.get_mut(digest) {
+            Some(wrong) => {
+                *wrong = true;
+                tracing::warn!(server = %authority(&self.base), %digest, "sent wrong bytes, asking another server");
+                true
+            }
+            None => false,
+        }
+    }
+    pub(super) fn is_condemned(&self, digest: &Digest) -> bool {
+        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.get(digest).copied().unwrap_or(false)
+    }
+    /// Forgets where a blob was redirected to.
+    pub(super) fn forget(&self, repo: &str, digest: &Digest) {
+        let mut known = self.redirects.lock().unwrap_or_else(PoisonError::into_inner);
+        known.remove(&(repo.to_owned(), *digest));
+    }
     /// Whether the server is known to send whole blobs only.
     pub(super) fn ignores_ranges(&self) -> bool {
         self.ranges_ignored.load(Relaxed)

@@ -99,6 +99,15 @@ impl ImageSource {
         }
     }
 
+    /// Says that parts of a blob were not what they should be: true if asking again may bring them
+    /// from another server.
+    pub fn lied(&self, digest: &Digest) -> bool {
+        match self {
+            Self::Registry { client, reference } => client.lied(&reference.repo, digest),
+            Self::Layout { .. } => false,
+        }
+    }
+
     /// What refers to the manifest `digest`, of `artifact_type` only if given.
     ///
     /// # Errors

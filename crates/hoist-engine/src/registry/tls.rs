@@ -9,6 +9,7 @@ use reqwest::{Certificate, Identity, Url};
 
 use super::config::Timeouts;
 use super::hosts::{Trust, is_loopback};
+use super::wire::cause;
 
 /// The clients of one server, made when first needed: reading the system's roots costs
 /// milliseconds that plain HTTP does not need.
@@ -72,10 +73,15 @@ impl Http {
             std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
         };
         let mut roots = Vec::new();
+        // Some faults show only when all is put together.
+        let mut names: Vec<_> = self.trust.ca.iter().map(|path| path.display().to_string()).collect();
         for path in &self.trust.ca {
             let bundle = Certificate::from_pem_bundle(&read(path)?);
             let bundle =
-                bundle.map_err(|error| format!("{} holds no certificate: {error}", path.display()))?;
+                bundle.map_err(|error| format!("{} is no certificate: {}", path.display(), cause(error)))?;
+            if bundle.is_empty() {
+                return Err(format!("{} holds no PEM certificate", path.display()));
+            }
             roots.extend(bundle);
         }
         if !roots.is_empty() {
@@ -89,13 +95,19 @@ impl Http {
                 pem.extend(read(key)?);
             }
             let identity = Identity::from_pem(&pem);
-            let identity = identity.map_err(|error| format!("{}: {error}", certificate.display()))?;
+            let identity = identity.map_err(|error| {
+                format!("{} and its key are no PEM that can be used: {}", certificate.display(), cause(error))
+            })?;
             builder = builder.identity(identity);
+            names.push(format!("{} and its key", certificate.display()));
         }
-        build(builder)
+        build(builder).map_err(|error| match &names[..] {
+            [] => error,
+            names => format!("{} cannot be used: {error}", names.join(" or ")),
+        })
     }
 }
 
 fn build(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, String> {
-    builder.build().map_err(|error| format!("cannot set up HTTP: {error:?}"))
+    builder.build().map_err(|error| format!("cannot set up HTTP: {}", cause(error)))
 }

@@ -2,23 +2,34 @@
 
 use std::error::Error as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
 use reqwest::{Request, Response};
 
+use super::certificate;
 use super::config::Timeouts;
+use super::date;
 use super::error::RegistryError;
 use super::stats::Stats;
 use super::tls::Http;
 
 /// Slowest upload that is waited for, in bytes per second.
 const SLOWEST_UPLOAD: u64 = 64 << 10;
+/// Slowest download: a server that sends a byte now and then is never silent, and never done.
+const SLOWEST_DOWNLOAD: u64 = 4 << 10;
 
 pub(super) struct Wire {
     pub stats: Arc<Stats>,
     pub timeouts: Timeouts,
+}
+
+/// How a body comes; only the time that was spent waiting for it counts.
+#[derive(Default)]
+pub(super) struct Pace {
+    waited: Duration,
+    bytes: u64,
 }
 
 impl Wire {
@@ -34,12 +45,26 @@ impl Wire {
             doing: format!("{doing}: connecting to {host}"),
             what,
         })?;
+        let secure = request.url().scheme() == "https";
         let body = request.body().and_then(|body| body.as_bytes()).map_or(0, <[u8]>::len);
         let limit = self.timeouts.first_byte + Duration::from_secs(body as u64 / SLOWEST_UPLOAD);
         self.stats.request();
         match tokio::time::timeout(limit, client.execute(request)).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(self.failure(error, doing, host)),
+            Ok(Err(error)) => {
+                let established = secure && !error.is_connect();
+                Err(match self.failure(error, doing, host) {
+                    // A server refuses a missing certificate after the handshake, and its word may be lost
+                    // when the connection breaks.
+                    RegistryError::Unreachable { doing, host, detail } if established => {
+                        let advice = certificate::client_advice(&host);
+                        let detail =
+                            format!("{detail}; if it wants a client certificate, or another, {advice}");
+                        RegistryError::Unreachable { doing, host, detail }
+                    }
+                    other => other,
+                })
+            }
             Err(_) => Err(RegistryError::TimedOut { doing: doing.to_owned(), host, what: "answer", limit }),
         }
     }
@@ -48,23 +73,28 @@ impl Wire {
     pub(super) async fn chunk(
         &self,
         response: &mut Response,
+        pace: &mut Pace,
         doing: &str,
     ) -> Result<Option<Bytes>, RegistryError> {
         let limit = self.timeouts.idle;
+        let since = Instant::now();
         let next = tokio::time::timeout(limit, response.chunk()).await;
         let host = || authority(response.url());
+        let late = |what| RegistryError::TimedOut { doing: doing.to_owned(), host: host(), what, limit };
         match next {
             Ok(Ok(chunk)) => {
-                self.stats.received(chunk.as_ref().map_or(0, Bytes::len));
+                let length = chunk.as_ref().map_or(0, Bytes::len);
+                self.stats.received(length);
+                pace.waited += since.elapsed();
+                pace.bytes += length as u64;
+                let due = Duration::from_millis(pace.bytes * 1000 / SLOWEST_DOWNLOAD);
+                if chunk.is_some() && pace.waited > limit + due {
+                    return Err(late("send more than a trickle"));
+                }
                 Ok(chunk)
             }
             Ok(Err(error)) => Err(self.failure(error, doing, host())),
-            Err(_) => Err(RegistryError::TimedOut {
-                doing: doing.to_owned(),
-                host: host(),
-                what: "send more",
-                limit,
-            }),
+            Err(_) => Err(late("send more")),
         }
     }
 
@@ -83,8 +113,8 @@ impl Wire {
         if response.content_length().is_some_and(|length| length > limit) {
             return Err(too_long(response));
         }
-        let mut all = BytesMut::new();
-        while let Some(chunk) = self.chunk(response, doing).await? {
+        let (mut all, mut pace) = (BytesMut::new(), Pace::default());
+        while let Some(chunk) = self.chunk(response, &mut pace, doing).await? {
             if (all.len() + chunk.len()) as u64 > limit {
                 return Err(too_long(response));
             }
@@ -115,16 +145,24 @@ impl Wire {
             let limit = self.timeouts.connect;
             return RegistryError::TimedOut { doing, host, what: "accept a connection", limit };
         }
-        // The innermost cause is the one a user can act on ("connection refused").
-        let error = error.without_url();
-        let mut detail = error.to_string();
-        let mut cause = error.source();
-        while let Some(inner) = cause {
-            detail = inner.to_string();
-            cause = inner.source();
+        if let Some((detail, advice)) = certificate::trouble(&error, &host) {
+            return RegistryError::Tls { doing, host, detail, advice };
         }
+        let detail = cause(error);
         RegistryError::Unreachable { doing, host, detail }
     }
+}
+
+/// The innermost cause, which is the one a user can act on ("connection refused").
+pub(super) fn cause(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = inner.to_string();
+        cause = inner.source();
+    }
+    text
 }
 
 /// `host[:port]` of a URL.
@@ -133,9 +171,17 @@ pub(super) fn authority(url: &reqwest::Url) -> String {
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// `Retry-After` in seconds; its date form is rare and stands for "unknown".
+/// `Retry-After` in its two forms: seconds, or the date from which on to come back. That is taken by
+/// the server's own clock where it tells it, as ours may be wrong.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let wish = text(RETRY_AFTER)?;
+    if !wish.is_empty() && wish.bytes().all(|c| c.is_ascii_digit()) {
+        // More than fits is long enough to be bounded by who waits.
+        return Some(Duration::from_secs(wish.parse().unwrap_or(u64::from(u32::MAX))));
+    }
+    let now = text(DATE).and_then(date::http).unwrap_or_else(date::now);
+    Some(Duration::from_secs(date::http(wish)?.saturating_sub(now)))
 }
 
 /// The messages of an OCI error body (distribution-spec v1.1 "Error Codes"), fit for a terminal.
@@ -155,4 +201,30 @@ fn words(body: &[u8]) -> Option<String> {
     let texts = errors.errors.iter().take(3).map(|entry| format!("{} {}", entry.code, entry.message));
     let text = texts.collect::<Vec<_>>().join("; ");
     Some(text.chars().filter(|c| !c.is_control()).take(300).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_in_seconds_and_as_a_date() {
+        let wish = |pairs: &[(&'static str, &str)]| {
+            let pairs = pairs.iter().map(|(name, value)| {
+                (reqwest::header::HeaderName::from_static(name), value.parse().unwrap())
+            });
+            retry_after(&pairs.collect()).map(|wish| wish.as_secs())
+        };
+        assert_eq!(wish(&[("retry-after", "120")]), Some(120));
+        assert_eq!(wish(&[("retry-after", " 0 ")]), Some(0));
+        assert_eq!(wish(&[("retry-after", "99999999999999999999999")]), Some(4_294_967_295));
+        let at = ("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT");
+        assert_eq!(wish(&[at, ("date", "Fri, 31 Dec 1999 23:58:59 GMT")]), Some(60));
+        assert_eq!(wish(&[at]), Some(0), "long past by our clock");
+        assert!(wish(&[("retry-after", "Thu, 31 Dec 2099 23:59:59 GMT")]).is_some_and(|s| s > 1_000_000));
+        for nonsense in ["", "-1", "1.5", "soon", "0x10"] {
+            assert_eq!(wish(&[("retry-after", nonsense)]), None, "{nonsense}");
+        }
+        assert_eq!(wish(&[]), None);
+    }
 }

@@ -65,7 +65,8 @@ impl Registry {
         Self::with("auth:\n  htpasswd:\n    realm: test\n    path: DIR/htpasswd\n")
     }
 
-    fn with(extra: &str) -> Self {
+    /// With more lines at the end of its configuration, which are those of `http:` if indented; DIR is its folder.
+    pub fn with(extra: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().to_str().unwrap();
         // someone:s3cret
@@ -137,6 +138,7 @@ pub struct Seen {
     /// With the query.
     pub path: String,
     pub headers: HashMap<String, String>,
+    pub body: String,
     /// Requests before this one.
     pub number: usize,
 }
@@ -158,6 +160,8 @@ pub enum Reply {
     Raw(Vec<u8>),
     /// Says no more, and keeps the connection.
     Hang(Vec<u8>),
+    /// Goes on with one byte now and then, without end.
+    Trickle(Vec<u8>),
 }
 
 pub fn reply(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Reply {
@@ -205,11 +209,17 @@ impl BadServer {
                     let mut words = lines.next().unwrap().split(' ').map(str::to_owned);
                     let (method, path) = (words.next().unwrap(), words.next().unwrap());
                     let headers = lines.filter_map(|line| line.split_once(": "));
-                    let headers =
+                    let headers: HashMap<_, _> =
                         headers.map(|(name, value)| (name.to_lowercase(), value.to_owned())).collect();
+                    let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
+                    let mut body = vec![0; length];
+                    if stream.read_exact(&mut body).await.is_err() {
+                        return;
+                    }
+                    let body = String::from_utf8_lossy(&body).into_owned();
                     let reply = {
                         let mut log = log.lock().unwrap();
-                        let seen = Seen { method, path, headers, number: log.len() };
+                        let seen = Seen { method, path, headers, body, number: log.len() };
                         log.push(seen.clone());
                         answer(&seen)
                     };
@@ -221,6 +231,12 @@ impl BadServer {
                         Reply::Hang(bytes) => {
                             let _ = stream.write_all(&bytes).await;
                             let _ = stream.read_u8().await;
+                        }
+                        Reply::Trickle(bytes) => {
+                            let _ = stream.write_all(&bytes).await;
+                            while stream.write_u8(b' ').await.is_ok() {
+                                tokio::time::sleep(Duration::from_millis(5)).await;
+                            }
                         }
                     }
                 });
@@ -235,6 +251,11 @@ impl BadServer {
 
     pub fn log(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
+    }
+
+    /// How many requests went to paths that start so.
+    pub fn count(&self, prefix: &str) -> usize {
+        self.log().iter().filter(|seen| seen.path.starts_with(prefix)).count()
     }
 }
 

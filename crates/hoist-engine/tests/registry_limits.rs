@@ -1,0 +1,162 @@
+//! Nothing waits for ever: each stage at which a server can stall has its limit.
+
+mod registry_support;
+
+use std::time::Duration;
+
+use hoist_engine::reference::Repo;
+use hoist_engine::registry::{Client, RegistryError};
+use hoist_format::digest::Digest;
+use registry_support::*;
+
+fn blob() -> (Vec<u8>, Digest) {
+    let blob = pattern(300_000);
+    let digest = Digest::of(&blob);
+    (blob, digest)
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_costs_no_more_than_the_time_limits() {
+    let (data, digest) = blob();
+    let mut config = config();
+    config.timeouts.first_byte = Duration::from_millis(50);
+    config.timeouts.idle = Duration::from_millis(50);
+    config.retry.attempts = 3;
+    let mute = BadServer::start(|_| Reply::Hang(Vec::new())).await;
+    let client = Client::new(config.clone());
+    let error = all(&client, &mute.repo(), &digest, 0..10).await.unwrap_err();
+    assert!(matches!(error, RegistryError::TimedOut { what: "answer", .. }), "{error}");
+
+    // Stalls in the middle, then serves the rest.
+    let body = data.clone();
+    let stalling = BadServer::start(move |seen| match part(seen, &body) {
+        Reply::Raw(bytes) if seen.number == 0 => Reply::Hang(bytes[..bytes.len() - 3].to_vec()),
+        whole => whole,
+    })
+    .await;
+    config.timeouts.first_byte = Duration::from_secs(20);
+    let client = Client::new(config);
+    assert_eq!(all(&client, &stalling.repo(), &digest, 0..10).await.unwrap(), data[..10]);
+    assert_eq!(stalling.log()[1].range(), Some((7, 9)));
+}
+
+/// A byte now and then is never silence, and never an end.
+#[tokio::test]
+async fn a_body_that_trickles_is_given_up() {
+    let (_, digest) = blob();
+    let mut config = config();
+    config.timeouts.idle = Duration::from_millis(100);
+    config.retry.attempts = 2;
+    let head = "HTTP/1.1 206 X\r\ncontent-length: 300000\r\ncontent-range: bytes 0-299999/300000\r\n\r\n";
+    let server = BadServer::start(move |seen| {
+        let whole = "HTTP/1.1 200 X\r\ncontent-length: 300000\r\n\r\n";
+        Reply::Trickle(if seen.range().is_some() { head } else { whole }.into())
+    })
+    .await;
+    let client = Client::new(config);
+    let named = format!("{}:tag", server.repo()).parse().unwrap();
+    for error in [
+        client.manifest(&named).await.unwrap_err(),
+        client.blob(&server.repo(), &digest, None).await.unwrap_err(),
+        all(&client, &server.repo(), &digest, 0..300_000).await.unwrap_err(),
+    ] {
+        // What came before counts, so the second part of a blob is another than asked for.
+        let trickled = matches!(error, RegistryError::TimedOut { what: "send more than a trickle", .. });
+        assert!(trickled || matches!(error, RegistryError::BadAnswer { .. }), "{error}");
+    }
+    assert_eq!(server.log().len(), 6, "each asked twice");
+}
+
+/// A listener whose queue is full, so that the kernel drops what would open a connection.
+#[tokio::test]
+async fn a_connection_that_is_not_accepted_is_given_up() {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut queued = Vec::new();
+    // The queue takes one more than it is told.
+    while let Ok(Ok(open)) =
+        tokio::time::timeout(Duration::from_millis(200), tokio::net::TcpStream::connect(address)).await
+    {
+        queued.push(open);
+    }
+    for plain in [true, false] {
+        let error = stalled(&address.to_string(), plain).await;
+        assert!(matches!(error, RegistryError::TimedOut { what: "accept a connection", .. }), "{error}");
+    }
+}
+
+/// Accepted, and then no word: the TLS handshake never ends.
+#[tokio::test]
+async fn a_handshake_that_is_not_answered_is_given_up() {
+    let server = BadServer::start(|_| Reply::Hang(Vec::new())).await;
+    let error = stalled(&server.host, false).await;
+    assert!(matches!(error, RegistryError::TimedOut { what: "accept a connection", .. }), "{error}");
+}
+
+async fn stalled(host: &str, plain: bool) -> RegistryError {
+    let mut config = config();
+    config.plain_http = Some(plain);
+    config.timeouts.connect = Duration::from_millis(100);
+    config.retry.attempts = 2;
+    let client = Client::new(config);
+    let repo = Repo { host: host.to_owned(), name: "team/app".into() };
+    let error = client.blob(&repo, &blob().1, None).await.unwrap_err();
+    assert_eq!((client.stats().requests(), client.stats().retries()), (2, 1));
+    error
+}
+
+/// A token service that hangs holds up no more than the limits allow either.
+#[tokio::test]
+async fn a_token_service_that_hangs_is_given_up() {
+    let server = BadServer::start(|seen| {
+        if seen.path.starts_with("/token") {
+            return Reply::Hang(Vec::new());
+        }
+        let challenge = format!("Bearer realm=\"http://{}/token\"", seen.header("host"));
+        reply(401, &[("www-authenticate", &challenge)], b"")
+    })
+    .await;
+    let mut config = config();
+    config.timeouts.first_byte = Duration::from_millis(50);
+    config.retry.attempts = 2;
+    let error = Client::new(config).blob(&server.repo(), &blob().1, None).await.unwrap_err();
+    assert!(matches!(error, RegistryError::TimedOut { what: "answer", .. }), "{error}");
+    assert_eq!(server.count("/token"), 2);
+}
+
+/// The server's wish counts in both its forms, and no wish counts beyond the longest pause. A pause of our own would
+/// be hours here, and so would the one that is wished for at last: that this test ends is what it shows.
+#[tokio::test]
+async fn a_wish_to_wait_is_obeyed_and_bounded() {
+    let (data, digest) = blob();
+    let body = data.clone();
+    let server = BadServer::start(move |seen| match seen.number {
+        0 => reply(429, &[("retry-after", "0")], b""),
+        1 => reply(503, &[("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT")], b""),
+        2 => {
+            let now =
+                [("date", "Tue, 29 Dec 2099 23:59:59 GMT"), ("retry-after", "Tue, 29 Dec 2099 23:59:59 GMT")];
+            reply(503, &now, b"")
+        }
+        _ => part(seen, &body),
+    })
+    .await;
+    let mut patient = config();
+    patient.retry.base = Duration::from_secs(100_000);
+    patient.retry.longest = Duration::from_secs(100_000);
+    patient.retry.total = Duration::from_secs(1_000_000);
+    let client = Client::new(patient);
+    assert_eq!(all(&client, &server.repo(), &digest, 0..9).await.unwrap(), data[..9]);
+    assert_eq!(server.log().len(), 4);
+
+    for wish in ["86400", "99999999999999999999", "Tue, 29 Dec 2099 23:59:59 GMT"] {
+        let busy = BadServer::start(move |_| reply(429, &[("retry-after", wish)], b"")).await;
+        let mut hurried = config();
+        hurried.retry.longest = Duration::from_millis(20);
+        let error = Client::new(hurried).blob(&busy.repo(), &digest, None).await.unwrap_err();
+        assert!(error.to_string().contains("rate limit"), "{error}");
+        assert_eq!(busy.log().len(), 4);
+    }
+}
