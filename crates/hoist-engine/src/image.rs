@@ -48,8 +48,10 @@ impl Engine {
         // A digest never changes its meaning: no need to ask anyone again.
         if let Some(known) = by_digest.or_else(|| self.store.lookup(name).map(|r| r.manifest))
             && by_digest.is_some()
-            && let Some(image) = self.recall(name, known, &source).await?
+            && let Some(mut image) = self.recall(name, known, &source)?
         {
+            // Without an index the layers must come from the registry anyway.
+            image.index = self.find_index(&known, &source).await;
             return Ok(image);
         }
         let top = match source.manifest().await {
@@ -57,7 +59,7 @@ impl Engine {
             Err(e) => {
                 let known = self.store.lookup(name).map(|r| r.manifest);
                 if let Some(known) = known.filter(|_| !e.is_not_found() && !e.is_unauthorized())
-                    && let Some(image) = self.recall(name, known, &source).await?
+                    && let Some(image) = self.recall(name, known, &source)?
                 {
                     tracing::warn!(image = name, "the registry cannot be asked, using what is here: {e}");
                     return Ok(image);
@@ -90,29 +92,21 @@ impl Engine {
         build(name, digest, bytes, &config, index, source)
     }
 
+    /// The index to use: the one kept here, else one that is found beside the image now.
     async fn find_index(&self, digest: &Digest, source: &ImageSource) -> Option<PublishedIndex> {
         if self.config.trust != Trust::Registry || self.has_own_layout(digest) {
             return None;
         }
-        let found = match self.store_index(digest) {
-            Some(found) => Ok(Some(found)),
-            None => publish::find(source, digest).await,
-        };
-        match found {
-            Ok(Some(index)) => match self.store.distrusted(&index.digest) {
-                None => {
-                    let path = self.store.image(digest).path().join("index.json");
-                    if !path.exists() {
-                        let _ = std::fs::create_dir_all(self.store.image(digest).path());
-                        let _ = crate::store::write_atomic(&path, &index.bytes);
-                    }
-                    Some(index)
-                }
-                Some(why) => {
-                    tracing::warn!(index = %index.digest, "the published index is not used: {why}");
-                    None
-                }
-            },
+        if let Some(kept) = self.kept_index(digest) {
+            return Some(kept);
+        }
+        match publish::find(source, digest, |index| self.store.distrusted(index)).await {
+            Ok(Some(index)) => {
+                let dir = self.store.image(digest);
+                let _ = std::fs::create_dir_all(dir.path());
+                let _ = crate::store::write_atomic(&dir.path().join("index.json"), &index.bytes);
+                Some(index)
+            }
             Ok(None) => None,
             Err(e) => {
                 tracing::warn!("looking for a published index failed, going on without: {e}");
@@ -121,22 +115,22 @@ impl Engine {
         }
     }
 
-    /// The published index that the store remembers of an image.
-    fn store_index(&self, digest: &Digest) -> Option<PublishedIndex> {
+    /// The published index that the store remembers of an image, unless it has lied.
+    fn kept_index(&self, digest: &Digest) -> Option<PublishedIndex> {
         let bytes = std::fs::read(self.store.image(digest).path().join("index.json")).ok()?;
-        PublishedIndex::parse(bytes.into(), digest).ok()
+        let index = PublishedIndex::parse(bytes.into(), digest).ok()?;
+        (self.config.trust == Trust::Registry && self.store.distrusted(&index.digest).is_none())
+            .then_some(index)
     }
 
     /// The image as the store knows it, without asking anyone.
-    async fn recall(&self, name: &str, digest: Digest, source: &ImageSource) -> Result<Option<Image>, Error> {
+    fn recall(&self, name: &str, digest: Digest, source: &ImageSource) -> Result<Option<Image>, Error> {
         let Some((manifest, config)) = self.store.image(&digest).load(&digest) else { return Ok(None) };
         let parsed: Manifest = parse("manifest", &digest, &manifest)?;
         if Digest::of(&config) != parsed.config.digest {
             return Ok(None);
         }
-        let index = self
-            .store_index(&digest)
-            .filter(|i| self.config.trust == Trust::Registry && self.store.distrusted(&i.digest).is_none());
+        let index = self.kept_index(&digest);
         build(name, digest, manifest.into(), &config, index, source.clone()).map(Some)
     }
 }

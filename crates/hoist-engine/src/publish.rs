@@ -12,7 +12,8 @@ use hoist_format::digest::Digest;
 
 use crate::error::Error;
 use crate::oci::{Descriptor, Manifest, media};
-use crate::registry::{ImageSource, RegistryError};
+use crate::reference::Reference;
+use crate::registry::{Client, ImageSource, RegistryError, date};
 
 /// `artifactType` of a published index.
 pub const ARTIFACT: &str = "application/vnd.hoist.index.v1";
@@ -24,6 +25,11 @@ pub const TABLE: &str = "application/vnd.hoist.table.v1+zstd";
 pub const WINDOWS: &str = "application/vnd.hoist.windows.v1";
 /// Annotation of tables and windows: the layer's blob digest.
 pub const LAYER: &str = "dev.hoist.layer";
+
+/// When an index was made (image-spec `annotations.md`): of several, the newest counts.
+const CREATED: &str = "org.opencontainers.image.created";
+/// Referrers that are looked at: whoever may push can list any number.
+const MAX_TRIED: usize = 16;
 
 /// An index found beside an image.
 #[derive(Debug, Clone)]
@@ -75,21 +81,65 @@ impl PublishedIndex {
     }
 }
 
-/// Looks for an index of `subject`: by its tag first, then among the referrers.
-pub async fn find(source: &ImageSource, subject: &Digest) -> Result<Option<PublishedIndex>, Error> {
+/// Looks for an index of `subject` that `refused` gives no reason against: by its tag first, then
+/// among the referrers, newest first. One that cannot be used hides no other.
+///
+/// # Errors
+/// When none was found and there is one that could not be fetched.
+pub async fn find(
+    source: &ImageSource,
+    subject: &Digest,
+    refused: impl Fn(&Digest) -> Option<String>,
+) -> Result<Option<PublishedIndex>, Error> {
+    let judge = |bytes: Bytes| {
+        let digest = Digest::of(&bytes);
+        if let Some(why) = refused(&digest) {
+            tracing::warn!(index = %digest, "a published index is not used: {why}");
+            return None;
+        }
+        let parsed = PublishedIndex::parse(bytes, subject);
+        parsed.inspect_err(|e| tracing::warn!("a published index is not used: {e}")).ok()
+    };
+    let (mut tried, mut missed) = (Vec::new(), None);
     if let ImageSource::Registry { client, reference } = source {
         let mut tagged = reference.clone();
         (tagged.tag, tagged.digest) = (Some(tag(subject)), None);
         match client.manifest(&tagged).await {
-            Ok(found) => return PublishedIndex::parse(found.bytes, subject).map(Some),
+            Ok(found) => {
+                tried.push(found.digest);
+                if let Some(index) = judge(found.bytes) {
+                    return Ok(Some(index));
+                }
+            }
             Err(e) if e.is_not_found() => {}
-            Err(e) => return Err(e.into()),
+            // A server that is down is not asked more.
+            Err(e) if e.server_down() => return Err(e.into()),
+            Err(e) => missed = Some(e),
         }
     }
-    let referrers = source.referrers(subject, Some(ARTIFACT)).await?;
-    let Some(found) = referrers.last() else { return Ok(None) };
-    let bytes = source.manifest_by_digest(&found.digest).await?.bytes;
-    PublishedIndex::parse(bytes, subject).map(Some)
+    let mut referrers = source.referrers(subject, Some(ARTIFACT)).await?;
+    // Lists are written at their ends, if their order means anything; the time that is told counts more.
+    referrers.reverse();
+    let created = |d: &Descriptor| d.annotations.get(CREATED).and_then(|at| date::rfc3339(at));
+    referrers.sort_by_key(|d| std::cmp::Reverse(created(d)));
+    referrers.retain(|d| !tried.contains(&d.digest));
+    for found in referrers.iter().take(MAX_TRIED) {
+        if let Some(why) = refused(&found.digest) {
+            tracing::warn!(index = %found.digest, "a published index is not used: {why}");
+            continue;
+        }
+        match source.manifest_by_digest(&found.digest).await {
+            Ok(fetched) => {
+                if let Some(index) = judge(fetched.bytes) {
+                    return Ok(Some(index));
+                }
+            }
+            // A list may name what has been deleted.
+            Err(e) if e.is_not_found() => {}
+            Err(e) => missed = Some(e),
+        }
+    }
+    missed.map_or(Ok(None), |e| Err(e.into()))
 }
 
 /// A part of an index that is about to be pushed.
@@ -135,7 +185,7 @@ pub async fn push(source: &ImageSource, subject: &Descriptor, parts: Vec<Part>) 
         platform: None,
         artifact_type: None,
     };
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         schema_version: 2,
         media_type: Some(media::MANIFEST.into()),
         artifact_type: Some(ARTIFACT.into()),
@@ -144,9 +194,24 @@ pub async fn push(source: &ImageSource, subject: &Descriptor, parts: Vec<Part>) 
         subject: Some(subject.clone()),
         annotations: BTreeMap::new(),
     };
+    // The same index published again is the same artifact, made when it was first.
+    let created = match published(client, reference, &subject.digest).await {
+        Some(known) if known.layers == manifest.layers && known.subject == manifest.subject => {
+            known.annotations.get(CREATED).cloned()
+        }
+        _ => None,
+    };
+    let created = created.unwrap_or_else(|| date::to_rfc3339(date::now()));
+    manifest.annotations.insert(CREATED.to_owned(), created);
     let bytes = Bytes::from(serde_json::to_vec(&manifest).map_err(|e| Error::Internal(e.to_string()))?);
     client.push_referrer(repo, bytes.clone()).await?;
     let pushed: Result<_, RegistryError> =
         client.push_manifest(repo, Some(&tag(&subject.digest)), media::MANIFEST, bytes).await;
     Ok(pushed?.digest)
+}
+
+/// The manifest that stands under the tag of an index, if it can be read.
+async fn published(client: &Client, reference: &Reference, subject: &Digest) -> Option<Manifest> {
+    let tagged = Reference { tag: Some(tag(subject)), digest: None, ..reference.clone() };
+    serde_json::from_slice(&client.manifest(&tagged).await.ok()?.bytes).ok()
 }

@@ -76,6 +76,11 @@ impl Lied {
         let media_type = "application/vnd.oci.image.manifest.v1+json";
         push_manifest(&host, REPO, &digest::of_bytes(&bytes), media_type, &bytes).unwrap();
         push_manifest(&host, REPO, &image.index_tag(), media_type, &bytes).unwrap();
+        // Nor is the true one to be found among the referrers.
+        let entry = json!({"mediaType": media_type, "digest": digest::of_bytes(&bytes), "size": bytes.len(),
+            "artifactType": index["artifactType"]});
+        let list = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}).to_string();
+        push_manifest(&host, REPO, &image.digest.replace(':', "-"), INDEX, list.as_bytes()).unwrap();
         let (layer, others_layer) = (layout.layers[0].clone(), others.layers[0].clone());
         Lied { image, told, layer, others_layer }
     }
@@ -226,11 +231,135 @@ fn an_index_of_another_image_is_not_used() {
     without_tree["layers"].as_array_mut().unwrap().remove(0);
     for index in [of_another, of_another_kind, without_tree] {
         let bytes = serde_json::to_vec(&index).unwrap();
-        let media_type = "application/vnd.oci.image.manifest.v1+json";
-        let host = image.registry.host();
-        push_manifest(&host, REPO, &image.index_tag(), media_type, &bytes).unwrap();
+        replace_tagged(&image, &bytes);
         let node = Node::new();
         let mount = node.mount(&image.name, &[]);
         source.assert_shown(mount.root());
     }
+}
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// Puts `bytes` under the tag where an index is looked for first.
+fn replace_tagged(image: &Published, bytes: &[u8]) {
+    push_manifest(&image.registry.host(), REPO, &image.index_tag(), MANIFEST, bytes).unwrap();
+}
+
+/// Whether a mount takes what it shows from an index, and shows the image.
+fn is_lazy(node: &Node, image: &Published, source: &Source) -> bool {
+    let mount = node.mount(&image.name, &[]);
+    source.assert_shown(mount.root());
+    count(&mount.unmount(), "demand_stalls") > 0
+}
+
+/// Whoever spoils the tag hides nothing: the index stands among the referrers too.
+#[test]
+fn a_bad_index_under_the_tag_hides_no_good_one() {
+    let source = Source::new();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    let mut of_another = image.index();
+    of_another["subject"]["digest"] = json!(digest::of_bytes(b"another"));
+    let mut without_tree = image.index();
+    without_tree["layers"].as_array_mut().unwrap().remove(0);
+    let good = serde_json::to_vec(&image.index()).unwrap();
+    for bad in [of_another, without_tree, json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": 1})] {
+        let bytes = serde_json::to_vec(&bad).unwrap();
+        if push_manifest(&image.registry.host(), REPO, &image.index_tag(), MANIFEST, &bytes).is_ok() {
+            assert!(is_lazy(&Node::new(), &image, &source), "{bad}");
+        }
+    }
+    // What no registry would take, but a broken one may send.
+    for kind in [FaultKind::FlipBit(3), FaultKind::Status(400, vec![])] {
+        image.proxy.inject(Fault::new(format!("manifests/{}", image.index_tag()), When::Always, kind));
+        assert!(is_lazy(&Node::new(), &image, &source));
+        image.proxy.clear_faults();
+    }
+    replace_tagged(&image, &good);
+    // A distrusted one under the tag does not hide another either: the same parts, told anew, are another artifact.
+    let node = Node::new();
+    let mut anew = image.index();
+    anew["annotations"]["org.opencontainers.image.created"] = json!("2001-01-01T00:00:00Z");
+    let anew = serde_json::to_vec(&anew).unwrap();
+    replace_tagged(&image, &anew);
+    node.says(&["images"]);
+    fs::write(node.store("distrusted").join(&digest::of_bytes(&anew)[7..]), "it lied in a test").unwrap();
+    assert!(is_lazy(&node, &image, &source));
+}
+
+/// The story of a lie that is corrected: found out, never used again, and the new index used at once, by tag and by
+/// digest, although the old one stands in the store.
+#[test]
+fn a_corrected_index_is_used_where_the_lying_one_was_found_out() {
+    let lied = Lied::new(&["tree", "table"], Compression::None, change_content);
+    let image = &lied.image;
+    let node = Node::new();
+    drop(node.mount(&image.name, &[]));
+    let kept = node.store("images").join(&image.digest[7..]).join("index.json");
+    let lie = fs::read(&kept).unwrap();
+    fs::write(node.store("distrusted").join(&digest::of_bytes(&lie)[7..]), "it lied in a test").unwrap();
+    Node::new().says(&["index", "--push", &image.name]);
+    assert!(is_lazy(&node, image, &lied.told));
+    assert_ne!(fs::read(&kept).unwrap(), lie);
+
+    // By digest, whose manifest the store knows: without an index that can be used, it looks again.
+    let now = fs::read(&kept).unwrap();
+    fs::write(node.store("distrusted").join(&digest::of_bytes(&now)[7..]), "it lied in a test").unwrap();
+    let mut anew = image.index();
+    anew["layers"] = serde_json::from_slice::<Value>(&now).unwrap()["layers"].clone();
+    anew["annotations"]["org.opencontainers.image.created"] = json!("2001-01-01T00:00:00Z");
+    replace_tagged(image, &serde_json::to_vec(&anew).unwrap());
+    let (repo, _) = image.name.rsplit_once(':').unwrap();
+    let mount = node.mount(&format!("{repo}@{}", image.digest), &[]);
+    lied.told.assert_shown(mount.root());
+    assert!(count(&mount.unmount(), "demand_stalls") > 0);
+}
+
+/// Of several the newest that can be used; published again unchanged, it is the same artifact.
+#[test]
+fn the_newest_usable_referrer_is_taken() {
+    let source = Source::new();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    let first = serde_json::to_vec(&image.index()).unwrap();
+    Node::new().says(&["index", "--push", &image.name]);
+    assert_eq!(serde_json::to_vec(&image.index()).unwrap(), first);
+    let host = image.registry.host();
+    let fallback = image.digest.replace(':', "-");
+    let path = format!("/v2/{REPO}/manifests/{fallback}");
+    let mut list: Value =
+        serde_json::from_slice(&http::get(&host, &path, &[("accept", INDEX)]).unwrap().body).unwrap();
+    assert_eq!(list["manifests"].as_array().unwrap().len(), 1);
+
+    let created = "org.opencontainers.image.created";
+    let kind = list["manifests"][0]["artifactType"].clone();
+    let mut digests = Vec::new();
+    for (at, broken) in [
+        ("2090-01-01T00:00:00Z", false),
+        ("2095-01-01T00:00:00+02:00", true),
+        ("2080-01-01T00:00:00Z", false),
+        ("2099-01-01T00:00:00Z", false),
+    ] {
+        let mut index = image.index();
+        index["annotations"][created] = json!(at);
+        if broken {
+            index["subject"]["digest"] = json!(digest::of_bytes(b"another"));
+        }
+        let bytes = serde_json::to_vec(&index).unwrap();
+        push_manifest(&host, REPO, &digest::of_bytes(&bytes), MANIFEST, &bytes).unwrap();
+        let entry = json!({"mediaType": MANIFEST, "digest": digest::of_bytes(&bytes), "size": bytes.len(),
+            "artifactType": kind, "annotations": {created: at}});
+        list["manifests"].as_array_mut().unwrap().push(entry);
+        digests.push(digest::of_bytes(&bytes));
+    }
+    let list = serde_json::to_vec(&list).unwrap();
+    push_manifest(&host, REPO, &fallback, INDEX, &list).unwrap();
+    // The newest was deleted and is still listed.
+    let gone = format!("/v2/{REPO}/manifests/{}", digests[3]);
+    assert_eq!(http::request(&host, "DELETE", &gone, &[], None).unwrap().status, 202);
+    let no_tag = FaultKind::Status(404, vec![]);
+    image.proxy.inject(Fault::new(format!("manifests/{}", image.index_tag()), When::Always, no_tag));
+    let node = Node::new();
+    assert!(is_lazy(&node, &image, &source));
+    let kept = node.store("images").join(&image.digest[7..]).join("index.json");
+    assert_eq!(digest::of_bytes(&fs::read(&kept).unwrap()), digests[0]);
 }
