@@ -44,7 +44,16 @@ impl std::str::FromStr for Platform {
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.split('/');
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some(os), Some(arch), variant, None) if !os.is_empty() && !arch.is_empty() => {
+            (Some(os), Some(arch), variant, None)
+                if !os.is_empty() && !arch.is_empty() && variant != Some("") =>
+            {
+                // As uname(1) says it.
+                let arch = match arch {
+                    "x86_64" => "amd64",
+                    "aarch64" => "arm64",
+                    "i386" => "386",
+                    other => other,
+                };
                 Ok(Self { os: os.into(), architecture: arch.into(), variant: variant.map(Into::into) })
             }
             _ => Err(format!("{text:?} is no platform: expected os/architecture[/variant], as linux/arm64")),

@@ -132,11 +132,12 @@ pub struct RootFs {
 impl Index {
     /// The manifest for `wanted`; without a variant asked for, the first of that architecture.
     pub fn select(&self, wanted: &Platform, of: &str) -> Result<&Descriptor, Error> {
+        let variant = |variant: &Option<String>| variant_of(&wanted.architecture, variant.as_deref());
         let fits = |d: &&Descriptor| {
             d.platform.as_ref().is_some_and(|p| {
                 p.os == wanted.os
                     && p.architecture == wanted.architecture
-                    && (wanted.variant.is_none() || p.variant == wanted.variant)
+                    && (wanted.variant.is_none() || variant(&p.variant) == variant(&wanted.variant))
             })
         };
         if let Some(found) = self.manifests.iter().find(fits) {
@@ -151,10 +152,25 @@ impl Index {
             .manifests
             .iter()
             .filter_map(|d| d.platform.as_ref())
-            .map(|p| format!("{}/{}", p.os, p.architecture))
+            .map(|p| match &p.variant {
+                Some(variant) => format!("{}/{}/{variant}", p.os, p.architecture),
+                None => format!("{}/{}", p.os, p.architecture),
+            })
             .collect();
         Err(Error::image("index", of, format!("it has no image for {wanted}, only for: {}", have.join(", "))))
     }
+}
+
+/// A variant as images mean it: arm64 is v8 and arm is v7 where none is told (containerd `platforms`).
+fn variant_of(architecture: &str, variant: Option<&str>) -> Option<String> {
+    let known = match (architecture, variant.unwrap_or_default()) {
+        ("arm64", "" | "8") => "v8",
+        ("arm", "" | "7") => "v7",
+        ("arm", "6") => "v6",
+        ("arm", "5") => "v5",
+        (_, told) => told,
+    };
+    (!known.is_empty()).then(|| known.to_owned())
 }
 
 /// How a layer of that media type is stored; None for types that are no tar layers.
@@ -169,5 +185,60 @@ pub fn codec_of(media_type: &str) -> Option<Codec> {
         "+gzip" | ".gzip" => Some(Codec::Gzip),
         "+zstd" | ".zstd" => Some(Codec::Zstd),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn platforms_are_chosen() {
+        let entry = |number: usize, platform: &str| {
+            let mut parts = platform.split('/').map(str::to_owned);
+            let (os, architecture) = (parts.next().unwrap(), parts.next().unwrap());
+            Descriptor {
+                media_type: String::new(),
+                digest: Digest::of(&[number as u8]),
+                size: 1,
+                annotations: BTreeMap::new(),
+                platform: Some(DescriptorPlatform { architecture, os, variant: parts.next() }),
+                artifact_type: None,
+            }
+        };
+        let list = [
+            "unknown/unknown",
+            "linux/arm/v5",
+            "linux/arm/v7",
+            "linux/arm64",
+            "linux/amd64",
+            "linux/amd64/v3",
+        ];
+        let manifests = list.iter().enumerate().map(|(number, platform)| entry(number, platform)).collect();
+        let index = Index { manifests };
+        let chosen = |wanted: &str| {
+            let found = index.select(&wanted.parse().unwrap(), "x").ok()?.digest;
+            list.iter().enumerate().find(|(number, _)| Digest::of(&[*number as u8]) == found).map(|(_, p)| *p)
+        };
+        for (wanted, found) in [
+            ("linux/arm64", "linux/arm64"),
+            ("linux/arm64/v8", "linux/arm64"),
+            ("linux/aarch64", "linux/arm64"),
+            ("linux/amd64", "linux/amd64"),
+            ("linux/x86_64", "linux/amd64"),
+            ("linux/amd64/v3", "linux/amd64/v3"),
+            ("linux/arm/v7", "linux/arm/v7"),
+            ("linux/arm", "linux/arm/v5"),
+        ] {
+            assert_eq!(chosen(wanted), Some(found), "{wanted}");
+        }
+        for wanted in ["linux/arm/v6", "linux/arm64/v9", "windows/amd64", "linux/s390x"] {
+            assert_eq!(chosen(wanted), None, "{wanted}");
+        }
+        let said = index.select(&"linux/s390x".parse().unwrap(), "x").unwrap_err().to_string();
+        assert!(said.contains("linux/arm/v5, linux/arm/v7"), "{said}");
+        for bad in ["linux", "linux/", "/amd64", "linux/arm64/v8/x", "linux/arm64/", ""] {
+            assert!(bad.parse::<Platform>().is_err(), "{bad}");
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! Where an image is: `registry/name:tag@digest` as users and Docker write it, or an OCI layout
 //! on disk (`oci:DIR[:tag]`, a folder or a tar file).
 //!
-//! Grammar after the distribution project's `reference` package: the first component is a host
-//! when it holds a `.` or `:` or is `localhost`; otherwise the name is Docker Hub's.
+//! Grammar after the distribution project's `reference` package: the first component is a host when
+//! it holds a `.`, a `:` or a capital letter, or is `localhost`; otherwise the name is Docker Hub's.
+//! Narrower than that in ports (up to 65535) and digests (sha256).
 
 use std::fmt;
 use std::path::PathBuf;
@@ -137,6 +138,9 @@ impl FromStr for Reference {
         if text.contains("://") {
             return Err(bad(text, "leave out the scheme; write registry/name:tag"));
         }
+        if text.len() == 64 && text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(bad(text, "it is a bare digest; write NAME@sha256:DIGEST"));
+        }
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => {
                 let digest = digest.parse().map_err(|error| bad(text, &format!("{error}")))?;
@@ -182,12 +186,17 @@ fn bad(text: &str, why: &str) -> ReferenceError {
 
 fn split_host(name: &str) -> (&str, &str) {
     match name.split_once('/') {
-        Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => match first {
+        Some((first, rest)) if first.contains(is_of_hosts) || first == "localhost" => match first {
             "index.docker.io" | DOCKER_HUB_API => (DOCKER_HUB, rest),
             host => (host, rest),
         },
         _ => (DOCKER_HUB, name),
     }
+}
+
+/// What no first component of a repository name has.
+fn is_of_hosts(c: char) -> bool {
+    matches!(c, '.' | ':') || c.is_uppercase()
 }
 
 fn is_host(host: &str) -> bool {
@@ -206,8 +215,11 @@ fn is_host(host: &str) -> bool {
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
-    name.split('.').all(label)
-        && (port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok()))
+    name.split('.').all(label) && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
+}
+
+fn is_port(port: &str) -> bool {
+    port.bytes().all(|c| c.is_ascii_digit()) && port.parse::<u16>().is_ok()
 }
 
 /// Whether `tag` fits the grammar of tags.
@@ -241,6 +253,7 @@ mod tests {
             ("grafana/loki", "docker.io/grafana/loki:latest"),
             ("index.docker.io/debian", "docker.io/library/debian:latest"),
             ("localhost/a", "localhost/a:latest"),
+            ("Host/a", "Host/a:latest"),
             ("localhost:5000/a/b:1", "localhost:5000/a/b:1"),
             ("[::1]:5000/a:1", "[::1]:5000/a:1"),
             ("ghcr.io/a/b-c__d.e:v1.2-rc_3", "ghcr.io/a/b-c__d.e:v1.2-rc_3"),
@@ -267,6 +280,10 @@ mod tests {
             "a.io/../b",
             "a.io/b?x",
             "a.io:99999/b",
+            "a_b.io/c",
+            "a.io:+80/b",
+            "a.io:/b",
+            "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
             "a.io/b_-c",
             "-a.io/b",
             "a b",

@@ -15,6 +15,9 @@ use tempfile::TempDir;
 use crate::http;
 use crate::process::Daemon;
 
+/// The user of [`Registry::with_login`], as htpasswd(1) writes one.
+const LOGIN: &str = "someone:$2b$04$OlrhAdCYztk4n9Gkw2nxzemaz2sRyw26GdJoXgHMD0ajYxcPdUexO\n";
+
 /// A running registry; ends when dropped.
 #[derive(Debug)]
 pub struct Registry {
@@ -26,9 +29,23 @@ pub struct Registry {
 impl Registry {
     /// Starts an empty registry and returns once it answers.
     pub fn start() -> Result<Self> {
+        Self::start_with(|_| String::new())
+    }
+
+    /// The same, which wants the user `someone` with the password `s3cret`.
+    pub fn with_login() -> Result<Self> {
+        Self::start_with(|folder| {
+            let path = folder.join("htpasswd");
+            format!("auth:\n  htpasswd: {{realm: test, path: {path:?}}}\n")
+        })
+    }
+
+    fn start_with(more: impl FnOnce(&Path) -> String) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("hoist-registry-").tempdir()?;
+        std::fs::write(directory.path().join("htpasswd"), LOGIN)?;
         let config = directory.path().join("config.yml");
-        std::fs::write(&config, config_text(&directory.path().join("data")))?;
+        let text = config_text(&directory.path().join("data")) + &more(directory.path());
+        std::fs::write(&config, text)?;
         let mut child = Command::new("docker-registry")
             .arg("serve")
             .arg(&config)
