@@ -59,6 +59,10 @@ pub(crate) fn resolve<'a>(
             at.pop();
             continue;
         }
+        // Also where nothing is yet: folders are made there.
+        if at.len() == MAX_DEPTH {
+            return Err(WalkError::Depth);
+        }
         let Some(dir) = at.last().map_or(Some(ROOT), |last| last.0) else {
             at.push((None, name));
             continue;
@@ -79,9 +83,6 @@ pub(crate) fn resolve<'a>(
             }
             todo.extend(components(target).rev());
             continue;
-        }
-        if at.len() == MAX_DEPTH {
-            return Err(WalkError::Depth);
         }
         at.push((found, name));
     }
