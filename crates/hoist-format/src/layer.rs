@@ -106,8 +106,8 @@ pub enum LayerFault {
     /// A data file beyond [`MAX_DATA`].
     #[error("the layer's files take more than 8 TiB")]
     TooMuchData,
-    /// More pieces than the table can count.
-    #[error("the layer's files have more than 4294967295 pieces")]
+    /// More pieces than a table may have.
+    #[error("its sparse map cuts the layer into more pieces than one in 512 bytes")]
     TooManyPieces,
 }
 

@@ -10,8 +10,17 @@ use crate::span::{Codec, Span, SpanTable};
 
 const MAGIC: &[u8; 8] = b"hoisttb1";
 
-/// Largest table accepted, uncompressed bytes.
-pub const MAX_RAW: usize = 256 << 20;
+/// Largest table accepted, uncompressed bytes: what 16 million small files take.
+pub const MAX_RAW: usize = 128 << 20;
+/// A stream has one piece in this many bytes at most, beyond [`FREE_PIECES`]: a tar's data comes in blocks. What a
+/// table may cost in memory so depends on the size of what it describes.
+pub(crate) const STREAM_PER_PIECE: u64 = 512;
+/// Pieces that any stream may have.
+pub(crate) const FREE_PIECES: u64 = 64 << 10;
+/// Spans are this many bytes of stream apart on average, at least (the encoder's are 256 KiB and more).
+const STREAM_PER_SPAN: u64 = 64 << 10;
+/// Spans that any stream may have.
+const FREE_SPANS: u64 = 1024;
 /// Largest data file or stream accepted, bytes.
 pub const MAX_SIZE: u64 = 8 << 40;
 /// Largest extent accepted, bytes: it is held in memory while it is decoded.
@@ -70,13 +79,23 @@ impl<'a> Reader<'a> {
         }
         Err(TableError::Lie("a number of more than 63 bits"))
     }
-    fn count(&mut self, what: &'static str) -> Result<usize, TableError> {
-        let n = self.varint(what)? as usize;
-        // Each item takes at least a byte of what is left: no allocation beyond the input's size.
-        if n > self.0.len() { Err(TableError::Length(what)) } else { Ok(n) }
+    /// How many items follow, each of at least `each` bytes: no allocation for what can't be there.
+    fn count(&mut self, each: usize, what: &'static str) -> Result<usize, TableError> {
+        let n = usize::try_from(self.varint(what)?).map_err(|_| TableError::Length(what))?;
+        if n > self.0.len() / each { Err(TableError::Length(what)) } else { Ok(n) }
     }
     fn digest(&mut self, what: &'static str) -> Result<[u8; 32], TableError> {
         Ok(self.take(32, what)?.try_into().expect("32 bytes"))
+    }
+}
+
+/// Most bytes that a blob of this size can decode to: 258 bytes for 2 bits in deflate, 128 KiB for a block of 4 bytes
+/// in zstd.
+fn most_output(codec: Codec, blob: u64) -> u64 {
+    match codec {
+        Codec::Plain => blob,
+        Codec::Gzip => blob.saturating_mul(1032),
+        Codec::Zstd => blob.saturating_mul(32 << 10),
     }
 }
 
@@ -145,7 +164,16 @@ impl Table {
         if blob_size > MAX_SIZE || stream_size > MAX_SIZE || data_size > MAX_SIZE || data_size % BLOCK != 0 {
             return Err(TableError::Lie("a size beyond 8 TiB or off the block grid"));
         }
-        let [n_extents, n_pieces, n_spans] = [r.count("extents")?, r.count("pieces")?, r.count("spans")?];
+        if stream_size > most_output(codec, blob_size) {
+            return Err(TableError::Lie("a stream larger than its blob can hold"));
+        }
+        let [n_extents, n_pieces, n_spans] =
+            [r.count(33, "extents")?, r.count(3, "pieces")?, r.count(4, "spans")?];
+        if n_pieces as u64 > FREE_PIECES + stream_size / STREAM_PER_PIECE
+            || n_spans as u64 > FREE_SPANS + stream_size / STREAM_PER_SPAN
+        {
+            return Err(TableError::Lie("more pieces or spans than a stream of its size has"));
+        }
         let mut extents = Vec::with_capacity(n_extents);
         let mut first_piece = 0u32;
         for _ in 0..n_extents {
@@ -296,6 +324,42 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A table of these counts, sizes as large as they may be, and then nothing but zeros or ones.
+    fn bomb(counts: [u64; 3], fill: u8) -> Vec<u8> {
+        let mut raw = MAGIC.to_vec();
+        raw.push(2);
+        [MAX_SIZE; 3].into_iter().chain(counts).for_each(|n| put(&mut raw, n));
+        raw.resize(MAX_RAW, fill);
+        zstd::bulk::compress(&raw, 1).unwrap()
+    }
+
+    #[test]
+    fn counts_beyond_what_is_there_allocate_nothing() {
+        let all = MAX_RAW as u64;
+        for counts in [[all, 0, 0], [0, all, 0], [0, 0, all], [1, 1, u64::MAX >> 1], [all / 2, all / 2, 1]] {
+            assert!(matches!(Table::decode(&bomb(counts, 1)), Err(TableError::Length(_))), "{counts:?}");
+        }
+        let small = Table { spans: SpanTable { stream_size: 900 << 20, ..sample().spans }, ..sample() };
+        assert!(matches!(Table::decode(&small.encode()), Err(TableError::Lie(_))), "900 MiB of 900 bytes");
+    }
+
+    /// As many pieces as a small stream could never have.
+    #[test]
+    fn pieces_are_bounded_by_the_stream() {
+        let mut table = sample();
+        table.spans.blob_size = 1 << 20;
+        table.spans.stream_size = 1 << 20;
+        let n = FREE_PIECES + (1 << 20) / STREAM_PER_PIECE;
+        table.extents.data_size = 1 << 20;
+        table.extents.extents.truncate(1);
+        let piece = |i| Piece { stream_offset: 2 * i, data_offset: 2 * i, len: 1 };
+        table.extents.pieces = (0..n).map(piece).collect();
+        table.extents.extents[0].len = 2 * n - 1;
+        assert_eq!(Table::decode(&table.encode()).unwrap(), table);
+        table.extents.pieces.push(piece(n));
+        assert!(matches!(Table::decode(&table.encode()), Err(TableError::Lie(_))));
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub fn decode(bytes: &[u8]) -> Result<Tree, DecodeError> {
     let mut decoder = Decoder {
         ids: vec![NONE; bytes.len() / SLOT as usize],
         own_budget: size,
-        copy_budget: size.saturating_mul(64).saturating_add(64 << 20),
+        copy_budget: size.saturating_mul(16).saturating_add(64 << 20),
         dirs: Vec::new(),
         tree: Tree { inodes: Vec::new() },
         image: &image,
@@ -90,7 +90,7 @@ impl<'a> Decoder<'_, 'a> {
     fn charge(&mut self, nid: u64, bytes: usize) -> Result<(), DecodeError> {
         let left = self.copy_budget.checked_sub(bytes as u64);
         self.copy_budget = left.ok_or_else(|| {
-            self.image.at(nid, Fault::Unsupported("names and attributes beyond 64 times the image's size"))
+            self.image.at(nid, Fault::Unsupported("names and attributes beyond 16 times the image's size"))
         })?;
         Ok(())
     }

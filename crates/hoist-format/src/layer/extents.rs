@@ -5,6 +5,7 @@
 //! right starts a new one, so that two builds of a layer fall back into step after a change.
 
 use crate::extent::{BLOCK, EXTENT_MAX, Extent, ExtentTable, Piece};
+use crate::table::{FREE_PIECES, STREAM_PER_PIECE};
 
 /// From this size on a file has extents of its own.
 const OWN: u64 = 128 << 10;
@@ -51,7 +52,7 @@ impl Cutter {
     }
 
     /// Takes a run of the current file's bytes, calling `out` with each part and its data offset.
-    /// None when there are more pieces than a table can count.
+    /// None when there are more pieces than a table may have.
     pub fn data(&mut self, file_offset: u64, stream_offset: u64, bytes: &[u8]) -> Option<()> {
         let mut at = 0;
         while at < bytes.len() {
@@ -101,6 +102,7 @@ impl Cutter {
         let len = bytes.len() as u64;
         open.end = data_offset + len;
         let fresh = self.table.pieces.len() == open.first_piece as usize;
+        let full = self.table.pieces.len() as u64 >= FREE_PIECES + stream_offset / STREAM_PER_PIECE;
         match self.table.pieces.last_mut() {
             Some(p)
                 if !fresh
@@ -109,6 +111,7 @@ impl Cutter {
             {
                 p.len += len;
             }
+            _ if full => return None,
             _ => self.table.pieces.push(Piece { stream_offset, data_offset, len }),
         }
         Some(())
