@@ -1,6 +1,6 @@
 //! One pass over a whole layer: blob bytes in, a verified data file, tree and table out.
 //!
-//! Two threads beside the one that fetches: one decompresses and hashes the blob, one hashes the
+//! Threads beside the one that fetches: one hashes the blob, one decompresses, one hashes the
 //! stream (diffID), reads the tar and writes the data file. Nothing of it may be read by anyone
 //! before both digests were found right.
 

@@ -1,9 +1,9 @@
-//! What indexing a gzip layer costs over inflating it: `inflate_ratio LAYER.tar.gz`, in release mode.
+//! What indexing a gzip layer costs over inflating it: `inflate_ratio LAYER.tar.gz [TURNS]`, in release mode.
 //!
-//! Prints the best of three runs (and, in brackets, the CPU time of the calling thread, which other
-//! work on the machine disturbs less) of: a plain inflate with the same library; the decoder with its
-//! checkpoints; the whole pass (both digests, tree, extent table), one thread decoding, one hashing
-//! and reading the stream, one hashing the blob.
+//! By turns, and the median of them: a plain inflate with the same library on one thread; then the whole pass of
+//! `hoist index` but for the writing: blob digest, diffID, tree, extents, checkpoints and windows, on the same threads.
+//! Wall time of both is what counts. CPU time is that of all threads, and below it stands which thread took it: both
+//! sha256 digests and the extents' BLAKE3 are work that inflating alone does not have.
 
 use std::io::{Error, Result};
 use std::sync::mpsc::sync_channel;
@@ -17,77 +17,80 @@ use hoist_sys::inflate::Inflate;
 
 const INPUT: usize = 256 << 10;
 const OUTPUT: usize = 256 << 10;
-/// Decoded bytes travel between the threads in pieces of this many.
+/// Decoded bytes travel between the threads in pieces of this many, as in hoist-engine's `ingest.rs`.
 const CHUNK: usize = 512 << 10;
 const IN_FLIGHT: usize = 6;
 
 fn main() -> Result<()> {
-    let path = std::env::args_os().nth(1).ok_or_else(|| Error::other("usage: inflate_ratio LAYER.tar.gz"))?;
-    let blob = std::fs::read(&path)?;
-    let (mut plain, mut spans, mut pass, mut build) = (Cost::MAX, Cost::MAX, Cost::MAX, f64::INFINITY);
+    let usage = || Error::other("usage: inflate_ratio LAYER.tar.gz [TURNS]");
+    let mut args = std::env::args_os().skip(1);
+    let blob = std::fs::read(args.next().ok_or_else(usage)?)?;
+    let turns = args.next().map_or(Some(7), |n| n.to_str()?.parse().ok()).ok_or_else(usage)?;
+    let mut rows = [(); 7].map(|()| Vec::new());
     let mut decoded = None;
-    for _ in 0..3 {
-        plain = plain.min(timed(|| inflate(&blob))?.0);
-        let (cost, found) = timed(|| checkpoints(&blob))?;
-        spans = spans.min(cost);
+    for _ in 0..turns {
+        let plain = timed(|| inflate(&blob))?.0;
+        let (pass, (found, threads)) = timed(|| whole(&blob))?;
         decoded = Some(found);
-        let (cost, building) = timed(|| whole(&blob))?;
-        (pass, build) = (pass.min(cost), build.min(building));
+        let [decode, build, digest] = threads;
+        let windows = pass.1 - decode - build - digest;
+        let costs = [plain.0, plain.1, pass.0, pass.1, decode, build, digest];
+        rows.iter_mut().zip(costs).for_each(|(row, cost)| row.push(cost));
+        eprintln!("wall {:.3}, windows' thread {windows:.2} s", pass.0 / plain.0);
     }
-    let Decoded { spans: table, windows } = decoded.ok_or_else(|| Error::other("nothing was decoded"))?;
-    println!("blob {} bytes, stream {} bytes", blob.len(), table.stream_size);
-    for (what, cost) in [("plain inflate", &plain), ("with spans", &spans), ("whole pass", &pass)] {
-        let (wall, cpu) = (cost.wall / plain.wall, cost.cpu / plain.cpu);
-        println!("{what:<14} {:>6.2} s ({:.2} s)  {wall:.3} ({cpu:.3})", cost.wall, cost.cpu);
-    }
-    println!("  and its second thread ({build:.2} s)         ({:.3})", build / plain.cpu);
+    let [wall, cpu, pass_wall, pass_cpu, decode, build, digest] = rows.map(median);
+    let Decoded { spans: table, windows } = decoded.ok_or_else(usage)?;
+    println!("blob {} bytes, stream {} bytes, median of {turns} turns", blob.len(), table.stream_size);
+    let row =
+        |what: &str, seconds: f64, of: f64| println!("{what:<44} {seconds:>7.3} s {:>7.3}", seconds / of);
+    row("plain inflate: wall", wall, wall);
+    row("whole pass: wall", pass_wall, wall);
+    row("whole pass: CPU of all threads", pass_cpu, cpu);
+    row("  inflating, checksum, finding checkpoints", decode, cpu);
+    row("  diffID, tar, extents and their digests", build, cpu);
+    row("  digest of the blob", digest, cpu);
+    row("  windows (what is left)", pass_cpu - decode - build - digest, cpu);
     let mut sizes: Vec<u64> =
         (0..table.spans.len()).map(|i| table.stream_range(i)).map(|r| r.end - r.start).collect();
     sizes.sort_unstable();
     let at = |percent: usize| sizes[(sizes.len() - 1) * percent / 100] >> 10;
-    let stored: usize = table.spans.iter().filter(|s| s.window_len > 0).count();
+    let (least, half, most, largest) = (at(0), at(50), at(90), at(100));
     println!(
-        "{} spans; KiB of output: least {}, median {}, 90% {}, largest {}",
+        "{} spans; KiB of output: least {least}, median {half}, 90% {most}, largest {largest}; \
+         windows {} bytes, {:.3}% of the blob",
         sizes.len(),
-        at(0),
-        at(50),
-        at(90),
-        at(100)
-    );
-    println!(
-        "windows {} bytes, {:.3}% of the blob, {} each",
         windows.len(),
-        windows.len() as f64 * 100.0 / blob.len() as f64,
-        windows.len().checked_div(stored).unwrap_or(0)
+        windows.len() as f64 * 100.0 / blob.len() as f64
     );
     Ok(())
 }
 
-/// Seconds.
-struct Cost {
-    wall: f64,
-    cpu: f64,
-}
-
-impl Cost {
-    const MAX: Self = Self { wall: f64::INFINITY, cpu: f64::INFINITY };
-
-    fn min(self, other: Self) -> Self {
-        Self { wall: self.wall.min(other.wall), cpu: self.cpu.min(other.cpu) }
-    }
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// CPU seconds of this thread so far (proc(5), `schedstat`: nanoseconds on a CPU come first).
-fn cpu() -> Result<f64> {
+fn of_thread() -> Result<f64> {
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat")?;
     let nanoseconds = stat.split(' ').next().and_then(|n| n.parse::<u64>().ok());
     nanoseconds.map(|n| n as f64 / 1e9).ok_or_else(|| Error::other("no CPU time in schedstat"))
 }
 
-fn timed<T>(f: impl FnOnce() -> Result<T>) -> Result<(Cost, T)> {
-    let (wall, from) = (Instant::now(), cpu()?);
+/// CPU seconds of all threads so far, those that have ended among them, to a hundredth (proc(5), `stat`: fields 14 and
+/// 15, of which the second is in parentheses).
+fn of_process() -> Result<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
+    Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// Seconds on the wall, and of all threads' CPU time.
+fn timed<T>(f: impl FnOnce() -> Result<T>) -> Result<((f64, f64), T)> {
+    let (wall, from) = (Instant::now(), of_process()?);
     let value = f()?;
-    Ok((Cost { wall: wall.elapsed().as_secs_f64(), cpu: cpu()? - from }, value))
+    Ok(((wall.elapsed().as_secs_f64(), of_process()? - from), value))
 }
 
 /// One member, its header assumed to be gzip's usual ten bytes (and a name).
@@ -110,16 +113,9 @@ fn inflate(blob: &[u8]) -> Result<()> {
     }
 }
 
-fn checkpoints(blob: &[u8]) -> Result<Decoded> {
-    let mut decoder = StreamDecoder::new(Codec::Gzip, true).map_err(Error::other)?;
-    for piece in blob.chunks(INPUT) {
-        decoder.feed::<CodecError>(piece, &mut |_| Ok(())).map_err(Error::other)?;
-    }
-    decoder.finish().map_err(Error::other)
-}
-
-/// Gives the CPU seconds of the second thread.
-fn whole(blob: &[u8]) -> Result<f64> {
+/// Gives the CPU seconds of the three threads too.
+fn whole(blob: &[u8]) -> Result<(Decoded, [f64; 3])> {
+    let from = of_thread()?;
     let (out, stream) = sync_channel::<Vec<u8>>(IN_FLIGHT);
     let (recycle, recycled) = sync_channel::<Vec<u8>>(IN_FLIGHT + 2);
     std::thread::scope(|scope| {
@@ -133,12 +129,13 @@ fn whole(blob: &[u8]) -> Result<f64> {
             }
             hasher.finish();
             builder.finish().map_err(Error::other)?;
-            cpu()
+            of_thread()
         });
         let digest = scope.spawn(move || {
             let mut hasher = Hasher::new();
             blob.chunks(INPUT).for_each(|piece| hasher.update(piece));
-            hasher.finish()
+            hasher.finish();
+            of_thread()
         });
         let mut decoder = StreamDecoder::new(Codec::Gzip, true).map_err(Error::other)?;
         let mut buffer = Vec::with_capacity(CHUNK);
@@ -160,8 +157,10 @@ fn whole(blob: &[u8]) -> Result<f64> {
         }
         let _ = out.send(buffer);
         drop(out);
-        digest.join().map_err(|_| Error::other("the hashing thread panicked"))?;
-        decoder.finish().map_err(Error::other)?;
-        build.join().unwrap_or_else(|_| Err(Error::other("the building thread panicked")))
+        let decoded = decoder.finish().map_err(Error::other)?;
+        let decode = of_thread()? - from;
+        let digest = digest.join().unwrap_or_else(|_| Err(Error::other("the hashing thread panicked")))?;
+        let build = build.join().unwrap_or_else(|_| Err(Error::other("the building thread panicked")))?;
+        Ok((decoded, [decode, build, digest]))
     })
 }

@@ -5,6 +5,7 @@
 //! slices. Memory is bounded (output buffer, 32 KiB of history, zstd's window of at most 128 MiB)
 //! whatever the input says.
 
+mod aside;
 mod buffer;
 mod checkpoint;
 mod gzip;
@@ -69,6 +70,9 @@ pub enum CodecError {
     /// zstd could not be set up.
     #[error("setting up a zstd decoder: {0}; free some memory and retry")]
     ZstdSetup(String),
+    /// The thread that compresses windows.
+    #[error("the thread that compresses gzip windows: {0}; see what limits the number of threads")]
+    Thread(std::io::Error),
     /// A window is not what the table says.
     #[error("the window of span {span}: {source}")]
     Window {

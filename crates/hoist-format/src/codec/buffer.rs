@@ -2,6 +2,8 @@
 
 use hoist_sys::inflate::WINDOW;
 
+use super::CodecError;
+
 /// Output is handed on in slices of up to this many bytes: large enough to spread the cost of a
 /// call, small enough for the second-level cache.
 const SLICE: usize = 256 * 1024;
@@ -14,11 +16,13 @@ pub(super) struct Buffer {
     end: usize,
     /// Bytes ever produced.
     pub total: u64,
+    limit: u64,
 }
 
 impl Buffer {
-    pub fn new(start: u64) -> Self {
-        Self { bytes: vec![0; WINDOW + SLICE].into_boxed_slice(), handed: 0, end: 0, total: start }
+    /// For output from byte `start` of the stream up to byte `limit`.
+    pub fn new(start: u64, limit: u64) -> Self {
+        Self { bytes: vec![0; WINDOW + SLICE].into_boxed_slice(), handed: 0, end: 0, total: start, limit }
     }
 
     pub fn room(&mut self) -> &mut [u8] {
@@ -26,9 +30,16 @@ impl Buffer {
     }
 
     /// The first `n` bytes of the room were written.
-    pub fn produced(&mut self, n: usize) {
+    pub fn produced(&mut self, n: usize) -> Result<(), CodecError> {
         self.end += n;
-        self.total += n as u64;
+        self.passed(n)
+    }
+
+    /// `n` bytes of output, which need not wait here: a plain blob's.
+    pub fn passed(&mut self, n: usize) -> Result<(), CodecError> {
+        let total = self.total.checked_add(n as u64).filter(|total| *total <= self.limit);
+        self.total = total.ok_or(CodecError::TooLarge { limit: self.limit })?;
+        Ok(())
     }
 
     /// The last `n` bytes produced, or as many as there are, up to [`WINDOW`].

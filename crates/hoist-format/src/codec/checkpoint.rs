@@ -2,8 +2,7 @@
 
 use hoist_sys::inflate::WINDOW;
 
-use super::probe::Probe;
-use super::window::Compressor;
+use super::aside::Aside;
 use super::{CodecError, FUZZING};
 use crate::span::{Codec, Span, SpanTable};
 
@@ -14,16 +13,25 @@ const FREE_SPAN: u64 = 256 * 1024;
 /// Windows may take one byte in this many of the blob (0.6%).
 const BLOB_PER_WINDOW: u64 = 166;
 
+/// How far the window of the last span is.
+#[derive(PartialEq)]
+enum Window {
+    /// Stored, or there is none.
+    Settled,
+    /// The data that may refer to it is still coming.
+    Followed,
+    /// It is being compressed.
+    Ended,
+}
+
 /// The spans found so far.
 pub(super) struct Checkpoints {
     codec: Codec,
     spans: Vec<Span>,
     windows: Vec<u8>,
     stored_windows: u64,
-    /// The window of the last span, until it is known what of it is needed.
-    pending: Option<Vec<u8>>,
-    probe: Option<Probe>,
-    compressor: Option<Compressor>,
+    window: Window,
+    aside: Option<Aside>,
 }
 
 impl Checkpoints {
@@ -33,9 +41,8 @@ impl Checkpoints {
             spans: vec![Span::default()],
             windows: Vec::new(),
             stored_windows: 0,
-            pending: None,
-            probe: None,
-            compressor: None,
+            window: Window::Settled,
+            aside: None,
         }
     }
 
@@ -54,13 +61,15 @@ impl Checkpoints {
     }
 
     /// Whether a window more stays within what the blob so far allows.
-    pub fn affordable(&self, blob: u64) -> bool {
+    pub fn affordable(&mut self, blob: u64) -> Result<bool, CodecError> {
+        self.settle()?;
         let mean = (self.windows.len() as u64).checked_div(self.stored_windows).unwrap_or(WINDOW as u64 / 8);
-        FUZZING || self.windows.len() as u64 + mean <= blob / BLOB_PER_WINDOW
+        Ok(FUZZING || self.windows.len() as u64 + mean <= blob / BLOB_PER_WINDOW)
     }
 
     /// A place that needs no window: the start of a member, a frame, anything of a plain blob.
-    pub fn start(&mut self, stream: u64, blob: u64) {
+    pub fn start(&mut self, stream: u64, blob: u64) -> Result<(), CodecError> {
+        self.settle()?;
         let min = if self.codec == Codec::Gzip { GZIP_SPAN } else { FREE_SPAN };
         let since = self.since_last(stream);
         match self.spans.last_mut() {
@@ -77,6 +86,7 @@ impl Checkpoints {
             }
             _ => {}
         }
+        Ok(())
     }
 
     /// The middle of a gzip member, between two deflate blocks. `byte` is the one before `blob`,
@@ -99,45 +109,63 @@ impl Checkpoints {
         });
         self.stored_windows += 1;
         if !history.is_empty() {
-            let probe = match &mut self.probe {
-                Some(probe) => probe,
-                none => none.insert(Probe::new().map_err(CodecError::Setup)?),
+            let aside = match &mut self.aside {
+                Some(aside) => aside,
+                none => none.insert(Aside::new()?),
             };
-            probe.start(history.len(), bits, byte).map_err(CodecError::Setup)?;
-            self.pending = Some(history.to_vec());
+            aside.start(history, bits, byte)?;
+            self.window = Window::Followed;
         }
         Ok(())
     }
 
-    /// The member's next data.
-    pub fn follow(&mut self, data: &[u8]) -> Result<(), CodecError> {
-        if self.pending.is_some()
-            && let Some(probe) = &mut self.probe
-            && !probe.follow(data).map_err(CodecError::Setup)?
+    /// How much more output the last span's window is followed for; 0 when it is not.
+    pub fn followed(&self, stream: u64) -> u64 {
+        match self.window {
+            Window::Followed => (WINDOW as u64).saturating_sub(self.since_last(stream)),
+            _ => 0,
+        }
+    }
+
+    /// The member's next data, which has led to `stream` bytes of output.
+    pub fn follow(&mut self, data: &[u8], stream: u64) -> Result<(), CodecError> {
+        if self.window == Window::Followed
+            && let Some(aside) = &self.aside
         {
-            self.settle()?;
+            aside.follow(data)?;
+            if self.since_last(stream) >= WINDOW as u64 {
+                self.end()?;
+            }
         }
         Ok(())
     }
 
-    /// Nothing more can refer to the last span's window: stores what is needed of it.
-    pub fn settle(&mut self) -> Result<(), CodecError> {
-        let (Some(mut window), Some(probe)) = (self.pending.take(), &self.probe) else {
-            return Ok(());
-        };
-        if !probe.clear_unused(&mut window) {
-            return Ok(());
+    /// Nothing more can refer to the last span's window.
+    pub fn end(&mut self) -> Result<(), CodecError> {
+        if self.window == Window::Followed
+            && let Some(aside) = &self.aside
+        {
+            aside.end()?;
+            self.window = Window::Ended;
         }
-        let zstd = |e: std::io::Error| CodecError::ZstdSetup(e.to_string());
-        let compressor = match &mut self.compressor {
-            Some(compressor) => compressor,
-            none => none.insert(Compressor::new().map_err(zstd)?),
-        };
-        let stored = compressor.compress(&window).map_err(zstd)?;
-        if let Some(span) = self.spans.last_mut() {
-            span.window_len = stored.len() as u32;
-            span.window_digest = *blake3::hash(&stored).as_bytes();
-            self.windows.extend_from_slice(&stored);
+        Ok(())
+    }
+
+    /// Stores what is needed of the last span's window.
+    fn settle(&mut self) -> Result<(), CodecError> {
+        self.end()?;
+        if self.window == Window::Ended
+            && let Some(aside) = &self.aside
+        {
+            self.window = Window::Settled;
+            let stored = aside.stored()?;
+            if let Some(span) = self.spans.last_mut()
+                && !stored.is_empty()
+            {
+                span.window_len = stored.len() as u32;
+                span.window_digest = *blake3::hash(&stored).as_bytes();
+                self.windows.extend_from_slice(&stored);
+            }
         }
         Ok(())
     }

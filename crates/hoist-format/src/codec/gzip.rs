@@ -30,25 +30,24 @@ pub(super) struct Gzip {
     last: u8,
     /// Bytes of the blob consumed, from its start.
     pub at: u64,
-    limit: u64,
 }
 
 impl Gzip {
     /// At a member's header. `check`: verify every member's checksum and length.
-    pub fn at_member(at: u64, stream: u64, limit: u64, check: bool) -> Result<Self, CodecError> {
+    pub fn at_member(at: u64, stream: u64, check: bool) -> Result<Self, CodecError> {
         let inflate = Inflate::raw().map_err(CodecError::Setup)?;
         let state = State::Header(Header::default());
-        Ok(Self { state, inflate, crc: 0, member_start: stream, check, last: 0, at, limit })
+        Ok(Self { state, inflate, crc: 0, member_start: stream, check, last: 0, at })
     }
 
     /// In the middle of a member; `at` counts the shared byte if there are `bits`.
-    pub fn at_block(at: u64, bits: u8, window: Vec<u8>, limit: u64) -> Result<Self, CodecError> {
+    pub fn at_block(at: u64, bits: u8, window: Vec<u8>) -> Result<Self, CodecError> {
         let mut inflate = Inflate::raw().map_err(CodecError::Setup)?;
         if !window.is_empty() {
             inflate.set_dictionary(&window).map_err(CodecError::Setup)?;
         }
         let state = if bits > 0 { State::Prime(bits) } else { State::Body };
-        Ok(Self { state, inflate, crc: 0, member_start: 0, check: false, last: 0, at, limit })
+        Ok(Self { state, inflate, crc: 0, member_start: 0, check: false, last: 0, at })
     }
 
     fn damaged(&self, what: &'static str) -> CodecError {
@@ -80,7 +79,7 @@ impl Gzip {
                     0 => State::Padding,
                     _ => {
                         if let Some(spans) = spans.as_deref_mut() {
-                            spans.start(buf.total, self.at);
+                            spans.start(buf.total, self.at)?;
                         }
                         self.member_start = buf.total;
                         self.crc = 0;
@@ -140,9 +139,15 @@ impl Gzip {
         out: &mut dyn FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<bool, E> {
         buf.make_room(out)?;
-        let seek = spans.as_ref().is_some_and(|s| buf.total >= s.next_raw() && s.affordable(self.at));
+        let seek = match spans.as_deref_mut() {
+            Some(s) => buf.total >= s.next_raw() && s.affordable(self.at)?,
+            None => false,
+        };
         // Stops between blocks cost a copy of the window each, so only where a checkpoint is due.
-        let due = spans.as_ref().map_or(0, |s| s.next_raw()).saturating_sub(buf.total);
+        let due = spans.as_ref().map_or(0, |s| match s.followed(buf.total) {
+            0 => s.next_raw().saturating_sub(buf.total),
+            more => more,
+        });
         let mut room = buf.room();
         if due > 0 {
             let until = room.len().min(usize::try_from(due).unwrap_or(usize::MAX));
@@ -158,17 +163,14 @@ impl Gzip {
         let (taken, rest) = input.split_at(step.consumed);
         *input = rest;
         self.last = taken.last().copied().unwrap_or(self.last);
-        if let Some(spans) = spans.as_deref_mut() {
-            spans.follow(taken)?;
-        }
         self.at += step.consumed as u64;
-        buf.produced(step.produced);
-        if buf.total > self.limit {
-            return Err(CodecError::TooLarge { limit: self.limit }.into());
+        buf.produced(step.produced)?;
+        if let Some(spans) = spans.as_deref_mut() {
+            spans.follow(taken, buf.total)?;
         }
         if step.end {
             if let Some(spans) = spans {
-                spans.settle()?;
+                spans.end()?;
             }
             self.state = State::Trailer([0; 8], 0);
             return Ok(true);

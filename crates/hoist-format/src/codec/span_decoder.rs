@@ -17,7 +17,7 @@ pub struct SpanDecoder {
 }
 
 enum Kind {
-    Plain { limit: u64 },
+    Plain,
     Gzip(Box<Gzip>),
     Zstd(Zstd),
 }
@@ -54,14 +54,13 @@ impl SpanDecoder {
                 .and_then(|stored| window::open(stored, len, &s.window_digest))
                 .map_err(|source| CodecError::Window { span, source })?,
         };
-        let limit = table.stream_size;
         let kind = match table.codec {
-            Codec::Plain => Kind::Plain { limit },
-            Codec::Zstd => Kind::Zstd(Zstd::at_frame(start, limit)?),
-            Codec::Gzip if s.raw => Kind::Gzip(Box::new(Gzip::at_block(start, s.bits, window, limit)?)),
-            Codec::Gzip => Kind::Gzip(Box::new(Gzip::at_member(start, s.stream_offset, limit, false)?)),
+            Codec::Plain => Kind::Plain,
+            Codec::Zstd => Kind::Zstd(Zstd::at_frame(start)?),
+            Codec::Gzip if s.raw => Kind::Gzip(Box::new(Gzip::at_block(start, s.bits, window)?)),
+            Codec::Gzip => Kind::Gzip(Box::new(Gzip::at_member(start, s.stream_offset, false)?)),
         };
-        Ok(Self { kind, buf: Buffer::new(s.stream_offset) })
+        Ok(Self { kind, buf: Buffer::new(s.stream_offset, table.stream_size) })
     }
 
     /// Takes the next bytes of the blob and gives all output they yield to `out`.
@@ -74,9 +73,8 @@ impl SpanDecoder {
         out: &mut dyn FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         match &mut self.kind {
-            Kind::Plain { limit } => {
-                let end = self.buf.total.checked_add(input.len() as u64).filter(|end| end <= limit);
-                self.buf.total = end.ok_or(CodecError::TooLarge { limit: *limit })?;
+            Kind::Plain => {
+                self.buf.passed(input.len())?;
                 return if input.is_empty() { Ok(()) } else { out(input) };
             }
             Kind::Gzip(gzip) => gzip.feed(input, &mut self.buf, None, out)?,

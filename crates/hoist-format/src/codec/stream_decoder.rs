@@ -26,7 +26,7 @@ pub struct StreamDecoder {
 }
 
 enum Kind {
-    Plain { at: u64, limit: u64 },
+    Plain,
     Gzip(Box<Gzip>),
     Zstd(Zstd),
 }
@@ -46,11 +46,11 @@ impl StreamDecoder {
     /// When memory is short.
     pub fn with_limit(codec: Codec, want_spans: bool, limit: u64) -> Result<Self, CodecError> {
         let kind = match codec {
-            Codec::Plain => Kind::Plain { at: 0, limit },
-            Codec::Gzip => Kind::Gzip(Box::new(Gzip::at_member(0, 0, limit, !FUZZING)?)),
-            Codec::Zstd => Kind::Zstd(Zstd::at_frame(0, limit)?),
+            Codec::Plain => Kind::Plain,
+            Codec::Gzip => Kind::Gzip(Box::new(Gzip::at_member(0, 0, !FUZZING)?)),
+            Codec::Zstd => Kind::Zstd(Zstd::at_frame(0)?),
         };
-        Ok(Self { codec, kind, buf: Buffer::new(0), spans: Checkpoints::new(codec), want_spans })
+        Ok(Self { codec, kind, buf: Buffer::new(0, limit), spans: Checkpoints::new(codec), want_spans })
     }
 
     /// Takes the blob's next bytes and gives output to `out`, in slices of 256 KiB but for the
@@ -65,7 +65,7 @@ impl StreamDecoder {
     ) -> Result<(), E> {
         let spans = self.want_spans.then_some(&mut self.spans);
         let may_end = match &mut self.kind {
-            Kind::Plain { at, limit } => return plain(at, *limit, input, spans, out),
+            Kind::Plain => return plain(input, &mut self.buf, spans, out),
             Kind::Gzip(gzip) => {
                 gzip.feed(input, &mut self.buf, spans, out)?;
                 gzip.may_end()
@@ -80,10 +80,7 @@ impl StreamDecoder {
 
     /// Bytes of output so far, those not handed on yet included.
     pub fn position(&self) -> u64 {
-        match self.kind {
-            Kind::Plain { at, .. } => at,
-            _ => self.buf.total,
-        }
+        self.buf.total
     }
 
     /// The blob is over; all its output was handed on by the last [`Self::feed`].
@@ -91,10 +88,11 @@ impl StreamDecoder {
     /// # Errors
     /// [`CodecError::Truncated`] when it is not complete.
     pub fn finish(self) -> Result<Decoded, CodecError> {
-        let (blob_size, stream_size, complete) = match &self.kind {
-            Kind::Plain { at, .. } => (*at, *at, true),
-            Kind::Gzip(gzip) => (gzip.at, self.buf.total, gzip.may_end()),
-            Kind::Zstd(zstd) => (zstd.at, self.buf.total, zstd.may_end()),
+        let stream_size = self.buf.total;
+        let (blob_size, complete) = match &self.kind {
+            Kind::Plain => (stream_size, true),
+            Kind::Gzip(gzip) => (gzip.at, gzip.may_end()),
+            Kind::Zstd(zstd) => (zstd.at, zstd.may_end()),
         };
         if !complete {
             return Err(CodecError::Truncated { codec: self.codec, at: blob_size });
@@ -106,22 +104,17 @@ impl StreamDecoder {
 
 /// A plain blob is its own output; any byte of it may start a span.
 fn plain<E: From<CodecError>>(
-    at: &mut u64,
-    limit: u64,
     input: &[u8],
+    buf: &mut Buffer,
     mut spans: Option<&mut Checkpoints>,
     out: &mut dyn FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<(), E> {
-    let end = *at + input.len() as u64;
-    if end > limit {
-        return Err(CodecError::TooLarge { limit }.into());
-    }
+    buf.passed(input.len())?;
     while let Some(spans) = spans.as_deref_mut()
         && let Some(next) = spans.next_plain()
-        && next < end
+        && next < buf.total
     {
-        spans.start(next, next);
+        spans.start(next, next)?;
     }
-    *at = end;
     if input.is_empty() { Ok(()) } else { out(input) }
 }

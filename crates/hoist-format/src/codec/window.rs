@@ -3,6 +3,8 @@
 
 use hoist_sys::inflate::WINDOW;
 
+use super::CodecError;
+
 /// Why a stored window cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WindowError {
@@ -23,12 +25,12 @@ const LEVEL: i32 = 3;
 pub(super) struct Compressor(zstd::bulk::Compressor<'static>);
 
 impl Compressor {
-    pub fn new() -> std::io::Result<Self> {
-        zstd::bulk::Compressor::new(LEVEL).map(Self)
+    pub fn new() -> Result<Self, CodecError> {
+        zstd::bulk::Compressor::new(LEVEL).map(Self).map_err(|e| CodecError::ZstdSetup(e.to_string()))
     }
 
-    pub fn compress(&mut self, window: &[u8]) -> std::io::Result<Vec<u8>> {
-        self.0.compress(window)
+    pub fn compress(&mut self, window: &[u8]) -> Result<Vec<u8>, CodecError> {
+        self.0.compress(window).map_err(|e| CodecError::ZstdSetup(e.to_string()))
     }
 }
 

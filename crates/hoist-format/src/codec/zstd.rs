@@ -18,15 +18,14 @@ pub(super) struct Zstd {
     flushing: bool,
     /// Bytes of the blob consumed, from its start.
     pub at: u64,
-    limit: u64,
 }
 
 impl Zstd {
-    pub fn at_frame(at: u64, limit: u64) -> Result<Self, CodecError> {
+    pub fn at_frame(at: u64) -> Result<Self, CodecError> {
         let setup = |e: std::io::Error| CodecError::ZstdSetup(e.to_string());
         let mut decoder = Decoder::new().map_err(setup)?;
         decoder.set_parameter(DParameter::WindowLogMax(WINDOW_LOG)).map_err(setup)?;
-        Ok(Self { decoder, in_frame: false, flushing: false, at, limit })
+        Ok(Self { decoder, in_frame: false, flushing: false, at })
     }
 
     /// True where the blob may end. An empty blob is no zstd.
@@ -44,7 +43,7 @@ impl Zstd {
         while !input.is_empty() || self.flushing {
             if !self.in_frame {
                 if let Some(spans) = spans.as_deref_mut() {
-                    spans.start(buf.total, self.at);
+                    spans.start(buf.total, self.at)?;
                 }
                 self.in_frame = true;
             }
@@ -62,10 +61,7 @@ impl Zstd {
             let (consumed, produced) = (from.pos(), to.pos());
             input = &input[consumed..];
             self.at += consumed as u64;
-            buf.produced(produced);
-            if buf.total > self.limit {
-                return Err(CodecError::TooLarge { limit: self.limit }.into());
-            }
+            buf.produced(produced)?;
             self.in_frame = left != 0;
             self.flushing = self.in_frame && produced == room_len;
         }

@@ -17,16 +17,19 @@ fn run(command: &mut Command) {
     assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&text));
 }
 
+/// `fsck.erofs` finds nothing wrong with an image, whose data files it is given; files are kept in `dir`.
+#[track_caller]
+fn fsck(dir: &Path, image: &[u8], options: &[String]) {
+    let path = dir.join("image");
+    fs::write(&path, image).unwrap();
+    let devices = data_files(dir).into_iter().map(|data| format!("--device={}", data.display()));
+    run(Command::new("fsck.erofs").args(devices).args(options).arg(&path));
+}
+
 #[test]
 fn fsck_accepts_a_rich_tree() {
     let tmp = tempfile::tempdir().unwrap();
-    let image = tmp.path().join("image");
-    fs::write(&image, encode(&rich(), &devices()).unwrap()).unwrap();
-    let devices = data_files(tmp.path());
-    run(Command::new("fsck.erofs")
-        .arg(format!("--device={}", devices[0].display()))
-        .arg(format!("--device={}", devices[1].display()))
-        .arg(&image));
+    fsck(tmp.path(), &encode(&rich(), &devices()).unwrap(), &[]);
 }
 
 #[test]
@@ -36,15 +39,9 @@ fn fsck_extracts_the_right_bytes() {
     for (i, size) in [0, 1, 4096, 5000, 1 << 20, 3_000_001].into_iter().enumerate() {
         add(&mut tree, ROOT, format!("{i}").as_bytes(), file(size, (i % 2) as u16, 8192 * i as u64));
     }
-    let image = tmp.path().join("image");
-    fs::write(&image, encode(&tree, &devices()).unwrap()).unwrap();
-    let devices = data_files(tmp.path());
     let out = tmp.path().join("out");
-    run(Command::new("fsck.erofs")
-        .arg(format!("--device={}", devices[0].display()))
-        .arg(format!("--device={}", devices[1].display()))
-        .arg(format!("--extract={}", out.display()))
-        .arg(&image));
+    let extract = format!("--extract={}", out.display());
+    fsck(tmp.path(), &encode(&tree, &devices()).unwrap(), &[extract]);
     for (path, (inode, _)) in paths(&tree) {
         let Kind::File { size, data } = inode.kind else { continue };
         let read = fs::read(out.join(std::str::from_utf8(&path[1..]).unwrap())).unwrap();
@@ -72,13 +69,7 @@ fn fsck_accepts_100_000_files() {
     let bytes = encode(&tree, &devices()).unwrap();
     assert_eq!(paths(&decode(&bytes).unwrap()).len(), paths(&tree).len());
     let tmp = tempfile::tempdir().unwrap();
-    let image = tmp.path().join("image");
-    fs::write(&image, bytes).unwrap();
-    let devices = data_files(tmp.path());
-    run(Command::new("fsck.erofs")
-        .arg(format!("--device={}", devices[0].display()))
-        .arg(format!("--device={}", devices[1].display()))
-        .arg(&image));
+    fsck(tmp.path(), &bytes, &[]);
 }
 
 #[test]
