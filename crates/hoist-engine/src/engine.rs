@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 use crate::config::Config;
 use crate::error::Error;
 use crate::fill::Meter;
+use crate::mount::Serving;
 use crate::registry::{self, Client, ClientConfig};
 use crate::store::Store;
 
@@ -21,6 +22,7 @@ pub struct Engine {
     pub(crate) meter: Arc<Meter>,
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) started: Instant,
+    pub(crate) serving: Arc<Serving>,
 }
 
 /// Requests of the fill path that run at once.
@@ -47,6 +49,7 @@ impl Engine {
             slots: Arc::new(Semaphore::new(SLOTS)),
             config: Arc::new(config),
             started: Instant::now(),
+            serving: Arc::default(),
         })
     }
 

@@ -12,12 +12,10 @@ mod windows;
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hoist_format::codec::CodecError;
-use hoist_format::extent::BLOCK;
 use hoist_format::table::Table;
 use hoist_sys::shm::SharedBits;
 use tokio::sync::{Notify, Semaphore};
@@ -41,6 +39,9 @@ pub enum FillError {
     /// They came but could not be kept.
     #[error("writing to the store failed: {0}")]
     Store(Arc<std::io::Error>),
+    /// The index's own parts do not fit each other or the image.
+    #[error("the index cannot be used: {0}")]
+    Index(String),
     /// The layer was taken out of service.
     #[error("the layer is out of service: {0}")]
     Lied(String),
@@ -70,9 +71,21 @@ impl FillError {
 #[derive(Debug, Default)]
 pub struct FillCounts {
     /// Bytes that readers wanted and that were absent.
-    pub demand_bytes: AtomicU64,
+    demand_bytes: AtomicU64,
     /// Reads that had to wait.
-    pub demand_stalls: AtomicU64,
+    demand_stalls: AtomicU64,
+}
+
+impl FillCounts {
+    /// Notes one read that has to wait.
+    pub fn stalled(&self, bytes: u64) {
+        self.demand_stalls.fetch_add(1, Ordering::Relaxed);
+        self.demand_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+    /// Bytes asked for and reads so far.
+    pub fn so_far(&self) -> (u64, u64) {
+        (self.demand_bytes.load(Ordering::Relaxed), self.demand_stalls.load(Ordering::Relaxed))
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -104,9 +117,8 @@ const SWEEP_SPANS: usize = 6;
 pub struct LayerFill {
     dir: LayerDir,
     table: Table,
-    data: File,
-    /// A descriptor whose writes raise no events, where `data`'s do.
-    writer: OnceLock<File>,
+    /// The data file, through a descriptor whose writes raise no events.
+    data: Arc<File>,
     blob: File,
     /// One bit per extent: published.
     live: SharedBits,
@@ -118,6 +130,7 @@ pub struct LayerFill {
     state: Mutex<State>,
     progress: Notify,
     slots: Arc<Semaphore>,
+    runtime: tokio::runtime::Handle,
     dirty: AtomicBool,
     /// Ranges that readers took, whose pages here are now a second copy.
     read: Mutex<Vec<Range<u64>>>,
@@ -127,17 +140,17 @@ pub struct LayerFill {
 }
 
 impl LayerFill {
-    /// Opens a layer's files. `windows`: the published windows blob, None if it stands in the store.
+    /// Opens a layer's files but for the data file. `windows`: the published windows blob, None if it
+    /// stands in the store.
     pub fn open(
         dir: LayerDir,
         table: Table,
+        data: Arc<File>,
         windows: Option<crate::oci::Descriptor>,
         source: ImageSource,
         meter: Arc<Meter>,
         slots: Arc<Semaphore>,
     ) -> Result<Arc<Self>, Error> {
-        dir.create()?;
-        let data = dir.open_sparse("data", table.extents.data_size.max(BLOCK))?;
         let blob = dir.open_sparse("blob", table.spans.blob_size)?;
         let n = table.extents.extents.len();
         let bits = |name, n| {
@@ -159,7 +172,6 @@ impl LayerFill {
             dir,
             table,
             data,
-            writer: OnceLock::new(),
             blob,
             live,
             kept,
@@ -169,6 +181,7 @@ impl LayerFill {
             state: Mutex::new(state),
             progress: Notify::new(),
             slots,
+            runtime: tokio::runtime::Handle::current(),
             // What an earlier process published and did not wait to sync is synced by this one.
             dirty: AtomicBool::new(unsynced),
             read: Mutex::default(),
@@ -178,16 +191,6 @@ impl LayerFill {
         }))
     }
 
-    /// The sparse data file, opened before any mark was set on it.
-    pub fn data(&self) -> &File {
-        &self.data
-    }
-    /// Writes through this descriptor of the data file from now on, as it raises no events.
-    pub fn adopt_writer(&self, event: BorrowedFd<'_>) {
-        if let Ok(fd) = event.try_clone_to_owned() {
-            let _ = self.writer.set(fd.into());
-        }
-    }
     /// The layer's folder.
     pub fn dir(&self) -> &LayerDir {
         &self.dir
@@ -277,7 +280,8 @@ impl LayerFill {
             }
             let this = Arc::clone(self);
             let job = first..at;
-            tokio::spawn(async move {
+            // Also called by the thread that answers events, which is none of the runtime's.
+            self.runtime.spawn(async move {
                 let result = this.run_job(job.clone()).await;
                 this.release(job, result);
             });
@@ -347,8 +351,17 @@ impl LayerFill {
         Ok((left > 0).then(|| bytes.into()))
     }
 
-    /// Notes that a reader took a range: the mount now has its own copy in the page cache.
-    pub fn note_read(&self, start: u64, end: u64) {
+    /// Notes that a reader took a range: the mount now has its own copy in the page cache, and what
+    /// follows may be wanted next.
+    pub fn note_read(self: &Arc<Self>, start: u64, end: u64) {
+        let extent = self.table.extents.touching(start, end).end;
+        if extent > 0 {
+            let span = self.table.spans.containing(self.table.extents.stream_range(extent - 1).start);
+            let mut state = self.lock();
+            if let Some(ahead) = state.pace.passed(span, &self.table.spans) {
+                self.start_jobs(&mut state, ahead.start, ahead.end);
+            }
+        }
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         match read.last_mut() {
             Some(last) if last.end == start => last.end = end,
@@ -358,12 +371,8 @@ impl LayerFill {
 
     /// Gives back the second copy of what was read. What was fetched ahead stays until it is read.
     /// Pages that wait to be written stay too; `forget` ends the trying, after a sync.
-    pub fn trim_cache(&self, forget: bool) {
+    pub fn trim_read(&self, forget: bool) {
         let _ = hoist_sys::file::fadvise_dontneed(&self.blob, 0, 0);
-        if self.native.load(Ordering::Acquire) {
-            // No events tell any more what was read.
-            trim_second_copy(&self.data);
-        }
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         for range in read.iter() {
             let _ = hoist_sys::file::fadvise_dontneed(&self.data, range.start, range.end - range.start);
@@ -371,6 +380,10 @@ impl LayerFill {
         if forget {
             read.clear();
         }
+    }
+    /// Do its readers go past us?
+    pub fn is_native(&self) -> bool {
+        self.native.load(Ordering::Acquire)
     }
 
     /// The layer is complete and verified: the kept blob is not needed any more, and its readers
@@ -382,12 +395,6 @@ impl LayerFill {
         let _ = hoist_sys::file::punch_hole(&self.blob, 0, self.table.spans.blob_size);
         let state = self.dir.state();
         self.dir.save_state(&LayerState { complete: true, ..state })
-    }
-
-    /// Starts writing back what was published, without waiting for it: it is good for this boot
-    /// already, and whoever mounts next makes it good for later ones.
-    pub fn start_writeback(&self) {
-        let _ = hoist_sys::file::sync_range(&self.data, 0, 0);
     }
 
     /// Once readers have taken a good part of the layer, they will want the rest: fetches it in
@@ -403,11 +410,13 @@ impl LayerFill {
             return;
         }
         let this = Arc::clone(self);
-        tokio::spawn(async move { this.sweep().await });
+        self.runtime.spawn(async move { this.sweep().await });
     }
 
     async fn sweep(self: Arc<Self>) {
         loop {
+            // Whatever somebody waits for comes first.
+            self.meter.idle().await;
             let published = self.progress.notified();
             tokio::pin!(published);
             published.as_mut().enable();
@@ -439,17 +448,6 @@ impl LayerFill {
                 Sweep::Over
             }
         }
-    }
-}
-
-/// Second copies of what was read may take this many bytes before they are given back: dropping
-/// them at once would also drop what the kernel has read ahead for random readers.
-const SECOND_COPY: u64 = 64 << 20;
-
-/// Gives back the page cache of a data file that is read without events, once it is worth it.
-pub fn trim_second_copy(data: &File) {
-    if hoist_sys::file::cached_bytes(data).unwrap_or(u64::MAX) > SECOND_COPY {
-        let _ = hoist_sys::file::fadvise_dontneed(data, 0, 0);
     }
 }
 

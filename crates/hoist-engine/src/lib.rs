@@ -24,7 +24,7 @@ pub use engine::Engine;
 pub use error::Error;
 pub use house::{ImageRecord, Inspection, LayerInspection, Pruned};
 pub use image::Image;
-pub use mount::Mount;
+pub use mount::{Mount, Use};
 pub use progress::Progress;
 pub use pull::{Indexed, Pulled};
 pub use stats::Stats;

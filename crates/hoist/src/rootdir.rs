@@ -38,17 +38,20 @@ impl RootDir {
         }
     }
 
-    /// A regular file's content, at most 4 MiB of it; `None` if there is no such regular file.
-    pub fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+    /// Opens a regular file; `None` if there is none at `path`.
+    pub fn open_file(&self, path: &Path) -> io::Result<Option<File>> {
         // NONBLOCK: opening a FIFO must not wait for a writer.
         let file = match self.open_inside(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY) {
             Ok(fd) => File::from(fd),
             Err(error) if is_absent(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
-        if !file.metadata()?.is_file() {
-            return Ok(None);
-        }
+        Ok(file.metadata()?.is_file().then_some(file))
+    }
+
+    /// A regular file's content, at most 4 MiB of it; `None` if there is no such regular file.
+    pub fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+        let Some(file) = self.open_file(path)? else { return Ok(None) };
         let mut content = Vec::new();
         file.take(MAX_FILE).read_to_end(&mut content)?;
         Ok(Some(content))
@@ -56,13 +59,9 @@ impl RootDir {
 
     /// Opens a regular file that has an execute bit; `None` if there is none at `path`.
     pub fn open_program(&self, path: &Path) -> io::Result<Option<File>> {
-        let file = match self.open_inside(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY) {
-            Ok(fd) => File::from(fd),
-            Err(error) if is_absent(&error) => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let Some(file) = self.open_file(path)? else { return Ok(None) };
         let mode = std::os::unix::fs::MetadataExt::mode(&file.metadata()?);
-        Ok((file.metadata()?.is_file() && mode & 0o111 != 0).then_some(file))
+        Ok((mode & 0o111 != 0).then_some(file))
     }
 
     /// Makes a folder and its parents (mode 0755), following links inside the root only.

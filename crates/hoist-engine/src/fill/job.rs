@@ -18,8 +18,18 @@ impl LayerFill {
     /// Fetches and publishes every extent that starts in `spans`. A digest that does not match is
     /// tried once more, as another connection or mirror may serve better bytes.
     pub(super) async fn run_job(self: &Arc<Self>, spans: Range<usize>) -> Result<(), FillError> {
+        let asked = Instant::now();
+        let whole =
+            self.table.spans.blob_range(spans.start).start..self.table.spans.blob_range(spans.end - 1).end;
+        let _under_way = self.meter.begin(whole.end - whole.start);
         let _slot = self.slots.acquire().await;
-        match self.attempt(spans.clone()).await {
+        let queued = asked.elapsed();
+        let attempted = self.attempt(spans.clone()).await;
+        let took = asked.elapsed();
+        let bytes =
+            self.table.spans.blob_range(spans.end - 1).end - self.table.spans.blob_range(spans.start).start;
+        tracing::debug!(layer = %self.dir.blob(), ?spans, bytes, ?queued, ?took, "a job ended");
+        match attempted {
             Err(FillError::Corrupt(why)) => {
                 tracing::warn!(layer = %self.dir.blob(), ?spans, "fetching again: {why}");
                 self.windows.forget(&spans);
@@ -198,11 +208,7 @@ impl LayerFill {
         if let Some(why) = self.condemned() {
             return Err(FillError::Lied(why));
         }
-        self.writer
-            .get()
-            .unwrap_or(&self.data)
-            .write_all_at(bytes, extent.data_offset)
-            .map_err(|e| FillError::Store(Arc::new(e)))?;
+        self.data.write_all_at(bytes, extent.data_offset).map_err(|e| FillError::Store(Arc::new(e)))?;
         self.live.set(i as u64);
         self.dirty.store(true, Ordering::Release);
         Ok(())

@@ -1,49 +1,107 @@
-//! How much to ask for at once: at least what the network carries during one round trip, more
+//! How much to ask for at once: what the line carries in a round trip and nothing else waits for, more
 //! while a reader goes straight ahead.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hoist_format::span::SpanTable;
+use tokio::sync::Notify;
 
 /// Largest request of one job, blob bytes: more run side by side, so that nobody waits long for
 /// a span at a job's end.
 pub const JOB_MAX: u64 = 4 << 20;
 /// Farthest that a straight-ahead reader is preceded, blob bytes.
-const AHEAD_MAX: u64 = 24 << 20;
-/// Smallest request that is worth its round trip, blob bytes.
-const LEAST: u64 = 256 << 10;
+const AHEAD_MAX: u64 = 32 << 20;
+/// The least that a straight-ahead reader is preceded, blob bytes.
+const AHEAD_LEAST: u64 = 512 << 10;
 /// Assumed until measured, bytes.
 const FIRST_GUESS: u64 = 1 << 20;
+/// What is measured of a smaller answer says little of the line.
+const TELLING: u64 = 64 << 10;
 
-/// Measures what the network does: round trip and rate, each a moving average.
+/// What the line does, and what is under way on it; shared by all layers.
 #[derive(Debug, Default)]
-pub struct Meter(Mutex<Option<(f64, f64)>>);
+pub struct Meter {
+    line: Mutex<Option<Line>>,
+    under_way: AtomicU64,
+    idle: Notify,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    /// The shortest time to a first byte lately, seconds: longer ones stood in a queue.
+    round_trip: f64,
+    /// Bytes per second, a moving average.
+    rate: f64,
+}
+
+/// Bytes that are asked for and not here yet, while it lives.
+#[derive(Debug)]
+pub struct UnderWay<'a>(&'a Meter, u64);
 
 impl Meter {
     /// One request: time to its first byte, then `bytes` in `rest`.
     pub fn observe(&self, first_byte: Duration, bytes: u64, rest: Duration) {
-        if bytes < 64 << 10 {
+        if bytes < TELLING {
             return;
         }
-        let now = (first_byte.as_secs_f64(), bytes as f64 / rest.as_secs_f64().max(1e-4));
-        let mut average = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (rtt, rate) = average.unwrap_or(now);
-        *average = Some((rtt * 0.75 + now.0 * 0.25, rate * 0.75 + now.1 * 0.25));
+        let mut line = self.line.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let first_byte = first_byte.as_secs_f64();
+        // It may have grown: an old shortest time is forgotten by and by.
+        let round_trip = line.map_or(first_byte, |l| (l.round_trip * 1.05).min(first_byte));
+        let rate = bytes as f64 / (first_byte - round_trip + rest.as_secs_f64()).max(1e-4);
+        let rate = line.map_or(rate, |l| l.rate * 0.75 + rate * 0.25);
+        *line = Some(Line { round_trip, rate });
     }
 
     /// Bytes that one round trip is worth.
-    pub fn bandwidth_delay(&self) -> u64 {
-        let average = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        average.map_or(FIRST_GUESS, |(rtt, rate)| (rtt * rate) as u64)
+    fn bandwidth_delay(&self) -> u64 {
+        let line = self.line.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        line.map_or(FIRST_GUESS, |l| (l.round_trip * l.rate) as u64)
+    }
+
+    /// Bytes that may be asked for on a guess, without making others wait: half of a round trip's worth,
+    /// less what is under way.
+    fn spare(&self) -> u64 {
+        (self.bandwidth_delay() / 2).min(JOB_MAX).saturating_sub(self.under_way.load(Ordering::Relaxed))
+    }
+
+    /// Counts `bytes` as under way.
+    pub fn begin(&self, bytes: u64) -> UnderWay<'_> {
+        self.under_way.fetch_add(bytes, Ordering::Relaxed);
+        UnderWay(self, bytes)
+    }
+
+    /// Returns when nothing is under way.
+    pub async fn idle(&self) {
+        loop {
+            let idle = self.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
+            if self.under_way.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            idle.await;
+        }
     }
 }
 
-/// What one layer's readers did lately.
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        if self.0.under_way.fetch_sub(self.1, Ordering::Relaxed) == self.1 {
+            self.0.idle.notify_waiters();
+        }
+    }
+}
+
+/// What one layer's readers did lately: how far ahead of them was asked for.
 #[derive(Debug, Default)]
 pub struct Pace {
     /// Where the last request ended, span index.
     next: usize,
+    /// A reader who gets here will want what follows `next`.
+    marker: usize,
     /// Blob bytes asked for ahead last time.
     ahead: u64,
 }
@@ -51,16 +109,37 @@ pub struct Pace {
 impl Pace {
     /// The end (exclusive) of the spans to fetch for a want of `first..=last`.
     pub fn reach(&mut self, first: usize, last: usize, spans: &SpanTable, meter: &Meter) -> usize {
-        // Half of it: the reader of a lone page is served first, and what follows it on the line
-        // delays the next one.
-        let least = (meter.bandwidth_delay() / 2).clamp(LEAST, JOB_MAX);
-        let straight = first >= self.next && first <= self.next + 1 && self.next > 0;
-        self.ahead = if straight { (self.ahead * 2).clamp(least, AHEAD_MAX) } else { least };
+        let straight = self.next > 0 && (self.next..=self.next + 1).contains(&first);
+        self.ahead = if straight { self.doubled() } else { meter.spare() };
+        self.extend(first, last + 1, spans)
+    }
+
+    /// A reader took something of `span`: the spans to fetch ahead of it now, if any.
+    pub fn passed(&mut self, span: usize, spans: &SpanTable) -> Option<std::ops::Range<usize>> {
+        if !self.is_marked(span) || self.next >= spans.spans.len() {
+            return None;
+        }
+        let first = self.next;
+        self.ahead = self.doubled();
+        Some(first..self.extend(first, first + 1, spans))
+    }
+
+    /// May [`Pace::passed`] have an answer for this span?
+    fn is_marked(&self, span: usize) -> bool {
+        span >= self.marker && span < self.next
+    }
+
+    fn doubled(&self) -> u64 {
+        (self.ahead * 2).clamp(AHEAD_LEAST, AHEAD_MAX)
+    }
+
+    fn extend(&mut self, first: usize, least: usize, spans: &SpanTable) -> usize {
         let start = spans.blob_range(first).start;
-        let mut end = last + 1;
+        let mut end = least;
         while end < spans.spans.len() && spans.blob_range(end).end - start <= self.ahead {
             end += 1;
         }
+        self.marker = first + (end - first) / 2;
         self.next = end;
         end
     }

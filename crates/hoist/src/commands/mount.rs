@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use hoist_engine::Progress;
+use hoist_engine::{Progress, Use};
 use rustix::mount::UnmountFlags;
 
 use crate::background::{self, Reporter};
@@ -71,7 +71,7 @@ async fn serve(
     let mounting = async {
         let engine = crate::engine_glue::open(global)?;
         let image = engine.resolve(&options.image).await?;
-        anyhow::Ok(engine.mount(&image, &target, progress).await?)
+        anyhow::Ok(engine.mount(&image, &target, Use::Look, progress).await?)
     };
     let mount = tokio::select! {
         mount = mounting => mount?,

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use anyhow::Context;
-use hoist_engine::{Engine, Image, Mount, Progress};
+use hoist_engine::{Engine, Image, Mount, Progress, Use};
 
 use crate::bundle::process::{self, DEFAULT_PATH, ImageProcess};
 use crate::bundle::user::{self, User};
@@ -22,6 +22,14 @@ use crate::program;
 use crate::rootdir::RootDir;
 use crate::runtime::Runtime;
 use crate::signals::{Signals, interrupted};
+
+/// What will be run, as far as finding its files takes.
+struct Command<'a> {
+    program: &'a str,
+    path: &'a str,
+    library_path: Option<&'a str>,
+    cwd: &'a str,
+}
 
 /// What is known before the image is.
 struct Plan<'a> {
@@ -43,7 +51,11 @@ pub(super) fn run(global: &Global, options: &Run) -> anyhow::Result<u8> {
     let volumes =
         options.volume.iter().map(|option| volume::parse(option, &cwd)).collect::<Result<_, _>>()?;
     let plan = Plan { global, options, runtime: Runtime::find(options.runtime.as_deref())?, volumes };
-    crate::engine_glue::tokio_runtime()?.block_on(plan.run())
+    let runtime = crate::engine_glue::tokio_runtime()?;
+    let outcome = runtime.block_on(plan.run());
+    // What was fetched ahead and is still being decoded serves nobody any more.
+    runtime.shutdown_background();
+    outcome
 }
 
 impl Plan<'_> {
@@ -84,7 +96,7 @@ impl Plan<'_> {
         let hostname = self.hostname(container)?;
         let mounting = async {
             let files = async { self.write_bound_files(&container.bundle(), &hostname) };
-            let (mount, files) = tokio::join!(engine.mount(image, &target, &printer), files);
+            let (mount, files) = tokio::join!(engine.mount(image, &target, Use::Run, &printer), files);
             printer.end();
             let mount = mount?;
             if let Err(error) = files {
@@ -130,7 +142,9 @@ impl Plan<'_> {
         let path =
             env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH).to_owned();
 
-        let preparing = self.read_image(container, image_process, &args[0], &path, &cwd);
+        let library_path = env.iter().find_map(|entry| entry.strip_prefix("LD_LIBRARY_PATH="));
+        let command = Command { program: &args[0], path: &path, library_path, cwd: &cwd };
+        let preparing = self.read_image(container, image_process, &command);
         let user = tokio::select! {
             user = preparing => user?,
             signal = signals.next_fatal() => return Err(interrupted(signal)),
@@ -167,10 +181,9 @@ impl Plan<'_> {
         &self,
         container: &Container,
         image_process: &ImageProcess,
-        program: &str,
-        path: &str,
-        cwd: &str,
+        command: &Command<'_>,
     ) -> anyhow::Result<User> {
+        let Command { program, path, library_path, cwd } = *command;
         let opened = container.image();
         let root =
             blocking(move || Ok(RootDir::open(&opened)?)).await.context("opening the image's root folder")?;
@@ -186,9 +199,17 @@ impl Plan<'_> {
         let finding = {
             let (root, program) = (root.clone(), program.to_owned());
             let (path, cwd) = (path.to_owned(), cwd.to_owned());
+            let library_path = library_path.map(str::to_owned);
             blocking(move || {
-                program::find(&root, &program, &path, &cwd)
-                    .with_context(|| format!("looking for {program:?} in the image"))
+                let found = program::find(&root, &program, &path, &cwd)
+                    .with_context(|| format!("looking for {program:?} in the image"))?;
+                if let Some(found) = found.clone() {
+                    // Nobody waits for it.
+                    tokio::task::spawn_blocking(move || {
+                        program::warm(&root, &found, &path, library_path.as_deref());
+                    });
+                }
+                Ok(found)
             })
         };
         let overlay = async { container.mount_overlay(self.options.rm) };

@@ -1,0 +1,185 @@
+//! One layer of a mount: whole and out of our hands, or filled as it is read.
+//!
+//! A mount needs to know of a lazy layer only where its data file is and how large. What stands where in
+//! it, the *table*, is wanted at the first read and not before: it is fetched and decoded then, once.
+
+use std::fs::File;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use hoist_format::digest::Digest;
+use hoist_format::extent::BLOCK;
+use hoist_format::table::Table;
+use tokio::sync::{OnceCell, Semaphore};
+
+use crate::error::Error;
+use crate::fill::{FillCounts, FillError, LayerFill, Meter};
+use crate::ingest::Expected;
+use crate::oci::Descriptor;
+use crate::registry::ImageSource;
+use crate::store::LayerDir;
+
+/// See the module.
+#[derive(Clone)]
+pub(crate) enum MountedLayer {
+    /// Complete and verified: its data file.
+    Whole(PathBuf),
+    /// Being filled.
+    Lazy(Arc<LazyLayer>),
+}
+
+/// The table of a layer as an index gives it: in the store, or in the registry.
+pub(crate) struct TableSource {
+    pub dir: LayerDir,
+    pub index: Digest,
+    pub expected: Expected,
+    pub table: Descriptor,
+    pub windows: Option<Descriptor>,
+    pub source: ImageSource,
+    bytes: OnceCell<Vec<u8>>,
+}
+
+impl TableSource {
+    pub fn new(
+        dir: LayerDir,
+        index: Digest,
+        expected: Expected,
+        (table, windows): (Descriptor, Option<Descriptor>),
+        source: ImageSource,
+    ) -> Self {
+        Self { dir, index, expected, table, windows, source, bytes: OnceCell::new() }
+    }
+
+    /// The stored or published table, not decoded; fetched at most once at a time.
+    pub async fn bytes(&self) -> Result<&[u8], Error> {
+        let bytes = self.bytes.get_or_try_init(|| async {
+            if let Some(bytes) = self.dir.table_bytes() {
+                return Ok(bytes);
+            }
+            let fetched = self.source.blob(&self.table.digest, Some(self.table.size)).await?;
+            self.dir.save("table", &fetched)?;
+            Ok::<_, Error>(fetched.to_vec())
+        });
+        bytes.await.map(Vec::as_slice)
+    }
+
+    /// The table, checked; `data_size` is what the index's tree says of the data file.
+    async fn decode(&self, data_size: u64) -> Result<Table, Error> {
+        let bad = |why: String| Error::image("published index", self.index, why);
+        let bytes = self.bytes().await?;
+        let table = Table::decode(bytes).map_err(|e| bad(e.to_string()))?;
+        if table.spans.blob_size != self.expected.size || table.spans.codec != self.expected.codec {
+            return Err(bad("its table is of another blob: index the image again".into()));
+        }
+        // A file that reached beyond its data file would read as nothing that was ever verified.
+        if table.extents.data_size != data_size {
+            return Err(bad("its tree and its tables are not of one piece: index the image again".into()));
+        }
+        Ok(table)
+    }
+}
+
+/// A layer that is filled as it is read, by however many mounts of this process.
+pub(crate) struct LazyLayer {
+    table: Arc<TableSource>,
+    data: File,
+    data_size: u64,
+    /// A descriptor whose writes raise no events, where `data`'s do.
+    writer: OnceLock<Arc<File>>,
+    meter: Arc<Meter>,
+    slots: Arc<Semaphore>,
+    fill: OnceCell<Arc<LayerFill>>,
+    /// What its readers asked for, in all mounts.
+    pub counts: FillCounts,
+    /// Until our own first read of it, before any mount.
+    probing: AtomicBool,
+}
+
+impl LazyLayer {
+    /// Opens the data file; nothing else is read yet. To be marked before anything is mounted.
+    pub fn open(
+        table: Arc<TableSource>,
+        data_size: u64,
+        meter: Arc<Meter>,
+        slots: Arc<Semaphore>,
+    ) -> Result<Self, Error> {
+        table.dir.create()?;
+        let data = table.dir.open_sparse("data", data_size.max(BLOCK))?;
+        Ok(Self {
+            table,
+            data,
+            data_size,
+            writer: OnceLock::new(),
+            meter,
+            slots,
+            fill: OnceCell::new(),
+            counts: FillCounts::default(),
+            probing: AtomicBool::new(true),
+        })
+    }
+
+    /// The layer's folder.
+    pub fn dir(&self) -> &LayerDir {
+        &self.table.dir
+    }
+    /// What the layer must turn out to be.
+    pub fn expected(&self) -> &Expected {
+        &self.table.expected
+    }
+    /// The sparse data file, opened before any mark was set on it.
+    pub fn data(&self) -> &File {
+        &self.data
+    }
+    /// Does it hold no file contents at all?
+    pub fn is_empty(&self) -> bool {
+        self.data_size == 0
+    }
+    /// The fill path, if anything was read yet.
+    pub fn filling(&self) -> Option<&Arc<LayerFill>> {
+        self.fill.get()
+    }
+
+    /// The fill path; the first call reads the table.
+    pub async fn fill(&self) -> Result<&Arc<LayerFill>, FillError> {
+        let opened = self.fill.get_or_try_init(|| async {
+            if let Some(why) = self.dir().state().lied {
+                return Err(FillError::Lied(why));
+            }
+            let table = self.table.decode(self.data_size).await.map_err(|e| match e {
+                Error::Registry(e) => FillError::Fetch(Arc::new(e)),
+                e => FillError::Index(e.to_string()),
+            })?;
+            let kept = |e: Error| {
+                FillError::Store(Arc::new(match e {
+                    Error::Io { source, .. } => source,
+                    e => std::io::Error::other(e.to_string()),
+                }))
+            };
+            let data = match self.writer.get() {
+                Some(writer) => Arc::clone(writer),
+                None => Arc::new(self.data.try_clone().map_err(|e| FillError::Store(Arc::new(e)))?),
+            };
+            let (windows, source) = (self.table.windows.clone(), self.table.source.clone());
+            let (meter, slots) = (Arc::clone(&self.meter), Arc::clone(&self.slots));
+            LayerFill::open(self.dir().clone(), table, data, windows, source, meter, slots).map_err(kept)
+        });
+        opened.await
+    }
+
+    /// Is this event our own first read (see `Server::probe_writer`)?
+    pub fn is_probed_by(&self, pid: u32) -> bool {
+        pid == std::process::id() && self.probing.load(Ordering::Acquire)
+    }
+    /// No event is our own from now on.
+    pub fn end_probing(&self) {
+        self.probing.store(false, Ordering::Release);
+    }
+    /// Writes through this descriptor of the data file, as it raises no events.
+    pub fn adopt_writer(&self, event: BorrowedFd<'_>) {
+        if let Ok(fd) = event.try_clone_to_owned() {
+            let _ = self.writer.set(Arc::new(fd.into()));
+        }
+    }
+}
