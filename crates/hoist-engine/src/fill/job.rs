@@ -33,6 +33,7 @@ impl LayerFill {
             Err(FillError::Corrupt(why)) => {
                 tracing::warn!(layer = %self.dir.blob(), ?spans, "fetching again: {why}");
                 self.windows.forget(&spans);
+                self.source.lied(self.dir.blob());
                 self.attempt(spans).await
             }
             other => other,

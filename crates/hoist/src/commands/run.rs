@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use hoist_engine::{Engine, Image, Mount, Progress, Use};
@@ -37,6 +38,8 @@ struct Plan<'a> {
     options: &'a Run,
     runtime: Runtime,
     volumes: Vec<Volume>,
+    /// The program has ended.
+    over: Arc<AtomicBool>,
 }
 
 pub(super) fn run(global: &Global, options: &Run) -> anyhow::Result<u8> {
@@ -50,7 +53,13 @@ pub(super) fn run(global: &Global, options: &Run) -> anyhow::Result<u8> {
     let cwd = std::env::current_dir().context("finding the current folder")?;
     let volumes =
         options.volume.iter().map(|option| volume::parse(option, &cwd)).collect::<Result<_, _>>()?;
-    let plan = Plan { global, options, runtime: Runtime::find(options.runtime.as_deref())?, volumes };
+    let plan = Plan {
+        global,
+        options,
+        runtime: Runtime::find(options.runtime.as_deref())?,
+        volumes,
+        over: Arc::default(),
+    };
     let runtime = crate::engine_glue::tokio_runtime()?;
     let outcome = runtime.block_on(plan.run());
     // What was fetched ahead and is still being decoded serves nobody any more.
@@ -110,6 +119,7 @@ impl Plan<'_> {
             signal = signals.next_fatal() => return Err(interrupted(signal)),
         };
         let outcome = self.run_mounted(container, image_process, command, &hostname, signals).await;
+        self.over.store(true, Ordering::Relaxed);
         if container.state().join(container.name()).exists() {
             self.runtime.delete(container.name(), &container.state()).await;
         }
@@ -199,14 +209,14 @@ impl Plan<'_> {
         let finding = {
             let (root, program) = (root.clone(), program.to_owned());
             let (path, cwd) = (path.to_owned(), cwd.to_owned());
-            let library_path = library_path.map(str::to_owned);
+            let (library_path, over) = (library_path.map(str::to_owned), Arc::clone(&self.over));
             blocking(move || {
                 let found = program::find(&root, &program, &path, &cwd)
                     .with_context(|| format!("looking for {program:?} in the image"))?;
                 if let Some(found) = found.clone() {
                     // Nobody waits for it.
                     tokio::task::spawn_blocking(move || {
-                        program::warm(&root, &found, &path, library_path.as_deref());
+                        program::warm(&root, &found, &path, library_path.as_deref(), &over);
                     });
                 }
                 Ok(found)

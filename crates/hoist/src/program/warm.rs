@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::elf::Elf;
@@ -22,9 +23,17 @@ const MAX_FILES: usize = 64;
 /// Files looked at at once: each takes a thread that mostly waits.
 const THREADS: usize = 8;
 
-/// Reads ahead for `program` (a path in the image) until all it needs was looked at. Blocks.
-pub fn warm(root: &Arc<RootDir>, program: &Path, path: &str, library_path: Option<&str>) {
+/// Reads ahead for `program` (a path in the image) until all it needs was looked at, or `over` is set, so
+/// that no open file keeps the mount from going. Blocks.
+pub fn warm(
+    root: &Arc<RootDir>,
+    program: &Path,
+    path: &str,
+    library_path: Option<&str>,
+    over: &Arc<AtomicBool>,
+) {
     let work = Work {
+        over: Arc::clone(over),
         root: Arc::clone(root),
         path: path.to_owned(),
         library_path: library_path.unwrap_or_default().to_owned(),
@@ -55,6 +64,7 @@ pub fn warm(root: &Arc<RootDir>, program: &Path, path: &str, library_path: Optio
 }
 
 struct Work {
+    over: Arc<AtomicBool>,
     root: Arc<RootDir>,
     path: String,
     library_path: String,
@@ -65,7 +75,7 @@ impl Work {
     /// Is this file new, and may it be looked at?
     fn is_new(&self, path: &Path) -> bool {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.len() < MAX_FILES && seen.insert(path.to_owned())
+        !self.over.load(Ordering::Relaxed) && seen.len() < MAX_FILES && seen.insert(path.to_owned())
     }
 
     /// Reads a program or library ahead; gives what it needs in turn.
