@@ -1,5 +1,6 @@
 //! What a caller decides once for all of the engine.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -68,6 +69,16 @@ impl std::fmt::Display for Platform {
     }
 }
 
+/// How a process is started that goes on with the mounts of this one, should it die: it is to call
+/// [`crate::Engine::resume`]. It gets this process's environment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Successor {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments. Everybody can read them: no secrets.
+    pub arguments: Vec<OsString>,
+}
+
 /// Settings of an [`crate::Engine`].
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -83,6 +94,8 @@ pub struct Config {
     pub certs_dirs: Vec<PathBuf>,
     /// How long a read may wait for absent data before it fails with EIO.
     pub read_timeout: Duration,
+    /// Who goes on with the mounts should this process die; None: nobody, and their reads fail.
+    pub successor: Option<Successor>,
 }
 
 impl Config {
@@ -95,6 +108,7 @@ impl Config {
             plain_http: None,
             certs_dirs: Vec::new(),
             read_timeout: Duration::from_secs(60),
+            successor: None,
         }
     }
 }

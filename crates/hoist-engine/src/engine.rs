@@ -35,6 +35,9 @@ impl Engine {
     /// When the store cannot be opened or made.
     pub fn open(config: Config) -> Result<Self, Error> {
         let store = Store::open(&config.root)?;
+        if let Err(e) = crate::mount::retire_lost(&store) {
+            tracing::error!("looking for mounts that nobody serves: {e}");
+        }
         let stats: Arc<registry::Stats> = Arc::default();
         let mut client = ClientConfig { stats: Arc::clone(&stats), ..ClientConfig::default() };
         client.plain_http = config.plain_http;

@@ -169,7 +169,7 @@ impl Engine {
         let named: BTreeSet<Digest> = self.store.refs()?.iter().map(|r| r.manifest).collect();
         let mut kept = BTreeSet::new();
         let mut pruned = Pruned::default();
-        if self.store.has_fillers() {
+        if self.store.has_mounts()? {
             return Err(Error::NotFound(
                 "images of this store are mounted; unmount them before pruning".to_owned(),
             ));

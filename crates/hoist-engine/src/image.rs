@@ -12,7 +12,7 @@ use crate::oci::{self, ImageConfig, Manifest, media};
 use crate::publish::{self, PublishedIndex};
 use crate::reference::Source;
 use crate::registry::ImageSource;
-use crate::store::RefRecord;
+use crate::store::{MountRecord, RefRecord};
 
 /// An image whose manifest and config are known and verified.
 #[derive(Clone)]
@@ -133,6 +133,29 @@ impl Engine {
         let index = self.kept_index(&digest);
         build(name, digest, manifest.into(), &config, index, source.clone()).map(Some)
     }
+}
+
+impl Engine {
+    /// The image of a mount, as it was when it was mounted; nobody is asked.
+    pub(crate) async fn recall_mounted(&self, record: &MountRecord) -> Result<Image, Error> {
+        let source: Source = record.image.parse()?;
+        let source = ImageSource::open(&self.client, &source).await?;
+        let known = self.store.image(&record.manifest).load(&record.manifest);
+        let (manifest, config) = known.ok_or_else(|| Error::Store {
+            path: self.store.image(&record.manifest).path().to_owned(),
+            why: format!("has nothing of {}, which is mounted on {}", record.image, record.target.display()),
+        })?;
+        // The store may have another by now, or distrust this one: that is a matter of its layers.
+        let index = record.index.clone().map(|text| PublishedIndex::parse(text.into(), &record.manifest));
+        let index = index.transpose()?;
+        build(&record.image, record.manifest, manifest.into(), &config, index, source)
+    }
+}
+
+/// The name of an image that means the same in another folder.
+pub(crate) fn absolute_name(name: &str) -> String {
+    let path = name.strip_prefix("oci:").and_then(|path| std::path::absolute(path).ok());
+    path.map_or_else(|| name.to_owned(), |path| format!("oci:{}", path.display()))
 }
 
 fn build(

@@ -19,7 +19,7 @@ pub mod registry;
 mod stats;
 pub mod store;
 
-pub use config::{Config, Platform, Trust};
+pub use config::{Config, Platform, Successor, Trust};
 pub use engine::Engine;
 pub use error::Error;
 pub use house::{ImageRecord, Inspection, LayerInspection, Pruned};

@@ -3,17 +3,22 @@
 //! Order is what makes it safe: data files are opened, then marked, then mounted; at the end
 //! unmounted, then unmarked. In between nobody but a verified `publish` makes a byte readable.
 
+mod guard;
 mod layer;
 mod lazy;
+mod lost;
+mod resume;
 mod serve;
 mod upkeep;
 mod verify;
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hoist_sys::mount as sys;
+use hoist_sys::presence::{Presence, Snapshot};
 
 use crate::config::Trust;
 use crate::engine::Engine;
@@ -22,7 +27,10 @@ use crate::image::Image;
 use crate::oci::Descriptor;
 use crate::progress::Progress;
 use crate::stats::Stats;
-use crate::store::{FillerMark, Store};
+use crate::store::mounts::Lease;
+use crate::store::{MountRecord, Servers};
+
+pub(crate) use lost::retire as retire_lost;
 
 use layer::{LazyLayer, MountedLayer};
 use serve::Server;
@@ -39,21 +47,20 @@ pub enum Use {
 /// An image mounted by this process, served as long as this value lives.
 pub struct Mount {
     engine: Engine,
-    target: PathBuf,
+    record: MountRecord,
+    /// Held until this value is dropped: `hoist unmount` waits for it.
+    lease: Arc<Lease>,
     layers: Layers,
     /// Bytes asked for and stalls of the layers before this mount, which may share them.
     before: (u64, u64),
     seconds_to_mount: f64,
     tasks: Vec<tokio::task::JoinHandle<()>>,
-    _filler: FillerMark,
 }
 
 /// The layers of a mount, lowest first; the lazy ones are served until it is dropped.
 struct Layers {
     all: Vec<MountedLayer>,
     server: Option<Arc<Server>>,
-    /// Where the keeper guards them.
-    guarded: Option<PathBuf>,
     /// Mounted, so that they must be served whatever becomes of this value.
     shown: bool,
 }
@@ -74,15 +81,6 @@ impl Layers {
         self.all.iter().map(path).collect()
     }
 
-    /// To be called before the mounting.
-    fn guard(&mut self, store: &Store, target: &Path) -> Result<(), String> {
-        if let Some(server) = self.server.as_ref().filter(|_| self.lazy().next().is_some()) {
-            server.guard(store, target)?;
-            self.guarded = Some(target.to_owned());
-        }
-        Ok(())
-    }
-
     fn counts(&self) -> (u64, u64) {
         let counts = self.lazy().map(|l| l.counts.so_far());
         counts.fold((0, 0), |sum, (bytes, stalls)| (sum.0 + bytes, sum.1 + stalls))
@@ -93,9 +91,6 @@ impl Drop for Layers {
     fn drop(&mut self) {
         if let (Some(server), false) = (&self.server, self.shown) {
             self.lazy().for_each(|layer| server.release(layer));
-            if let Some(target) = &self.guarded {
-                server.unguard(target);
-            }
         }
     }
 }
@@ -110,9 +105,17 @@ impl Serving {
         if let Some(server) = &*server {
             return Ok(Arc::clone(server));
         }
-        let started = Server::start(engine.config.read_timeout)?;
+        let started = Server::start(engine)?;
         *server = Some(Arc::clone(&started));
         Ok(started)
+    }
+
+    fn current(&self) -> Option<Arc<Server>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, server: &Arc<Server>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(server));
     }
 }
 
@@ -149,39 +152,103 @@ impl Engine {
                 let whole =
                     |l: &Descriptor| MountedLayer::Whole(self.store.layer(&l.digest, None).file("data"));
                 let all = image.manifest.layers.iter().map(whole).collect();
-                (self.own_tree(image)?, Layers { all, server: None, guarded: None, shown: false })
+                (self.own_tree(image)?, Layers { all, server: None, shown: false })
             }
         };
-        let filler = self.store.become_filler()?;
-        layers.guard(&self.store, target).map_err(&cannot)?;
-        let devices = layers.devices();
-        let devices: Vec<&Path> = devices.iter().map(PathBuf::as_path).collect();
-        // In this very process reads of absent data would wait for the thread that asks: mount(2)
-        // itself reads metadata only, which is whole.
-        sys::erofs(&tree, &devices, target).map_err(|e| cannot(e.to_string()))?;
+        let lazy = layers.lazy().next().is_some();
+        let presence = Presence::before(target).map_err(|e| cannot(e.to_string()))?;
+        let mut record = MountRecord {
+            id: format!("{:016x}", rand::random::<u64>()),
+            boot: crate::store::mounts::boot()?,
+            target: presence.target.clone(),
+            image: crate::image::absolute_name(&image.name),
+            manifest: image.digest,
+            index: index.map(|index| String::from_utf8_lossy(&index.bytes).into_owned()),
+            data: layers.devices(),
+            lazy,
+            before: presence.before,
+            superblocks: Vec::new(),
+            lost: false,
+        };
+        let lease = Arc::new(self.store.record_mount(&record)?);
+        let server = layers.server.as_ref().filter(|_| lazy).map(Arc::clone);
+        let shown = show(&tree, presence, server.as_ref(), &mut record, &lease);
+        if let Err(why) = shown {
+            if let Some(server) = server {
+                server.guard.remove(&record.target, &record.id);
+            }
+            lease.end();
+            return Err(cannot(why));
+        }
         layers.shown = true;
+        Ok(self.attend(image, record, layers, lease))
+    }
+
+    /// Has this process replaced by one that runs the program as it now stands on disk, without readers
+    /// noticing. It ends once that one is ready; if that fails, the log says so and it serves on.
+    ///
+    /// # Errors
+    /// When the keeper has just died: try again.
+    pub fn upgrade(&self) -> Result<(), Error> {
+        self.serving.current().map_or(Ok(()), |server| server.guard.upgrade())
+    }
+
+    /// Looks after something that is mounted.
+    fn attend(&self, image: &Image, record: MountRecord, layers: Layers, lease: Arc<Lease>) -> Mount {
         let mut tasks = vec![tokio::spawn(upkeep::keep(layers.all.clone()))];
-        if let (Some(index), Some(server)) = (index, &layers.server) {
+        if let (Some(index), Some(server)) = (&image.index, &layers.server) {
             let lazy = layers.lazy().map(Arc::clone).collect();
             let (server, engine) = (Arc::clone(server), self.clone());
             tasks.push(tokio::spawn(verify::when_whole(server, lazy, engine, image.clone(), index.digest)));
         }
-        Ok(Mount {
+        Mount {
             engine: self.clone(),
-            target: target.to_owned(),
+            record,
+            lease,
             before: layers.counts(),
             layers,
             seconds_to_mount: self.started.elapsed().as_secs_f64(),
             tasks,
-            _filler: filler,
-        })
+        }
     }
+}
+
+/// Mounts what is recorded: guarded first, so that there is no instant in which a hole could be read.
+fn show(
+    tree: &Path,
+    mut presence: Presence,
+    server: Option<&Arc<Server>>,
+    record: &mut MountRecord,
+    lease: &Arc<Lease>,
+) -> Result<(), String> {
+    let text = |e: Error| e.to_string();
+    if let Some(server) = server {
+        let deposit = (record.id.as_str(), lease.as_fd());
+        server.guard.add(server, server.kept(), &presence, deposit).map_err(text)?;
+    }
+    let devices: Vec<&Path> = record.data.iter().map(PathBuf::as_path).collect();
+    // In this very process reads of absent data would wait for the thread that asks: mount(2) itself
+    // reads metadata only, which is whole.
+    sys::erofs(tree, &devices, &record.target).map_err(|e| e.to_string())?;
+    let mut known = || {
+        presence.look(&Snapshot::take().map_err(Error::io("read", "/proc/self/mountinfo"))?);
+        record.superblocks.clone_from(&presence.superblocks);
+        lease.record(record)?;
+        match server {
+            Some(server) => server.guard.tell(&presence).and_then(|()| server.serves(lease)),
+            None => lease.sign(Servers { filler_pid: std::process::id(), keeper_pid: None }),
+        }
+    };
+    known().map_err(|e| {
+        let _ = sys::unmount(&record.target, true);
+        e.to_string()
+    })
 }
 
 impl Mount {
     /// Where it is mounted.
     pub fn target(&self) -> &Path {
-        &self.target
+        &self.record.target
     }
 
     /// What it cost so far.
@@ -195,35 +262,53 @@ impl Mount {
         }
     }
 
-    /// Returns once somebody has unmounted it.
+    /// Returns once it is gone for everybody, in every mount namespace.
     pub async fn wait_unmounted(&self) {
-        while sys::is_mountpoint(&self.target).unwrap_or(false) {
+        while self.is_there() {
             let _ = tokio::task::spawn_blocking(|| sys::wait_for_change(Duration::from_secs(1))).await;
         }
+    }
+
+    fn is_there(&self) -> bool {
+        Snapshot::take().is_ok_and(|now| self.record.presence().is_alive(&now))
     }
 
     /// Unmounts (if nobody has). What was fetched is good for this boot at once; it outlives a power
     /// cut as far as it was synced, which the next mount of it takes up.
     ///
+    /// Where it is still there for others, in another mount namespace, it is left to a successor of this
+    /// process.
+    ///
     /// # Errors
-    /// When it is still in use, or the store cannot be synced.
-    pub async fn unmount(mut self) -> Result<Stats, Error> {
+    /// When it is still in use.
+    pub async fn unmount(&mut self) -> Result<Stats, Error> {
         let stats = self.stats();
         let started = Instant::now();
-        while sys::is_mountpoint(&self.target).unwrap_or(false) {
-            match sys::unmount(&self.target, false) {
+        let patient = || started.elapsed() < Duration::from_secs(2);
+        while sys::is_mountpoint(self.target()).unwrap_or(false) {
+            match sys::unmount(self.target(), false) {
                 Ok(()) => break,
                 // A container's last process may still be on its way out.
-                Err(_) if started.elapsed() < Duration::from_secs(2) => {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
+                Err(_) if patient() => tokio::time::sleep(Duration::from_millis(5)).await,
                 Err(e) => {
-                    return Err(Error::io("unmount", &self.target)(std::io::Error::other(e.to_string())));
+                    return Err(Error::io("unmount", self.target())(std::io::Error::other(e.to_string())));
                 }
             }
         }
+        while self.is_there() && patient() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        if self.is_there() {
+            tracing::warn!(target = %self.target().display(), "it is unmounted here, but still there for others");
+            return Ok(stats);
+        }
         self.layers.shown = false;
+        if let Some(server) = self.layers.server.as_ref().filter(|_| self.record.lazy) {
+            server.served(&self.lease);
+            server.guard.remove(&self.record.target, &self.record.id);
+        }
+        self.lease.end();
         Ok(stats)
     }
 }

@@ -6,6 +6,7 @@
 
 mod layer;
 mod log;
+pub(crate) mod mounts;
 mod record;
 
 use std::fs;
@@ -18,6 +19,7 @@ use crate::error::Error;
 
 pub use layer::{LayerDir, LayerState};
 pub use log::new_log;
+pub use mounts::{MountRecord, Servers};
 pub use record::{ImageDir, RefRecord};
 
 const VERSION: &str = "hoist store 1\n";
@@ -50,7 +52,7 @@ impl Store {
                 });
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                for dir in ["images", "layers", "refs", "distrusted", "fillers"] {
+                for dir in ["images", "layers", "refs", "distrusted"] {
                     let dir = root.join(dir);
                     fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
                 }
@@ -114,44 +116,6 @@ impl Store {
     pub fn distrusted(&self, index: &Digest) -> Option<String> {
         fs::read_to_string(self.root.join("distrusted").join(index.hex())).ok()
     }
-
-    /// Is the process `pid` a filler of this store? Its file holds its start time, so that a
-    /// number that was given to another process since does not count.
-    pub fn is_filler(&self, pid: u32) -> bool {
-        let recorded = fs::read_to_string(self.root.join("fillers").join(pid.to_string()));
-        recorded.is_ok_and(|start| !start.is_empty() && start_time(pid).is_some_and(|now| now == start))
-    }
-
-    /// Is any image of this store mounted?
-    pub fn has_fillers(&self) -> bool {
-        let pids = names(&self.root.join("fillers")).unwrap_or_default();
-        pids.iter().filter_map(|p| p.parse().ok()).any(|pid| self.is_filler(pid))
-    }
-
-    /// Declares this process a filler of the store until the value is dropped.
-    pub fn become_filler(&self) -> Result<FillerMark, Error> {
-        let pid = std::process::id();
-        let path = self.root.join("fillers").join(pid.to_string());
-        write_atomic(&path, start_time(pid).unwrap_or_default().as_bytes())?;
-        Ok(FillerMark(path))
-    }
-}
-
-/// See [`Store::become_filler`].
-#[derive(Debug)]
-pub struct FillerMark(PathBuf);
-
-impl Drop for FillerMark {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-/// Field 22 of `/proc/PID/stat` (proc(5)): start time in clock ticks since boot.
-fn start_time(pid: u32) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let after_name = stat.rsplit_once(") ")?.1;
-    after_name.split(' ').nth(19).map(str::to_owned)
 }
 
 /// The names in a folder that are UTF-8; ours all are.

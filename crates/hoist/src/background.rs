@@ -13,7 +13,7 @@ use hoist_engine::Progress;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use crate::cli::{Global, Mount, TrustIndex};
+use crate::cli::{Global, Mount};
 use crate::failure::Relayed;
 
 /// What the child tells.
@@ -73,20 +73,7 @@ fn follow(lines: impl BufRead, progress: &dyn Progress) -> anyhow::Result<Option
 }
 
 fn arguments(global: &Global, mount: &Mount) -> anyhow::Result<Vec<std::ffi::OsString>> {
-    let trust = match global.trust_index {
-        TrustIndex::Registry => "registry",
-        TrustIndex::Local => "local",
-        TrustIndex::None => "none",
-    };
-    let mut arguments: Vec<std::ffi::OsString> =
-        vec!["--root".into(), global.root()?.into(), "--trust-index".into(), trust.into()];
-    if let Some(platform) = &global.platform {
-        arguments.extend(["--platform".into(), platform.into()]);
-    }
-    if let Some(plain) = global.plain_http {
-        arguments.push(format!("--plain-http={plain}").into());
-    }
-    arguments.extend(["--log".into(), (&global.log).into()]);
+    let mut arguments = crate::engine_glue::arguments(global)?;
     arguments.extend(["mount", "--foreground", "--report"].map(Into::into));
     if let Some(stats) = &mount.stats.path {
         arguments.extend(["--stats".into(), std::path::absolute(stats)?.into()]);

@@ -86,6 +86,9 @@ pub enum Command {
     Rm(Rm),
     Prune(Prune),
     Doctor(Doctor),
+    /// Go on with the mounts of a process that has died; started by its keeper alone
+    #[command(hide = true)]
+    Serve,
 }
 
 /// Run a program in an image
@@ -206,10 +209,10 @@ pub struct Mount {
     pub target: PathBuf,
 }
 
-/// Unmount an image and wait until its process has ended
+/// Unmount an image and wait until nobody serves it any more
 #[derive(Debug, Args)]
 pub struct Unmount {
-    /// Detach the mount though it is in use; its process ends when the last user has
+    /// Detach the mount though it is in use; it is served until the last user has ended
     #[arg(long)]
     pub lazy: bool,
     /// The folder it is mounted on

@@ -8,19 +8,22 @@ mod prune;
 mod pull;
 mod rm;
 mod run;
+mod serve;
 mod unmount;
 
+use hoist_sys::keeper::Inheritance;
 use serde::Serialize;
 
 use crate::cli::{Cli, Command};
 use crate::failure::user_hint;
 
 /// Does what the command line says; returns the exit code.
-pub fn run(cli: Cli) -> anyhow::Result<u8> {
+pub fn run(cli: Cli, inheritance: Option<Inheritance>) -> anyhow::Result<u8> {
     let global = &cli.global;
     match cli.command {
         Command::Run(options) => return run::run(global, &options),
         Command::Doctor(options) => return crate::doctor::run(global, options.json),
+        Command::Serve => serve::run(global, inheritance)?,
         Command::Mount(options) => mount::run(global, &options)?,
         Command::Unmount(options) => unmount::run(global, &options)?,
         Command::Pull(options) => pull::run(global, &options)?,

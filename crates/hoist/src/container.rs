@@ -205,7 +205,7 @@ fn detach(target: &Path) -> anyhow::Result<()> {
 
 fn remove_tree(path: &Path) -> anyhow::Result<()> {
     // Never through a mount: the device differs below one, and removing would empty what is mounted.
-    if crate::mount_record::mounted_type(path)?.is_some() {
+    if crate::mount_table::mounted_type(path)?.is_some() {
         anyhow::bail!("{} is still mounted and can't be removed", path.display());
     }
     match std::fs::remove_dir_all(path) {

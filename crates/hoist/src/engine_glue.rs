@@ -1,8 +1,9 @@
 //! Where the command line meets the engine: its settings, its errors, its image configuration.
 
 use std::error::Error as StdError;
+use std::ffi::OsString;
 
-use hoist_engine::{Config, Engine, Image, Trust};
+use hoist_engine::{Config, Engine, Image, Successor, Trust};
 
 use crate::bundle::process::ImageProcess;
 use crate::cli::{Global, TrustIndex};
@@ -30,7 +31,34 @@ pub fn open(global: &Global) -> anyhow::Result<Engine> {
         config.platform = platform.parse().map_err(|error| user(format!("--platform: {error}")))?;
     }
     config.plain_http = global.plain_http;
+    config.successor = Some(Successor { program: std::env::current_exe()?, arguments: successor(global)? });
     Ok(Engine::open(config)?)
+}
+
+/// The global options, spelt out for another process of this program.
+pub fn arguments(global: &Global) -> anyhow::Result<Vec<OsString>> {
+    let trust = match global.trust_index {
+        TrustIndex::Registry => "registry",
+        TrustIndex::Local => "local",
+        TrustIndex::None => "none",
+    };
+    let root = std::path::absolute(global.root()?)?;
+    let mut arguments: Vec<OsString> =
+        vec!["--root".into(), root.into(), "--trust-index".into(), trust.into()];
+    if let Some(platform) = &global.platform {
+        arguments.extend(["--platform".into(), platform.into()]);
+    }
+    if let Some(plain) = global.plain_http {
+        arguments.push(format!("--plain-http={plain}").into());
+    }
+    arguments.extend(["--log".into(), (&global.log).into()]);
+    Ok(arguments)
+}
+
+fn successor(global: &Global) -> anyhow::Result<Vec<OsString>> {
+    let mut arguments = arguments(global)?;
+    arguments.push("serve".into());
+    Ok(arguments)
 }
 
 /// How the image says it is run.

@@ -10,11 +10,12 @@ pub mod doctor;
 pub mod engine_glue;
 pub mod failure;
 pub mod human;
-pub mod mount_record;
+pub mod mount_table;
 pub mod printer;
 pub mod program;
 pub mod rootdir;
 pub mod runtime;
+pub mod serving;
 pub mod signals;
 pub mod stats_file;
 
@@ -22,9 +23,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use hoist_sys::keeper::Inheritance;
 
-/// Reads the command line, does what it says, and gives the exit code.
-pub fn main() -> ExitCode {
+/// Reads the command line, does what it says, and gives the exit code. A successor of a process that served
+/// mounts has an inheritance.
+pub fn main(inheritance: Option<Inheritance>) -> ExitCode {
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -34,7 +37,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if asked { 0 } else { failure::EXIT_USER });
         }
     };
-    let outcome = start_log(&cli.global.log).and_then(|()| commands::run(cli));
+    let outcome = start_log(&cli.global.log).and_then(|()| commands::run(cli, inheritance));
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

@@ -178,7 +178,9 @@ impl LazyLayer {
     }
     /// Writes through this descriptor of the data file, as it raises no events.
     pub fn adopt_writer(&self, event: BorrowedFd<'_>) {
-        if let Ok(fd) = event.try_clone_to_owned() {
+        if self.writer.get().is_none()
+            && let Ok(fd) = event.try_clone_to_owned()
+        {
             let _ = self.writer.set(Arc::new(fd.into()));
         }
     }

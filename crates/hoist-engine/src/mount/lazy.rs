@@ -45,8 +45,7 @@ impl Engine {
         }
         let server = self.serving.server(self);
         let server = server.map_err(|why| Error::Mount { image: image.name.clone(), why })?;
-        let mut layers =
-            Layers { all: Vec::new(), server: Some(Arc::clone(&server)), guarded: None, shown: false };
+        let mut layers = Layers { all: Vec::new(), server: Some(Arc::clone(&server)), shown: false };
         for (table, size) in tables.into_iter().zip(sizes) {
             let layer = match self.whole_alike(&table).await? {
                 Some(data) => MountedLayer::Whole(data),
@@ -60,7 +59,7 @@ impl Engine {
         Ok((tree, layers))
     }
 
-    fn table_source(
+    pub(super) fn table_source(
         &self,
         image: &Image,
         index: &PublishedIndex,
@@ -94,7 +93,7 @@ impl Engine {
     }
 
     /// The published tree, checked and kept, and the sizes of the data files that it speaks of.
-    async fn published_tree(
+    pub(super) async fn published_tree(
         &self,
         image: &Image,
         index: &PublishedIndex,

@@ -1,8 +1,8 @@
 //! Answers the kernel's questions about absent data: one fanotify group and one thread for all mounts of
 //! a process.
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -10,31 +10,36 @@ use std::time::{Duration, Instant};
 
 use hoist_sys::fanotify::{Answer, Group};
 use hoist_sys::file::identity;
-use hoist_sys::keeper::{Asked, Keeper, Start, Table as InWork, Told};
-use hoist_sys::presence::Presence;
+use hoist_sys::keeper::{Asked, FileId, Inheritance, Table as InWork};
 
+use super::guard::Guard;
 use super::layer::LazyLayer;
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::fill::FillError;
-use crate::store::Store;
+use crate::store::Servers;
+use crate::store::mounts::Lease;
 
 /// The serving half of all mounts.
 pub(crate) struct Server {
     group: Arc<Group>,
-    layers: Mutex<HashMap<(u64, u64), Served>>,
+    in_work: InWork,
+    files: Mutex<Files>,
+    leases: Mutex<Vec<Arc<Lease>>>,
     timeout: Duration,
     runtime: tokio::runtime::Handle,
-    in_work: InWork,
-    guarded: Mutex<Guarded>,
+    pub(super) guard: Guard,
+    /// It has the group of a process before it.
+    resumed: bool,
     stopping: AtomicBool,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
-/// The keeper, while there is a lazy mount.
 #[derive(Default)]
-struct Guarded {
-    keeper: Option<Keeper>,
-    mounts: usize,
+struct Files {
+    lazy: HashMap<FileId, Served>,
+    /// Files that are none of ours any more, or never were to be filled.
+    free: HashSet<FileId>,
 }
 
 /// A layer and how many mounts show it.
@@ -43,28 +48,59 @@ struct Served {
     mounts: usize,
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Server {
     /// Starts answering; no file is marked yet. The error is for people: what is missing.
-    pub fn start(timeout: Duration) -> Result<Arc<Self>, String> {
+    pub fn start(engine: &Engine) -> Result<Arc<Self>, String> {
         let text = |e: std::io::Error| e.to_string();
-        let server = Arc::new(Self {
-            group: Arc::new(Group::new().map_err(text)?),
-            layers: Mutex::default(),
-            timeout,
-            runtime: tokio::runtime::Handle::current(),
-            in_work: InWork::new().map_err(text)?,
-            guarded: Mutex::default(),
-            stopping: AtomicBool::new(false),
-            thread: Mutex::new(None),
-        });
-        let this = Arc::clone(&server);
-        let thread = thread::Builder::new().name("hoist-events".into()).spawn(move || this.answer_all());
-        *server.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread.map_err(text)?);
+        let group = Arc::new(Group::new().map_err(text)?);
+        let server = Self::new(engine, group, InWork::new().map_err(text)?, false);
+        server.run().map_err(text)?;
         Ok(server)
     }
 
-    fn layers(&self) -> MutexGuard<'_, HashMap<(u64, u64), Served>> {
-        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn new(engine: &Engine, group: Arc<Group>, in_work: InWork, resumed: bool) -> Arc<Self> {
+        Arc::new(Self {
+            group,
+            in_work,
+            files: Mutex::default(),
+            leases: Mutex::default(),
+            timeout: engine.config.read_timeout,
+            runtime: tokio::runtime::Handle::current(),
+            guard: Guard::new(engine.store.clone(), engine.config.successor.clone()),
+            resumed,
+            stopping: AtomicBool::new(false),
+            thread: Mutex::new(None),
+        })
+    }
+
+    /// One that goes on with what another process left. It answers nothing before [`Server::take_over`].
+    pub fn resume(engine: &Engine, inheritance: &Inheritance) -> Arc<Self> {
+        Self::new(engine, Arc::clone(inheritance.group()), inheritance.table().clone(), true)
+    }
+
+    /// Waits for this process's turn, then answers, the oldest questions first. All layers have been
+    /// added by then. Blocks.
+    pub fn take_over(self: &Arc<Self>, inheritance: Inheritance) -> Result<(), Error> {
+        let orphans = self.guard.inherit(self, inheritance)?;
+        let (exposed, orphans): (Vec<_>, Vec<_>) = orphans.into_iter().partition(Asked::is_exposed);
+        // Their numbers could be given to new events: they cannot wait.
+        exposed.into_iter().for_each(|asked| self.answer_at_once(asked));
+        self.run().map_err(Error::io("start answering for", "the mounts"))?;
+        let layers: Vec<_> = lock(&self.files).lazy.values().map(|s| Arc::clone(&s.layer)).collect();
+        layers.iter().for_each(|layer| probe_writer(layer));
+        orphans.into_iter().for_each(|asked| self.take(asked));
+        Ok(())
+    }
+
+    fn run(self: &Arc<Self>) -> std::io::Result<()> {
+        let this = Arc::clone(self);
+        let thread = thread::Builder::new().name("hoist-events".into()).spawn(move || this.answer_all())?;
+        *lock(&self.thread) = Some(thread);
+        Ok(())
     }
 
     /// Watches a layer's data file, for one more mount. Returns the layer as other mounts of this
@@ -73,8 +109,8 @@ impl Server {
         let path = || fresh.dir().file("data");
         let id = identity(fresh.data()).map_err(Error::io("look at", path()))?;
         let layer = {
-            let mut layers = self.layers();
-            if let Some(served) = layers.get_mut(&id) {
+            let mut files = lock(&self.files);
+            if let Some(served) = files.lazy.get_mut(&id) {
                 served.mounts += 1;
                 return Ok(Arc::clone(&served.layer));
             }
@@ -85,31 +121,38 @@ impl Server {
                 ),
             })?;
             let layer = Arc::new(fresh);
-            layers.insert(id, Served { layer: Arc::clone(&layer), mounts: 1 });
+            files.free.remove(&id);
+            files.lazy.insert(id, Served { layer: Arc::clone(&layer), mounts: 1 });
             layer
         };
-        self.probe_writer(&layer);
+        // A resumed server does not answer yet: it probes when it does.
+        if lock(&self.thread).is_some() {
+            probe_writer(&layer);
+        }
         Ok(layer)
     }
 
-    /// A data file that was opened after another process had marked it raises events for our own
-    /// writes. The descriptor that comes with an event never does: one harmless read of our own,
-    /// before anything is mounted, brings it.
-    fn probe_writer(&self, layer: &LazyLayer) {
-        use std::os::unix::fs::FileExt;
-        let _ = layer.data().read_at(&mut [0], 0);
-        layer.end_probing();
+    /// A data file of a mount that was taken over, of which nothing is absent.
+    pub fn add_whole(&self, data: &std::fs::File) {
+        if let Ok(id) = identity(data) {
+            lock(&self.files).free.insert(id);
+            // The process before this one may have died just before.
+            let _ = self.group.unmark(data);
+        }
     }
 
     /// One mount less shows this layer; only after the unmount.
     pub fn release(&self, layer: &LazyLayer) {
         let Ok(id) = identity(layer.data()) else { return };
-        let mut layers = self.layers();
-        if let Some(served) = layers.get_mut(&id) {
+        let mut files = lock(&self.files);
+        if let Some(served) = files.lazy.get_mut(&id) {
             served.mounts -= 1;
             if served.mounts == 0 {
                 let _ = self.group.unmark(layer.data());
-                layers.remove(&id);
+                files.lazy.remove(&id);
+                if self.resumed {
+                    files.free.insert(id);
+                }
             }
         }
     }
@@ -119,48 +162,43 @@ impl Server {
         let _ = self.group.unmark(layer.data());
     }
 
-    /// Has the keeper guard what is about to be mounted on `target`, until `unguard`: without a holder of
-    /// the group the kernel would let holes be read as zeros.
-    pub fn guard(&self, store: &Store, target: &Path) -> Result<(), String> {
-        let cannot = |e: &dyn std::fmt::Display| format!("starting the keeper: {e}");
-        let mut guarded = self.guarded.lock().unwrap_or_else(PoisonError::into_inner);
-        let keeper = match guarded.keeper.take() {
-            Some(keeper) => keeper,
-            None => {
-                let log = store.new_log("keeper").map_err(|e| cannot(&e))?;
-                let start = Start { program: None, arguments: Vec::new(), log };
-                Keeper::spawn(Arc::clone(&self.group), self.in_work.clone(), start, heard)
-                    .map_err(|e| cannot(&e))?
-            }
-        };
-        let watched = Presence::before(target).and_then(|mount| keeper.watch(&mount));
-        guarded.keeper = Some(keeper);
-        watched.map_err(|e| cannot(&e))?;
-        guarded.mounts += 1;
-        Ok(())
+    /// This process serves the mount of this lease.
+    pub fn serves(&self, lease: &Arc<Lease>) -> Result<(), Error> {
+        lock(&self.leases).push(Arc::clone(lease));
+        lease.sign(Servers { filler_pid: std::process::id(), keeper_pid: self.guard.keeper_pid() })
     }
 
-    /// One guarded mount is gone. The keeper goes with the last one.
-    pub fn unguard(&self, target: &Path) {
-        let mut guarded = self.guarded.lock().unwrap_or_else(PoisonError::into_inner);
-        guarded.mounts = guarded.mounts.saturating_sub(1);
-        match guarded.keeper.take() {
-            Some(keeper) if guarded.mounts == 0 => keeper.end(),
-            Some(keeper) => {
-                if let Err(e) = keeper.forget(target) {
-                    tracing::warn!(target = %target.display(), "telling the keeper of an unmount: {e}");
-                }
-                guarded.keeper = Some(keeper);
+    /// It does not any more.
+    pub fn served(&self, lease: &Arc<Lease>) {
+        lock(&self.leases).retain(|l| !Arc::ptr_eq(l, lease));
+    }
+
+    /// There is a new keeper.
+    pub(super) fn sign_leases(&self, keeper: u32) {
+        let servers = Servers { filler_pid: std::process::id(), keeper_pid: Some(keeper) };
+        for lease in lock(&self.leases).iter() {
+            if let Err(e) = lease.sign(servers) {
+                tracing::warn!("noting the new keeper: {e}");
             }
-            None => {}
         }
+    }
+
+    /// Makes room for a successor that is ready: what is still in work is answered by that one.
+    pub(super) fn superseded(&self) {
+        self.stop_answering();
+        tracing::info!("a successor is ready: going");
+        std::process::exit(0);
+    }
+
+    /// What the group and the table of events in work are.
+    pub(super) fn kept(&self) -> (&Arc<Group>, &InWork) {
+        (&self.group, &self.in_work)
     }
 
     fn answer_all(self: Arc<Self>) {
         let _alive = DiesWithUs;
         while !self.stopping.load(Ordering::Acquire) {
-            let taken =
-                self.group.wait().and_then(|()| self.in_work.take(&self.group, |asked| self.take(asked)));
+            let taken = self.group.wait().and_then(|()| self.in_work.take(&self.group, |a| self.take(a)));
             if let Err(e) = taken {
                 tracing::error!("reading pre-content events: {e}");
                 // To spin here would help nobody.
@@ -171,43 +209,54 @@ impl Server {
 
     /// Answers at once what is present, hands the rest to the fill path.
     fn take(self: &Arc<Self>, asked: Asked) {
-        let layer = asked.file().and_then(|id| Some(Arc::clone(&self.layers().get(&id)?.layer)));
-        let Some(layer) = layer else {
-            // Not a file of ours, or not any more: nothing to say against it.
-            return answer(asked, Answer::Allow);
+        let Some(file) = asked.file() else {
+            self.runtime.spawn(Arc::clone(self).fill_anywhere(asked));
+            return;
         };
-        let (start, end) = asked.range();
-        if layer.is_probed_by(asked.pid())
-            && let Some(descriptor) = asked.descriptor()
-        {
-            layer.adopt_writer(descriptor);
+        let Some(layer) = self.layer(&file) else { return self.answer_stranger(asked, &file) };
+        if let Some(descriptor) = asked.descriptor() {
+            if layer.is_probed_by(asked.pid()) {
+                layer.adopt_writer(descriptor);
+                return answer(asked, Answer::Allow);
+            }
+            if self.resumed {
+                // This process opened the data file when it was marked already.
+                layer.adopt_writer(descriptor);
+            }
+        }
+        if is_here(&layer, &asked) {
             return answer(asked, Answer::Allow);
         }
-        if let Some(fill) = layer.filling()
-            && fill.condemned().is_none()
-            && fill.is_present(start, end)
-        {
-            fill.note_read(start, end);
+        self.runtime.spawn(Arc::clone(self).fill(layer, asked));
+    }
+
+    fn layer(&self, file: &FileId) -> Option<Arc<LazyLayer>> {
+        lock(&self.files).lazy.get(file).map(|served| Arc::clone(&served.layer))
+    }
+
+    /// Not a file of ours, or not any more: nothing to say against it. But the group of another process
+    /// may have files that this one could not open.
+    fn answer_stranger(&self, asked: Asked, file: &FileId) {
+        if !self.resumed || lock(&self.files).free.contains(file) {
             return answer(asked, Answer::Allow);
         }
-        self.runtime.spawn(self.clone().fill(layer, asked));
+        tracing::error!(pid = asked.pid(), "a read failed: its layer could not be taken over");
+        answer(asked, Answer::Deny(libc::EIO));
+    }
+
+    fn answer_at_once(&self, asked: Asked) {
+        let layer = asked.file().and_then(|file| self.layer(&file));
+        let here = layer.is_some_and(|layer| is_here(&layer, &asked));
+        if !here {
+            tracing::error!(pid = asked.pid(), "a read failed: its question could not be taken over");
+        }
+        answer(asked, if here { Answer::Allow } else { Answer::Deny(libc::EIO) });
     }
 
     async fn fill(self: Arc<Self>, layer: Arc<LazyLayer>, asked: Asked) {
-        let ((start, end), pid, bytes) = (asked.range(), asked.pid(), asked.count());
-        let timeout = self.timeout;
         let since = Instant::now();
-        let filling = async {
-            let fill = layer.fill().await?;
-            // It may have been here all along, under a table that nobody had read yet.
-            if fill.condemned().is_some() || !fill.is_present(start, end) {
-                layer.counts.stalled(bytes);
-            }
-            fill.fill(start, end).await?;
-            fill.note_read(start, end);
-            Ok(())
-        };
-        match tokio::time::timeout(timeout, filling).await.unwrap_or(Err(FillError::Timeout(timeout))) {
+        let ((start, end), pid, bytes) = (asked.range(), asked.pid(), asked.count());
+        match self.fill_range(&layer, start, end, true).await {
             Ok(()) => {
                 answer(asked, Answer::Allow);
                 let waited = since.elapsed();
@@ -220,13 +269,78 @@ impl Server {
         }
     }
 
-    /// Stops answering; only once nothing is mounted.
-    pub fn stop(&self) {
+    async fn fill_range(
+        &self,
+        layer: &LazyLayer,
+        start: u64,
+        end: u64,
+        counted: bool,
+    ) -> Result<(), FillError> {
+        let filling = async {
+            let fill = layer.fill().await?;
+            // It may have been here all along, under a table that nobody had read yet.
+            if counted && (fill.condemned().is_some() || !fill.is_present(start, end)) {
+                layer.counts.stalled(end - start);
+            }
+            fill.fill(start, end).await?;
+            fill.note_read(start, end);
+            Ok(())
+        };
+        let filled = tokio::time::timeout(self.timeout, filling).await;
+        filled.unwrap_or(Err(FillError::Timeout(self.timeout)))
+    }
+
+    /// The process before this one died after it was asked and before it knew of which file: whichever
+    /// it was, the range is there afterwards.
+    async fn fill_anywhere(self: Arc<Self>, asked: Asked) {
+        let layers: Vec<_> = lock(&self.files).lazy.values().map(|s| Arc::clone(&s.layer)).collect();
+        let (start, end) = asked.range();
+        let all = layers.iter().map(|layer| self.fill_range(layer, start, end, false));
+        match futures_util::future::try_join_all(all).await {
+            Ok(_) => answer(asked, Answer::Allow),
+            Err(e) => {
+                tracing::error!(offset = start, pid = asked.pid(), "a read failed: {e}");
+                answer(asked, Answer::Deny(e.errno()));
+            }
+        }
+    }
+
+    fn stop_answering(&self) {
         self.stopping.store(true, Ordering::Release);
         let _ = self.group.wake();
-        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(thread) = lock(&self.thread).take() {
             let _ = thread.join();
         }
+    }
+
+    /// Stops answering. If anything is still mounted, a successor goes on.
+    pub fn stop(&self) {
+        self.stop_answering();
+        self.guard.stop();
+    }
+}
+
+/// A data file that was opened after another process had marked it raises events for our own writes. The
+/// descriptor that comes with an event never does: one harmless read of our own, before anything is mounted
+/// by this process, brings it.
+fn probe_writer(layer: &LazyLayer) {
+    let _ = layer.data().read_at(&mut [0], 0);
+    layer.end_probing();
+}
+
+fn is_here(layer: &LazyLayer, asked: &Asked) -> bool {
+    let (start, end) = asked.range();
+    let here = layer.filling().filter(|fill| fill.condemned().is_none() && fill.is_present(start, end));
+    if let Some(fill) = here {
+        fill.note_read(start, end);
+    }
+    here.is_some()
+}
+
+fn answer(asked: Asked, answer: Answer) {
+    // It fails where nobody waits any more, or was answered by the process before this one.
+    if let Err(e) = asked.answer(answer) {
+        tracing::debug!("answering a pre-content event: {e}");
     }
 }
 
@@ -239,19 +353,5 @@ impl Drop for DiesWithUs {
         if thread::panicking() {
             std::process::abort();
         }
-    }
-}
-
-fn answer(asked: Asked, answer: Answer) {
-    if let Err(e) = asked.answer(answer) {
-        tracing::debug!("answering a pre-content event: {e}");
-    }
-}
-
-fn heard(told: Told) {
-    match told {
-        Told::Replaced(pid) => tracing::warn!(pid, "the keeper had died; there is a new one"),
-        Told::Unguarded(e) => tracing::error!("the keeper died, and no new one can be started: {e}"),
-        Told::Superseded | Told::UpgradeFailed => {}
     }
 }

@@ -4,12 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use hoist_engine::{Progress, Use};
-use rustix::mount::UnmountFlags;
 
 use crate::background::{self, Reporter};
 use crate::cli::{Global, Mount};
 use crate::failure::{user, user_hint};
-use crate::mount_record::{Records, mounted_type};
+use crate::mount_table::mounted_type;
 use crate::printer::Printer;
 use crate::signals::{Signals, interrupted};
 
@@ -60,7 +59,6 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let target = free_target(&options.target)?;
     let stats_path = options.stats.path.as_deref().map(std::path::absolute).transpose()?;
-    let records = Records::of(&global.root()?);
     let mut signals = Signals::catch().context("catching signals")?;
     let parent_gone = async {
         match reporter {
@@ -71,39 +69,26 @@ async fn serve(
     let mounting = async {
         let engine = crate::engine_glue::open(global)?;
         let image = engine.resolve(&options.image).await?;
-        anyhow::Ok(engine.mount(&image, &target, Use::Look, progress).await?)
+        let mount = engine.mount(&image, &target, Use::Look, progress).await?;
+        anyhow::Ok((engine, mount))
     };
-    let mount = tokio::select! {
+    let (engine, mut mount) = tokio::select! {
         mount = mounting => mount?,
         signal = signals.next_fatal() => return Err(interrupted(signal)),
         () = parent_gone => anyhow::bail!("the process that asked for the mount is gone"),
     };
-    let announced = records.write(&target, &options.image).context("recording the mount").and_then(|()| {
-        // Nothing below is relative to the folder this was started in, which must stay free to unmount.
-        std::env::set_current_dir("/")?;
-        reporter.map_or(Ok(()), Reporter::ready)
-    });
-    if let Err(error) = announced {
-        let _ = records.remove(std::process::id().cast_signed());
+    // Nothing below is relative to the folder this was started in, which must stay free to unmount.
+    let announced = std::env::set_current_dir("/").map_err(anyhow::Error::from);
+    if let Err(error) = announced.and_then(|()| reporter.map_or(Ok(()), Reporter::ready)) {
         mount.unmount().await?;
         return Err(error);
     }
-    loop {
-        tokio::select! {
-            () = mount.wait_unmounted() => break,
-            signal = signals.next_fatal() => match rustix::mount::unmount(&target, UnmountFlags::NOFOLLOW) {
-                Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => break,
-                // To leave now would make the reads of those who use it fail.
-                Err(error) => tracing::warn!(?signal, target = %target.display(), "still in use, serving on: {error}"),
-            },
-        }
-    }
+    crate::serving::until_unmounted(&engine, &mount, &mut signals).await;
     let stats = mount.unmount().await;
     let written = match (&stats_path, &stats) {
         (Some(path), Ok(stats)) => crate::stats_file::write(path, stats),
         _ => Ok(()),
     };
-    records.remove(std::process::id().cast_signed()).context("removing the mount's record")?;
     stats?;
     written
 }

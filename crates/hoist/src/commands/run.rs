@@ -107,14 +107,14 @@ impl Plan<'_> {
             let files = async { self.write_bound_files(&container.bundle(), &hostname) };
             let (mount, files) = tokio::join!(engine.mount(image, &target, Use::Run, &printer), files);
             printer.end();
-            let mount = mount?;
+            let mut mount = mount?;
             if let Err(error) = files {
                 let _ = mount.unmount().await;
                 return Err(error);
             }
             Ok(mount)
         };
-        let mount: Mount = tokio::select! {
+        let mut mount: Mount = tokio::select! {
             mount = mounting => mount?,
             signal = signals.next_fatal() => return Err(interrupted(signal)),
         };

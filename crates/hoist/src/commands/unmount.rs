@@ -8,12 +8,14 @@ use rustix::mount::UnmountFlags;
 
 use crate::cli::{Global, Unmount};
 use crate::failure::{user, user_hint};
-use crate::mount_record::{Records, mounted_type};
+use crate::mount_table::mounted_type;
 
 pub(super) fn run(global: &Global, options: &Unmount) -> anyhow::Result<()> {
     let target = canonical(&options.target)?;
-    let records = Records::of(&global.root()?);
-    let record = records.find(&target).context("reading the mount records")?.ok_or_else(|| {
+    let engine = crate::engine_glue::open(global)?;
+    let records = engine.store().mounts().context("reading the mount records")?;
+    let record = records.into_iter().filter(|record| record.target == target).max_by_key(|r| r.before);
+    let record = record.ok_or_else(|| {
         user_hint(
             format!("{} is no mount of hoist's", target.display()),
             "mounts belong to a store: is --root the one it was mounted with?",
@@ -23,11 +25,7 @@ pub(super) fn run(global: &Global, options: &Unmount) -> anyhow::Result<()> {
         unmount(&target, options.lazy)?;
     }
     if !options.lazy {
-        record.wait_for_end().context("waiting for the process that served the mount")?;
-    }
-    // It removes its own record, unless it was killed.
-    if !options.lazy {
-        records.remove(record.pid).context("removing the mount's record")?;
+        engine.store().wait_for_end(&record.id).context("waiting for the process that served the mount")?;
     }
     Ok(())
 }

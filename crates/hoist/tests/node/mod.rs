@@ -91,8 +91,19 @@ impl Node {
 
     /// The processes that serve its mounts.
     pub fn servers(&self) -> Vec<i32> {
-        let names = fs::read_dir(self.store("fillers")).unwrap().map(|e| e.unwrap().file_name());
-        names.map(|name| name.to_str().unwrap().parse().unwrap()).collect()
+        self.leases("filler_pid")
+    }
+
+    /// Their keepers.
+    pub fn keepers(&self) -> Vec<i32> {
+        self.leases("keeper_pid")
+    }
+
+    fn leases(&self, field: &str) -> Vec<i32> {
+        let files = fs::read_dir(self.store("mounts")).unwrap().map(|e| e.unwrap().path());
+        let leases = files.filter(|path| path.extension().is_some_and(|e| e == "lease"));
+        let read = |path: PathBuf| serde_json::from_slice::<Value>(&fs::read(path).ok()?).ok();
+        leases.filter_map(|path| i32::try_from(read(path)?[field].as_i64()?).ok()).collect()
     }
 
     /// Whether the store holds that an index lied, within a while.

@@ -1,0 +1,49 @@
+#!/bin/bash
+# A filler that is killed again and again while an image is read: KILLS times (1000), aim 0 wrong or failed reads.
+set -euo pipefail
+source "$(dirname "$0")/setup.sh"
+kills=${KILLS:-1000}
+
+mkdir -p "$work/tree"
+for i in $(seq 400); do
+    head -c 500000 /dev/urandom >"$work/tree/file-$i"
+done
+(cd "$work/tree" && sha256sum file-* >"$work/sums")
+layer_tar "$work/tree" "$work/tree.tar"
+"$testkit" layout "$work/layout" "$work/tree.tar" >/dev/null
+rm -rf "$work/tree" "$work/tree.tar"
+# Slow enough that much is absent whenever the filler dies.
+rate=40000000
+serve_image "$work/layout" takeover
+index_image "$image"
+
+filler() { cat "$work"/store/mounts/*.lease 2>/dev/null | jq -r .filler_pid 2>/dev/null || true; }
+
+killed=0 rounds=0 bad=0
+: >"$work/took"
+while ((killed < kills)); do
+    rm -rf "$work/store"
+    mount_image "$work/store" "$work/mnt"
+    (cd "$work/mnt" && sha256sum --quiet -c "$work/sums" 2>&1) >"$work/said" &
+    reader=$!
+    while kill -0 "$reader" 2>/dev/null && ((killed < kills)); do
+        pid=$(filler)
+        from=$(now)
+        kill -9 "$pid"
+        until next=$(filler) && [[ -n $next && $next != "$pid" ]]; do sleep 0.001; done
+        since "$from" >>"$work/took"
+        echo >>"$work/took"
+        killed=$((killed + 1))
+        # Some die at once, others in the midst of their work.
+        sleep "0.0$((RANDOM % 10))"
+    done
+    wait "$reader" || bad=$((bad + $(grep -c FAILED "$work/said")))
+    "$hoist" --root "$work/store" unmount "$work/mnt" >/dev/null
+    rounds=$((rounds + 1))
+done
+echo "== a filler killed while all of a 200 MB image is read and checked"
+row "" kills "times read" "bad files" "median ms" "worst ms"
+ms() { awk '{ printf "%.1f", $1 * 1000 }'; }
+row "until a successor serves" "$killed" "$rounds" "$bad" "$(median <"$work/took" | ms)" \
+    "$(sort -g "$work/took" | tail -1 | ms)"
+((bad == 0))

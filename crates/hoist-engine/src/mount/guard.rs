@@ -1,0 +1,182 @@
+//! The server's keeper: one for all lazy mounts of a process, started with the first of them and sent home
+//! after the last.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use hoist_sys::fanotify::Group;
+use hoist_sys::keeper::{Asked, Inheritance, Keeper, Start, Table, Told};
+use hoist_sys::presence::Presence;
+
+use super::serve::Server;
+use crate::config::Successor;
+use crate::error::Error;
+use crate::store::Store;
+
+/// Under which name a mount's lease is deposited.
+fn deposit_name(id: &str) -> String {
+    format!("mount {id}")
+}
+
+/// The ids of the mounts whose leases were deposited.
+pub(super) fn deposited(inheritance: &Inheritance) -> Vec<String> {
+    let names = inheritance.deposits().keys();
+    names.filter_map(|name| name.strip_prefix("mount ").map(str::to_owned)).collect()
+}
+
+/// See the module.
+pub(super) struct Guard {
+    store: Store,
+    successor: Option<Successor>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    keeper: Option<Keeper>,
+    mounts: usize,
+}
+
+impl Guard {
+    pub fn new(store: Store, successor: Option<Successor>) -> Self {
+        Self { store, successor, state: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start(&self) -> Result<Start, Error> {
+        let Successor { program, arguments } = self.successor.clone().unwrap_or_default();
+        let program = self.successor.is_some().then_some(program);
+        Ok(Start { program, arguments, log: self.store.new_log("keeper")? })
+    }
+
+    /// Guards a mount that is about to be made.
+    pub fn add(
+        &self,
+        server: &Arc<Server>,
+        (group, table): (&Arc<Group>, &Table),
+        mount: &Presence,
+        lease: (&str, BorrowedFd<'_>),
+    ) -> Result<(), Error> {
+        let cannot = |e| Error::io("tell the keeper about", &mount.target)(e);
+        let mut state = self.lock();
+        let keeper = match state.keeper.take() {
+            Some(keeper) => keeper,
+            None => Keeper::spawn(Arc::clone(group), table.clone(), self.start()?, hears(server))
+                .map_err(Error::io("start a keeper for the mount on", &mount.target))?,
+        };
+        let keeper = state.keeper.insert(keeper);
+        keeper.watch(mount).map_err(cannot)?;
+        keeper.deposit(&deposit_name(lease.0), lease.1).map_err(cannot)?;
+        state.mounts += 1;
+        Ok(())
+    }
+
+    /// More is known of a mount.
+    pub fn tell(&self, mount: &Presence) -> Result<(), Error> {
+        match &self.lock().keeper {
+            Some(keeper) => keeper.watch(mount).map_err(Error::io("tell the keeper about", &mount.target)),
+            None => Ok(()),
+        }
+    }
+
+    /// A mount is gone. After the last one the keeper goes home.
+    pub fn remove(&self, target: &Path, id: &str) {
+        let mut state = self.lock();
+        if let Some(keeper) = &state.keeper {
+            let told = keeper.forget(target).and_then(|()| keeper.withdraw(&deposit_name(id)));
+            if let Err(e) = told {
+                tracing::warn!(target = %target.display(), "telling the keeper that a mount is gone: {e}");
+            }
+        }
+        state.mounts = state.mounts.saturating_sub(1);
+        if state.mounts == 0
+            && let Some(keeper) = state.keeper.take()
+        {
+            keeper.end();
+        }
+    }
+
+    /// Becomes the guard of what another process left: waits for this one's turn.
+    pub fn inherit(&self, server: &Arc<Server>, inheritance: Inheritance) -> Result<Vec<Asked>, Error> {
+        let mounts = deposited(&inheritance).len();
+        let taken = inheritance.take_over(self.start()?, hears(server));
+        let (keeper, orphans) = taken.map_err(Error::io("take over the mounts of", self.store.root()))?;
+        *self.lock() = State { keeper: Some(keeper), mounts };
+        Ok(orphans)
+    }
+
+    /// A copy of the lease that was deposited for a mount.
+    pub fn lease(&self, id: &str) -> std::io::Result<Option<OwnedFd>> {
+        self.lock().keeper.as_ref().map_or(Ok(None), |keeper| keeper.deposited(&deposit_name(id)))
+    }
+
+    /// The keeper's process.
+    pub fn keeper_pid(&self) -> Option<u32> {
+        self.lock().keeper.as_ref().map(Keeper::id)
+    }
+
+    /// Asks for a successor of this process; see [`Server::superseded`].
+    pub fn upgrade(&self) -> Result<(), Error> {
+        let path = self.successor.as_ref().map(|successor| successor.program.clone()).unwrap_or_default();
+        match &self.lock().keeper {
+            Some(keeper) if self.successor.is_some() => {
+                keeper.upgrade(&path).map_err(Error::io("start a successor from", &path))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets go: where mounts are left, the keeper starts a successor for them.
+    pub fn stop(&self) {
+        if let Some(keeper) = self.lock().keeper.take() {
+            drop(keeper);
+        }
+    }
+}
+
+/// What is done about the keeper's words. It does not keep the server alive.
+fn hears(server: &Arc<Server>) -> impl Fn(Told) + Send + Sync + 'static {
+    let server: Weak<Server> = Arc::downgrade(server);
+    move |told| match told {
+        Told::Replaced(pid) => {
+            tracing::warn!(pid, "the keeper had died: a new one is in its place");
+            if let Some(server) = server.upgrade() {
+                server.sign_leases(pid);
+            }
+        }
+        Told::Unguarded(e) => {
+            tracing::error!(
+                "the keeper died, and no new one can be started: should this process die too, what is absent would be read as zeros: {e}"
+            );
+        }
+        Told::Superseded => {
+            if let Some(server) = server.upgrade() {
+                server.superseded();
+            }
+        }
+        Told::UpgradeFailed => {
+            tracing::error!("the successor that was asked for did not come up; serving on")
+        }
+    }
+}
+
+/// Denies, in a process of its own, all reads of these files until the mount is gone for everybody.
+pub(super) fn deny(
+    store: &Store,
+    data: &[impl AsFd],
+    mount: &Presence,
+    lease: (&str, BorrowedFd<'_>),
+) -> Result<(), Error> {
+    let cannot = || Error::io("start a keeper for the mount on", &mount.target);
+    let group = Arc::new(Group::new().map_err(cannot())?);
+    data.iter().try_for_each(|file| group.mark(file)).map_err(cannot())?;
+    let table = Table::new().map_err(cannot())?;
+    let start = Start { program: None, arguments: Vec::new(), log: store.new_log("keeper")? };
+    let keeper = Keeper::spawn(group, table, start, |_| {}).map_err(cannot())?;
+    let told = keeper.watch(mount).and_then(|()| keeper.deposit(&deposit_name(lease.0), lease.1));
+    told.map_err(cannot())
+}

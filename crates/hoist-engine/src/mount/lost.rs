@@ -1,0 +1,58 @@
+//! Mounts whose filler and keeper were killed together: nobody holds their group, so the kernel lets every
+//! read through, and what is absent reads as zeros.
+//!
+//! Nothing can take back what was read. What can be done is done by whoever opens the store next: the mount
+//! is detached, so that nobody enters it any more, and its data files are watched again by a keeper that
+//! denies, so that those who are still in it get errors.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+
+use super::guard;
+use crate::error::Error;
+use crate::store::{MountRecord, Store};
+
+/// Takes lost mounts out of service; says each in the log.
+pub(crate) fn retire(store: &Store) -> Result<(), Error> {
+    for (mut record, lease) in store.unserved()? {
+        if !record.lazy {
+            // Nothing of it can be absent: it needs nobody.
+            continue;
+        }
+        record.lost = true;
+        let denied = record
+            .data
+            .iter()
+            .filter(|path| path.exists())
+            .map(|path| File::open(path).map_err(Error::io("open", path)))
+            .collect::<Result<Vec<_>, _>>()
+            .and_then(|data| guard::deny(store, &data, &record.presence(), (&record.id, lease.as_fd())));
+        let detached = hoist_sys::mount::unmount(&record.target, true);
+        tracing::error!(
+            target = %record.target.display(),
+            image = record.image,
+            "the process that served this mount and its keeper were killed together: what was not here yet may \
+             have been read as zeros. It is out of service: {}, {}. End what runs on it, and mount it anew",
+            match detached {
+                Ok(()) => "it was detached".to_owned(),
+                Err(e) => format!("it could not be detached ({e})"),
+            },
+            match &denied {
+                Ok(()) => "what is still in it gets errors for what is not in the kernel's cache".to_owned(),
+                Err(e) => format!("what is still in it may read zeros ({e})"),
+            },
+        );
+        lease.record(&record)?;
+    }
+    Ok(())
+}
+
+impl crate::Engine {
+    /// The mounts that were taken out of service, because nobody held their group, and are still in use.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn lost_mounts(&self) -> Result<Vec<MountRecord>, Error> {
+        Ok(self.store.mounts()?.into_iter().filter(|record| record.lost).collect())
+    }
+}

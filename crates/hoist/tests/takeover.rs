@@ -1,0 +1,330 @@
+//! What readers notice of dying processes: nothing, as long as filler and keeper are not killed together.
+
+mod common;
+mod node;
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hoist_testkit::layout::{Builder, Compression};
+use hoist_testkit::{Fault, FaultKind, ProxyOptions, When, process};
+use node::tree::{FILES, Source, noise};
+use node::{Node, Published};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Longer than any of this takes on a loaded machine; nothing is measured by it.
+const PATIENCE: Duration = Duration::from_secs(60);
+const KILLS: usize = 25;
+
+struct Case {
+    source: Source,
+    image: Published,
+    layer: String,
+}
+
+impl Case {
+    fn new() -> Case {
+        Case::of(Source::new())
+    }
+
+    fn of(source: Source) -> Case {
+        let layout = source.layout(Compression::Gzip(6));
+        let image = Published::indexed(&layout.directory);
+        Case { source, image, layer: layout.layers[0].clone() }
+    }
+
+    /// From now on the registry is slow.
+    fn slow_down(&self, bytes_per_second: u64) {
+        let options = ProxyOptions { rate: Some(bytes_per_second), ..ProxyOptions::default() };
+        self.image.proxy.set_options(options);
+    }
+
+    fn hang(&self) {
+        let matching = format!("GET /v2/{}/blobs/{}", node::REPO, self.layer);
+        self.image.proxy.inject(Fault::new(matching, When::Always, FaultKind::Hang));
+    }
+
+    fn wait_for_a_request(&self) {
+        process::wait_until("the read's request", PATIENCE, || {
+            Ok(self.image.proxy.log().iter().any(|r| r.path.contains(&self.layer)))
+        })
+        .unwrap();
+    }
+}
+
+fn the_one(pids: Vec<i32>) -> i32 {
+    let [pid] = pids[..] else { panic!("{pids:?} serve one mount") };
+    pid
+}
+
+fn send(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+/// Waits for another process to be in this one's place.
+fn wait_for_another(node: &Node, pids: impl Fn(&Node) -> Vec<i32>, than: i32) -> i32 {
+    let others = |node| pids(node).into_iter().filter(|pid| *pid != than).collect::<Vec<_>>();
+    process::wait_until("a successor", PATIENCE, || Ok(!others(node).is_empty()))
+        .unwrap_or_else(|e| panic!("{e}{}", node.logs()));
+    the_one(others(node))
+}
+
+/// Kills the filler and waits for its successor.
+fn kill_filler(node: &Node) -> i32 {
+    let filler = the_one(node.servers());
+    send(filler, Signal::KILL);
+    wait_for_another(node, Node::servers, filler)
+}
+
+/// Reads all files of a mount over and over, each time from the store and not from the page cache of the
+/// mount, until it is told to stop and has read all of them once.
+fn read_until(stop: &AtomicBool, source: &Source, mounted: &Path) {
+    let mut whole = false;
+    while !whole || !stop.load(Ordering::Acquire) {
+        for path in source.files() {
+            let found = fs::read(mounted.join(&path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+            assert!(found == source.read(&path), "{path} has wrong bytes");
+            let file = File::open(mounted.join(&path)).unwrap();
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        }
+        whole = true;
+    }
+}
+
+/// The filler is killed again and again, each as soon as it serves, while all is read.
+#[test]
+fn killed_again_and_again_while_an_image_is_read() {
+    let source = Source::new();
+    for file in 0..60 {
+        source.write(&format!("many/{file}"), &noise(100 + file, 100_000));
+    }
+    let case = Case::of(source);
+    let node = Node::new();
+    let mount = node.mount(&case.image.name, &[]);
+    case.slow_down(3_000_000);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> =
+            (0..2).map(|_| scope.spawn(|| read_until(&stop, &case.source, mount.root()))).collect();
+        for _ in 0..KILLS {
+            kill_filler(&node);
+        }
+        stop.store(true, Ordering::Release);
+        readers.into_iter().for_each(|reader| reader.join().unwrap_or_else(|_| panic!("{}", node.logs())));
+    });
+    case.source.assert_shown(mount.root());
+}
+
+#[test]
+fn a_read_under_way_waits_for_the_successor() {
+    let case = Case::new();
+    let node = Node::new();
+    let mount = node.mount(&case.image.name, &[]);
+    case.hang();
+    let path = mount.root().join("lib/d.so");
+    let reader = std::thread::spawn(move || fs::read(path));
+    case.wait_for_a_request();
+    // Requests that were taken are never answered; a successor's will be.
+    case.image.proxy.clear_faults();
+    assert!(!reader.is_finished());
+    kill_filler(&node);
+    assert!(reader.join().unwrap().unwrap() == case.source.read("lib/d.so"));
+    case.source.assert_shown(mount.root());
+}
+
+#[test]
+fn a_stopped_filler_is_waited_for() {
+    let case = Case::new();
+    let node = Node::new();
+    let mount = node.mount(&case.image.name, &[]);
+    let filler = the_one(node.servers());
+    send(filler, Signal::STOP);
+    let path = mount.root().join("lib/c.so");
+    let (to, from) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        to.send(()).unwrap();
+        fs::read(path)
+    });
+    from.recv().unwrap();
+    assert!(!reader.is_finished());
+    send(filler, Signal::CONT);
+    assert!(reader.join().unwrap().unwrap() == case.source.read("lib/c.so"));
+    assert_eq!(node.servers(), [filler]);
+}
+
+#[test]
+fn a_killed_keeper_is_replaced_and_so_is_the_filler_after_it() {
+    let case = Case::new();
+    let node = Node::new();
+    let mount = node.mount(&case.image.name, &[]);
+    for _ in 0..3 {
+        let keeper = the_one(node.keepers());
+        send(keeper, Signal::KILL);
+        wait_for_another(&node, Node::keepers, keeper);
+        kill_filler(&node);
+    }
+    case.source.assert_shown(mount.root());
+}
+
+/// What is here is served without the registry, by a successor too.
+#[test]
+fn a_successor_needs_no_registry_for_what_is_here() {
+    let case = Case::new();
+    let node = Node::new();
+    let mount = node.mount(&case.image.name, &[]);
+    case.source.assert_shown(mount.root());
+    let file = File::open(mount.root().join("lib/a.so")).unwrap();
+    case.image.proxy.inject(Fault::new("", When::Always, FaultKind::Status(503, Vec::new())));
+    let before = case.image.proxy.stats().requests;
+    kill_filler(&node);
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    assert!(mount.read("lib/a.so").unwrap() == case.source.read("lib/a.so"));
+    assert_eq!(case.image.proxy.stats().requests, before);
+}
+
+#[test]
+fn upgraded_to_another_program_under_load() {
+    let case = Case::new();
+    let node = Node::new();
+    let program = node.path("hoist");
+    fs::copy(env!("CARGO_BIN_EXE_hoist"), &program).unwrap();
+    let point = node.path("point");
+    fs::create_dir(&point).unwrap();
+    let mut mount = Command::new(&program);
+    mount.env("HOIST_ROOT", node.store("")).args(["mount", &case.image.name]).arg(&point);
+    common::output(&mut mount);
+    case.slow_down(3_000_000);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| read_until(&stop, &case.source, &point));
+        for _ in 0..3 {
+            let before = the_one(node.servers());
+            // As a package manager does: the new file takes the old one's name.
+            let new = node.path("new");
+            fs::copy(env!("CARGO_BIN_EXE_hoist"), &new).unwrap();
+            fs::rename(&new, &program).unwrap();
+            send(before, Signal::USR2);
+            let after = wait_for_another(&node, Node::servers, before);
+            let runs = fs::metadata(format!("/proc/{after}/exe")).unwrap();
+            assert_eq!(runs.ino(), fs::metadata(&program).unwrap().ino(), "{}", node.logs());
+        }
+        stop.store(true, Ordering::Release);
+        reader.join().unwrap();
+    });
+    case.source.assert_shown(&point);
+    node.says(&["unmount", point.to_str().unwrap()]);
+}
+
+/// Errors and never zeros, where what a successor would serve is gone from the store.
+#[test]
+fn where_no_successor_can_serve_reads_fail() {
+    let case = Case::new();
+    let node = Node::new();
+    let mount = node.mount(&case.image.name, &[]);
+    let first = case.source.read("etc/motd");
+    assert_eq!(mount.read("etc/motd").unwrap(), first);
+    let records = || fs::read_dir(node.store("mounts")).unwrap().map(|e| e.unwrap().path());
+    let record = records().find(|path| path.extension().is_some_and(|e| e == "json")).unwrap();
+    let aside = node.path("record");
+    fs::rename(&record, &aside).unwrap();
+    send(the_one(node.servers()), Signal::KILL);
+    let right = case.source.assert_right_or_failing(mount.root());
+    assert!(right < FILES.len(), "all was there before the kill: the test shows nothing");
+    assert_eq!(mount.read("etc/motd").unwrap(), first, "what was read is still in the page cache");
+    assert!(node.logs().contains("fail with EIO"), "{}", node.logs());
+    fs::rename(&aside, &record).unwrap();
+    // The next one that is tried finds it, and serves.
+    process::wait_until("a successor", PATIENCE, || Ok(mount.read("lib/a.so").is_ok())).unwrap();
+    case.source.assert_shown(mount.root());
+}
+
+/// A SIGKILL to both at once.
+fn kill_both(node: &Node) {
+    let both = [the_one(node.servers()), the_one(node.keepers())];
+    // Stopped first, or one would start the other anew.
+    both.iter().for_each(|&pid| send(pid, Signal::STOP));
+    both.iter().for_each(|&pid| send(pid, Signal::KILL));
+    for pid in both {
+        process::wait_until("the end of a killed process", PATIENCE, || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            Ok(stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z')))
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn filler_and_keeper_killed_together_are_found_out() {
+    let case = Case::new();
+    let node = Node::new();
+    let mount = node.mount(&case.image.name, &[]);
+    let inside = File::open(mount.root().join("lib/d.so")).unwrap();
+    kill_both(&node);
+    let output = node.hoist(&["images"]).output().unwrap();
+    let said = node::stderr(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("killed together") && said.contains("out of service"), "{said}");
+    // Nobody enters it any more, and those who are in it get errors for what is absent.
+    assert_eq!(fs::read_dir(mount.root()).unwrap().count(), 0);
+    let error = inside.read_exact_at(&mut [0; 4096], 1 << 20).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+    // It is said once.
+    assert_eq!(node::stderr(&node.hoist(&["images"]).output().unwrap()), "");
+    drop(inside);
+    let again = node.mount(&case.image.name, &[]);
+    case.source.assert_shown(again.root());
+}
+
+/// A container goes on when the `hoist run` that started it is killed.
+#[test]
+fn a_container_outlives_its_hoist_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, tar) = (dir.path().join("root"), dir.path().join("layer.tar"));
+    common::make_rootfs(&root);
+    let content = noise(7, 3_000_000);
+    fs::write(root.join("late"), &content).unwrap();
+    common::output(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&root).arg("."));
+    let layout = Builder::new(dir.path().join("layout")).unwrap().layer(&tar, Compression::Gzip(6)).unwrap();
+    let image = Published::indexed(&layout.write("v1").unwrap().directory);
+    let node = Node::new();
+    let volume = format!("{}:/out", dir.path().display());
+    let script = "echo up; read x; cat /late >/out/late; touch /out/done; read x";
+    let options = ["run", "--name", "lasting", "-i", "-v", &volume, &image.name, "sh", "-c", script];
+    let mut command = node.hoist(&options);
+    let mut run = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut to, mut from) = (run.stdin.take().unwrap(), run.stdout.take().unwrap());
+    let mut up = [0; 3];
+    from.read_exact(&mut up).unwrap();
+    let filler = the_one(node.servers());
+    assert_eq!(filler, run.id().cast_signed());
+    run.kill().unwrap();
+    run.wait().unwrap();
+    wait_for_another(&node, Node::servers, filler);
+    writeln!(to, "go").unwrap();
+    let late = dir.path().join("late");
+    process::wait_until("the container's program", PATIENCE, || Ok(dir.path().join("done").exists()))
+        .unwrap();
+    assert!(fs::read(&late).unwrap() == content);
+    writeln!(to, "end").unwrap();
+    // End of file: nothing of the container is left that could write.
+    let mut rest = String::new();
+    from.read_to_string(&mut rest).unwrap();
+    let servers = node.servers();
+    node.says(&["rm", "lasting"]);
+    process::wait_until("the end of the successor", PATIENCE, || Ok(node.servers().is_empty()))
+        .unwrap_or_else(|e| panic!("{e} {servers:?}{}", node.logs()));
+}
+
+impl Source {
+    /// All files of the tree.
+    fn files(&self) -> Vec<String> {
+        let paths = hoist_testkit::walk(&self.root()).unwrap().into_keys();
+        let paths = paths.map(|path| String::from_utf8(path).unwrap());
+        paths.filter(|path| self.root().join(path.trim_start_matches('/')).is_file()).collect()
+    }
+}
