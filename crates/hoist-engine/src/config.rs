@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use crate::mount::Owners;
+
 /// How far an index is believed (`docs/SEMANTICS.md`, "Trust").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Trust {
@@ -14,6 +16,31 @@ pub enum Trust {
     Local,
     /// None: every layer is fetched and verified whole before the first mount.
     None,
+}
+
+/// How an image is shown to programs (`docs/decisions/drivers.md`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// The kernel's EROFS over the layers' data files, which fanotify's pre-content events fill.
+    Erofs,
+    /// The kernel's EROFS over data files that FUSE serves.
+    ErofsFuse,
+    /// A FUSE file system.
+    Fuse,
+}
+
+impl Driver {
+    /// All of them, the fastest first.
+    pub const ALL: [Self; 3] = [Self::Erofs, Self::ErofsFuse, Self::Fuse];
+
+    /// What it is called on the command line and in statistics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Erofs => "erofs",
+            Self::ErofsFuse => "erofs-fuse",
+            Self::Fuse => "fuse",
+        }
+    }
 }
 
 /// Which image of a multi-arch index is wanted, in OCI's words (`linux`, `amd64`, `v8`).
@@ -92,6 +119,10 @@ pub struct Config {
     pub plain_http: Option<bool>,
     /// Folders of containerd's `hosts.toml` files; empty: the usual places.
     pub certs_dirs: Vec<PathBuf>,
+    /// How images are shown; None: the fastest way that this machine has.
+    pub driver: Option<Driver>,
+    /// Who is shown as the owner of files; other than the image's only with [`Driver::Fuse`].
+    pub owners: Owners,
     /// How long a read may wait for absent data before it fails with EIO.
     pub read_timeout: Duration,
     /// Who goes on with the mounts should this process die; None: nobody, and their reads fail.
@@ -107,6 +138,8 @@ impl Config {
             platform: Platform::default(),
             plain_http: None,
             certs_dirs: Vec::new(),
+            driver: None,
+            owners: Owners::default(),
             read_timeout: Duration::from_secs(60),
             successor: None,
         }

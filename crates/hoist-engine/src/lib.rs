@@ -19,12 +19,12 @@ pub mod registry;
 mod stats;
 pub mod store;
 
-pub use config::{Config, Platform, Successor, Trust};
+pub use config::{Config, Driver, Owners, Platform, Successor, Trust};
 pub use engine::Engine;
 pub use error::Error;
 pub use house::{ImageRecord, Inspection, LayerInspection, Pruned};
 pub use image::Image;
-pub use mount::{Mount, Use};
+pub use mount::{DriverState, Mount, Use, drivers};
 pub use progress::Progress;
 pub use pull::{Indexed, Pulled};
 pub use stats::Stats;

@@ -3,6 +3,8 @@
 //! Order is what makes it safe: data files are opened, then marked, then mounted; at the end
 //! unmounted, then unmarked. In between nobody but a verified `publish` makes a byte readable.
 
+mod drivers;
+mod fuse;
 mod guard;
 mod layer;
 mod lazy;
@@ -12,15 +14,16 @@ mod serve;
 mod upkeep;
 mod verify;
 
+use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use hoist_sys::mount as sys;
 use hoist_sys::presence::{Presence, Snapshot};
 
-use crate::config::Trust;
+use crate::config::{Driver, Trust};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::image::Image;
@@ -32,6 +35,8 @@ use crate::store::{MountRecord, Servers};
 
 pub(crate) use lost::retire as retire_lost;
 
+pub use drivers::{DriverState, drivers};
+pub use fuse::Owners;
 use layer::{LazyLayer, MountedLayer};
 use serve::Server;
 
@@ -51,6 +56,9 @@ pub struct Mount {
     /// Held until this value is dropped: `hoist unmount` waits for it.
     lease: Arc<Lease>,
     layers: Layers,
+    /// The FUSE session that shows it, if one does.
+    served: Option<Arc<fuse::Served>>,
+    driver: Driver,
     /// Bytes asked for and stalls of the layers before this mount, which may share them.
     before: (u64, u64),
     seconds_to_mount: f64,
@@ -97,11 +105,15 @@ impl Drop for Layers {
 
 /// The server of a process, once there is one; it ends with the last engine.
 #[derive(Default)]
-pub(crate) struct Serving(Mutex<Option<Arc<Server>>>);
+pub(crate) struct Serving {
+    server: Mutex<Option<Arc<Server>>>,
+    /// The layers of mounts that FUSE serves, by their data file: those who ask for the same share it.
+    unwatched: Mutex<HashMap<(u64, u64), Weak<LazyLayer>>>,
+}
 
 impl Serving {
     fn server(&self, engine: &Engine) -> Result<Arc<Server>, String> {
-        let mut server = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(server) = &*server {
             return Ok(Arc::clone(server));
         }
@@ -111,17 +123,32 @@ impl Serving {
     }
 
     fn current(&self) -> Option<Arc<Server>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.server.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn set(&self, server: &Arc<Server>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(server));
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(server));
+    }
+
+    /// The layer as other mounts of this process have it, where they do.
+    fn share(&self, fresh: LazyLayer) -> Result<Arc<LazyLayer>, Error> {
+        let id = hoist_sys::file::identity(fresh.data());
+        let id = id.map_err(Error::io("look at", fresh.dir().file("data")))?;
+        let mut all = self.unwatched.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = all.get(&id).and_then(Weak::upgrade) {
+            return Ok(known);
+        }
+        let layer = Arc::new(fresh);
+        layer.end_probing();
+        all.retain(|_, layer| layer.strong_count() > 0);
+        all.insert(id, Arc::downgrade(&layer));
+        Ok(layer)
     }
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        if let Some(server) = self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(server) = self.server.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             server.stop();
         }
     }
@@ -140,10 +167,11 @@ impl Engine {
         progress: &dyn Progress,
     ) -> Result<Mount, Error> {
         let cannot = |why: String| Error::Mount { image: image.name.clone(), why };
+        let driver = drivers::choose(self.config.driver, self.store.root()).map_err(&cannot)?;
         let own = self.has_own_layout(&image.digest);
         let index = image.index.as_ref().filter(|_| self.config.trust == Trust::Registry && !own);
         let (tree, mut layers) = match index {
-            Some(index) => self.lazy(image, index, purpose).await?,
+            Some(index) => self.lazy(image, index, purpose, driver).await?,
             None => {
                 if !own {
                     progress.note(&format!("{} has no trusted index: fetching all of it first", image.name));
@@ -165,23 +193,30 @@ impl Engine {
             manifest: image.digest,
             index: index.map(|index| String::from_utf8_lossy(&index.bytes).into_owned()),
             data: layers.devices(),
-            lazy,
+            // What FUSE serves needs no guard: unserved, its reads fail.
+            lazy: lazy && driver == Driver::Erofs,
             before: presence.before,
             superblocks: Vec::new(),
             lost: false,
         };
         let lease = Arc::new(self.store.record_mount(&record)?);
         let server = layers.server.as_ref().filter(|_| lazy).map(Arc::clone);
-        let shown = show(&tree, presence, server.as_ref(), &mut record, &lease);
-        if let Err(why) = shown {
-            if let Some(server) = server {
-                server.guard.remove(&record.target, &record.id);
+        let shown = match driver {
+            Driver::Erofs => show(&tree, presence, server.as_ref(), &mut record, &lease).map(|()| None),
+            _ => self.show_by_fuse(driver, &tree, &layers, &record, &lease).await.map(Some),
+        };
+        let served = match shown {
+            Ok(served) => served,
+            Err(why) => {
+                if let Some(server) = server {
+                    server.guard.remove(&record.target, &record.id);
+                }
+                lease.end();
+                return Err(cannot(why));
             }
-            lease.end();
-            return Err(cannot(why));
-        }
+        };
         layers.shown = true;
-        Ok(self.attend(image, record, layers, lease))
+        Ok(self.attend(image, record, layers, lease, driver, served))
     }
 
     /// Has this process replaced by one that runs the program as it now stands on disk, without readers
@@ -194,12 +229,25 @@ impl Engine {
     }
 
     /// Looks after something that is mounted.
-    fn attend(&self, image: &Image, record: MountRecord, layers: Layers, lease: Arc<Lease>) -> Mount {
+    fn attend(
+        &self,
+        image: &Image,
+        record: MountRecord,
+        layers: Layers,
+        lease: Arc<Lease>,
+        driver: Driver,
+        served: Option<Arc<fuse::Served>>,
+    ) -> Mount {
         let mut tasks = vec![tokio::spawn(upkeep::keep(layers.all.clone()))];
-        if let (Some(index), Some(server)) = (&image.index, &layers.server) {
+        if let Some(index) = &image.index {
             let lazy = layers.lazy().map(Arc::clone).collect();
-            let (server, engine) = (Arc::clone(server), self.clone());
-            tasks.push(tokio::spawn(verify::when_whole(server, lazy, engine, image.clone(), index.digest)));
+            let (server, served) = (layers.server.clone(), served.clone());
+            let pass_by = move |layer: &LazyLayer| {
+                server.iter().for_each(|server| server.unmark(layer));
+                served.iter().for_each(|served| served.pass_by(layer));
+            };
+            let (engine, image) = (self.clone(), image.clone());
+            tasks.push(tokio::spawn(verify::when_whole(pass_by, lazy, engine, image, index.digest)));
         }
         Mount {
             engine: self.clone(),
@@ -207,6 +255,8 @@ impl Engine {
             lease,
             before: layers.counts(),
             layers,
+            served,
+            driver,
             seconds_to_mount: self.started.elapsed().as_secs_f64(),
             tasks,
         }
@@ -245,6 +295,37 @@ fn show(
     })
 }
 
+impl Engine {
+    /// Mounts what is recorded by one of the drivers of FUSE.
+    async fn show_by_fuse(
+        &self,
+        driver: Driver,
+        tree: &Path,
+        layers: &Layers,
+        record: &MountRecord,
+        lease: &Lease,
+    ) -> Result<Arc<fuse::Served>, String> {
+        let (tree, target, name) = (tree.to_owned(), record.target.clone(), record.image.clone());
+        let (layers, read_timeout, owners) =
+            (layers.all.clone(), self.config.read_timeout, self.config.owners);
+        let serving = tokio::task::spawn_blocking(move || {
+            let (tree, layers, target, image) = (&*tree, &*layers, &*target, &*name);
+            let show = fuse::Show { tree, layers, target, image, read_timeout, owners };
+            match driver {
+                Driver::ErofsFuse => fuse::Served::carried(&show),
+                _ => fuse::Served::image(&show),
+            }
+        });
+        let served = serving.await.map_err(|e| e.to_string())??;
+        let servers = Servers { filler_pid: std::process::id(), keeper_pid: None };
+        lease.sign(servers).map_err(|e| {
+            let _ = hoist_sys::fuse::unmount(&record.target, true);
+            e.to_string()
+        })?;
+        Ok(Arc::new(served))
+    }
+}
+
 impl Mount {
     /// Where it is mounted.
     pub fn target(&self) -> &Path {
@@ -258,18 +339,26 @@ impl Mount {
             demand_bytes: bytes - self.before.0,
             demand_stalls: stalls - self.before.1,
             seconds_to_mount: self.seconds_to_mount,
+            driver: Some(self.driver.name()),
             ..Stats::of_client(&self.engine.stats, self.engine.started.elapsed())
         }
     }
 
     /// Returns once it is gone for everybody, in every mount namespace.
     pub async fn wait_unmounted(&self) {
+        if let Some(served) = self.served.as_ref().filter(|_| self.driver == Driver::Fuse) {
+            // It ends when nobody has it any more, in whatever mount namespace.
+            return served.end().await;
+        }
         while self.is_there() {
             let _ = tokio::task::spawn_blocking(|| sys::wait_for_change(Duration::from_secs(1))).await;
         }
     }
 
     fn is_there(&self) -> bool {
+        if let Some(served) = self.served.as_ref().filter(|_| self.driver == Driver::Fuse) {
+            return !served.has_ended();
+        }
         Snapshot::take().is_ok_and(|now| self.record.presence().is_alive(&now))
     }
 
@@ -286,7 +375,7 @@ impl Mount {
         let started = Instant::now();
         let patient = || started.elapsed() < Duration::from_secs(2);
         while sys::is_mountpoint(self.target()).unwrap_or(false) {
-            match sys::unmount(self.target(), false) {
+            match hoist_sys::fuse::unmount(self.target(), false) {
                 Ok(()) => break,
                 // A container's last process may still be on its way out.
                 Err(_) if patient() => tokio::time::sleep(Duration::from_millis(5)).await,

@@ -17,6 +17,9 @@ pub struct Stats {
     pub demand_bytes: u64,
     /// Reads that had to wait for the network.
     pub demand_stalls: u64,
+    /// What showed the image (`erofs`, `erofs-fuse` or `fuse`); nothing for a pull.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver: Option<&'static str>,
     /// Until the mount was there; 0 for a pull.
     pub seconds_to_mount: f64,
     /// From start to end.

@@ -17,7 +17,9 @@ mod serve;
 mod session;
 
 pub use device::Device;
-pub use mount::{MountOptions, find_helper, mount, mount_by_helper, unmount_by_helper};
+pub use mount::{
+    Detached, MountOptions, find_helper, mount, mount_by_helper, set_readahead, unmount, unmount_by_helper,
+};
 pub use reply::{
     Attributes, Entry, FileSystem, Listing, attributes, entry, negative_entry, statfs, xattr_size,
 };

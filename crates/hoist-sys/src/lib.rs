@@ -13,3 +13,4 @@ pub mod map;
 pub mod mount;
 pub mod presence;
 pub mod shm;
+pub mod userns;

@@ -2,14 +2,14 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::CWD;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, move_mount,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
 fn c(path: &Path) -> io::Result<CString> {
@@ -31,10 +31,21 @@ pub(crate) fn explain(context: &impl AsFd, doing: &str, error: rustix::io::Errno
     io::Error::new(error.kind(), format!("{doing}: {error}{words}"))
 }
 
-/// Mounts the EROFS image file `image`, read-only, its external devices in order, on folder `target`.
+/// Whether this kernel knows a file system and lets this process begin to mount one.
 ///
 /// # Errors
-/// With the kernel's own words. ENOTBLK is a kernel without file-backed EROFS (Linux 6.12).
+/// ENODEV where it is not in the kernel, EPERM without CAP_SYS_ADMIN over the mount namespace, ENOSYS
+/// before Linux 5.2.
+pub fn knows(file_system: &str) -> io::Result<()> {
+    fsopen(file_system, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    Ok(())
+}
+
+/// Mounts an EROFS image, read-only, its external devices in order, on folder `target`: all files, or all
+/// block devices.
+///
+/// # Errors
+/// With the kernel's own words. ENOTBLK for files is a kernel without file-backed EROFS (Linux 6.12).
 pub fn erofs(image: &Path, devices: &[&Path], target: &Path) -> io::Result<()> {
     let open = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC);
     let fs = open
@@ -45,20 +56,24 @@ pub fn erofs(image: &Path, devices: &[&Path], target: &Path) -> io::Result<()> {
     };
     set("source", image)?;
     devices.iter().try_for_each(|d| set("device", d))?;
-    finish(&fs, "mounting EROFS", target, MountAttrFlags::MOUNT_ATTR_RDONLY)
+    // Or block devices would be opened for writing.
+    fsconfig_set_flag(fs.as_fd(), "ro").map_err(|e| explain(&fs, "setting ro", e))?;
+    attach(&create(&fs, "mounting EROFS", MountAttrFlags::MOUNT_ATTR_RDONLY)?, target)
 }
 
-pub(crate) fn finish(
-    fs: &impl AsFd,
-    doing: &str,
-    target: &Path,
-    attributes: MountAttrFlags,
-) -> io::Result<()> {
+/// Makes the file system and a mount of it that stands nowhere yet.
+pub(crate) fn create(fs: &impl AsFd, doing: &str, attributes: MountAttrFlags) -> io::Result<OwnedFd> {
     fsconfig_create(fs.as_fd()).map_err(|e| explain(fs, doing, e))?;
-    let mount =
-        fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(|e| explain(fs, doing, e))?;
-    move_mount(mount.as_fd(), "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .map_err(|e| explain(fs, &format!("attaching to {}", target.display()), e))
+    fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(|e| explain(fs, doing, e))
+}
+
+/// Puts a mount on a folder.
+pub(crate) fn attach(mount: &impl AsFd, target: &Path) -> io::Result<()> {
+    let moved = move_mount(mount.as_fd(), "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
+    moved.map_err(|e| {
+        let e = io::Error::from(e);
+        io::Error::new(e.kind(), format!("attaching to {}: {e}", target.display()))
+    })
 }
 
 /// Unmounts `target`; `lazy` detaches it even while it is in use.
@@ -89,8 +104,17 @@ pub fn wait_for_change(longest: std::time::Duration) -> io::Result<()> {
 /// # Errors
 /// Where /proc is not mounted.
 pub fn is_mountpoint(path: &Path) -> io::Result<bool> {
+    device_of(path).map(|device| device.is_some())
+}
+
+/// `major:minor` of what is mounted on this very path (absolute, canonical), the topmost.
+///
+/// # Errors
+/// Where /proc is not mounted.
+pub fn device_of(path: &Path) -> io::Result<Option<String>> {
     let table = std::fs::read("/proc/self/mountinfo")?;
-    // proc(5): field 5 is the mount point, with space, tab, newline and backslash in octal.
+    // proc(5): field 5 is the mount point, with space, tab, newline and backslash in octal; field 3 the
+    // device.
     let wanted: Vec<u8> = path
         .as_os_str()
         .as_bytes()
@@ -100,5 +124,14 @@ pub fn is_mountpoint(path: &Path) -> io::Result<bool> {
             _ => vec![b],
         })
         .collect();
-    Ok(table.split(|&b| b == b'\n').any(|line| line.split(|&b| b == b' ').nth(4) == Some(&wanted)))
+    let mut found = None;
+    for line in table.split(|&b| b == b'\n') {
+        let mut fields = line.split(|&b| b == b' ');
+        if let (Some(device), Some(point)) = (fields.nth(2), fields.nth(1))
+            && *point == wanted
+        {
+            found = Some(String::from_utf8_lossy(device).into_owned());
+        }
+    }
+    Ok(found)
 }

@@ -48,6 +48,9 @@ pub struct Global {
     /// Platform to choose from a multi-arch image, as OS/ARCH[/VARIANT] [default: this machine's]
     #[arg(long, global = true, env = "HOIST_PLATFORM", hide_env_values = true, value_name = "OS/ARCH")]
     pub platform: Option<String>,
+    /// How to show the image's files [default: the first that works here; `hoist doctor` tells which]
+    #[arg(long, global = true, env = "HOIST_DRIVER", hide_env_values = true, value_enum)]
+    pub driver: Option<Driver>,
     /// Talk plain HTTP to the registry; `=false` demands TLS [default: plain on loopback only]
     #[arg(long, global = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub plain_http: Option<bool>,
@@ -72,6 +75,17 @@ pub enum TrustIndex {
     Local,
     /// None: a layer is fetched whole and verified before it is used
     None,
+}
+
+/// See `--driver`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Driver {
+    /// The kernel's EROFS, filled by fanotify: Linux 6.14, root, a store on ext4, xfs or btrfs
+    Erofs,
+    /// The kernel's EROFS on data files that FUSE serves: Linux 5.16, root
+    ErofsFuse,
+    /// A FUSE file system: any user who may open /dev/fuse
+    Fuse,
 }
 
 #[derive(Debug, Subcommand)]

@@ -15,7 +15,6 @@ use hoist_sys::keeper::Inheritance;
 use serde::Serialize;
 
 use crate::cli::{Cli, Command};
-use crate::failure::user_hint;
 
 /// Does what the command line says; returns the exit code.
 pub fn run(cli: Cli, inheritance: Option<Inheritance>) -> anyhow::Result<u8> {
@@ -56,15 +55,4 @@ fn print_value<T: Serialize>(value: &T, json: bool) -> anyhow::Result<()> {
 
 pub(crate) fn print_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
     print(&serde_json::to_string_pretty(value)?)
-}
-
-/// Mounting takes CAP_SYS_ADMIN: better said before anything is fetched.
-fn require_mount_privilege() -> anyhow::Result<()> {
-    if crate::doctor::may_mount() {
-        return Ok(());
-    }
-    Err(user_hint(
-        "mounting an image takes root (CAP_SYS_ADMIN)",
-        "run it with sudo, or use `hoist pull` alone",
-    ))
 }

@@ -123,7 +123,8 @@ impl Container {
 
     /// Mounts the overlay of the container's writes over the image. Writes that are thrown away at the end
     /// are `volatile`: never synced, which would take longer than a small program runs.
-    pub fn mount_overlay(&self, volatile: bool) -> anyhow::Result<()> {
+    /// In a user namespace overlayfs notes what it has to note in attributes that such a root may write.
+    pub fn mount_overlay(&self, volatile: bool, user_attributes: bool) -> anyhow::Result<()> {
         let root_mode = self.image().metadata().context("reading the image's root folder")?;
         // The overlay shows the upper folder's owner and mode as those of `/`.
         let upper = self.dir.join("upper");
@@ -131,7 +132,9 @@ impl Container {
         use std::os::unix::fs::MetadataExt;
         std::os::unix::fs::chown(&upper, Some(root_mode.uid()), Some(root_mode.gid()))
             .context("preparing the overlay")?;
-        overlay(&self.image(), &upper, &self.dir.join("work"), &self.rootfs(), volatile)
+        let flags = [(volatile, "volatile"), (user_attributes, "userxattr")];
+        let flags: Vec<&str> = flags.into_iter().filter_map(|(set, name)| set.then_some(name)).collect();
+        overlay(&self.image(), &upper, &self.dir.join("work"), &self.rootfs(), &flags)
             .with_context(|| format!("mounting the overlay on {}", self.rootfs().display()))
     }
 
@@ -181,15 +184,13 @@ pub fn remove(root: &Path, name: &str) -> anyhow::Result<Removal> {
     Ok(Removal::Removed)
 }
 
-fn overlay(lower: &Path, upper: &Path, work: &Path, target: &Path, volatile: bool) -> rustix::io::Result<()> {
+fn overlay(lower: &Path, upper: &Path, work: &Path, target: &Path, flags: &[&str]) -> rustix::io::Result<()> {
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     // "lowerdir+" takes one path as it is, colons and commas included.
     fsconfig_set_string(&fs, "lowerdir+", lower)?;
     fsconfig_set_string(&fs, "upperdir", upper)?;
     fsconfig_set_string(&fs, "workdir", work)?;
-    if volatile {
-        fsconfig_set_flag(&fs, "volatile")?;
-    }
+    flags.iter().try_for_each(|flag| fsconfig_set_flag(&fs, *flag))?;
     fsconfig_create(&fs)?;
     let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
     move_mount(&mount, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use hoist_engine::{Driver, DriverState};
 use rustix::thread::CapabilitySet;
 use serde::Serialize;
 
@@ -46,17 +47,24 @@ impl Finding {
 #[derive(Serialize)]
 struct Report<'a> {
     can_mount: bool,
+    /// The driver that is taken unless another is asked for.
+    driver: Option<&'static str>,
     findings: &'a [Finding],
 }
 
 /// Prints the findings; the exit code is 1 if images can't be mounted here.
 pub fn run(global: &Global, json: bool) -> anyhow::Result<u8> {
     let root = global.root()?;
+    let states = hoist_engine::drivers(&root);
+    let [erofs, erofs_fuse, fuse] = &states;
+    let driver = states.iter().find(|state| state.missing.is_none()).map(|state| state.driver.name());
     let findings = [
         kernel(),
         privilege(),
-        precontent(),
-        file_system("EROFS", "erofs", "CONFIG_EROFS_FS, and CONFIG_EROFS_FS_BACKED_BY_FILE"),
+        driver_finding("driver erofs", erofs, driver),
+        driver_finding("driver erofs-fuse", erofs_fuse, driver),
+        driver_finding("driver fuse", fuse, driver),
+        any_driver(driver),
         file_system("overlayfs", "overlay", "CONFIG_OVERLAY_FS"),
         store_file_system(&root),
         space(&root),
@@ -66,7 +74,7 @@ pub fn run(global: &Global, json: bool) -> anyhow::Result<u8> {
     ];
     let can_mount = findings.iter().all(|finding| finding.state != State::Missing);
     if json {
-        crate::commands::print_json(&Report { can_mount, findings: &findings })?;
+        crate::commands::print_json(&Report { can_mount, driver, findings: &findings })?;
     } else {
         crate::commands::print(&table(&findings, can_mount))?;
     }
@@ -96,21 +104,7 @@ fn table(findings: &[Finding], can_mount: bool) -> String {
 
 fn kernel() -> Finding {
     let name = rustix::system::uname();
-    let release = name.release().to_string_lossy().into_owned();
-    match version(&release) {
-        Some(version) if version < (6, 14) => Finding::worse(
-            "kernel",
-            State::Missing,
-            format!("Linux {release}"),
-            "boot Linux 6.14 or later: it is the first with pre-content events",
-        ),
-        _ => Finding::ok("kernel", format!("Linux {release}")),
-    }
-}
-
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+    Finding::ok("kernel", format!("Linux {}", name.release().to_string_lossy()))
 }
 
 /// Whether this process may mount.
@@ -119,26 +113,44 @@ pub fn may_mount() -> bool {
 }
 
 fn privilege() -> Finding {
-    if may_mount() {
-        return Finding::ok("privilege", "CAP_SYS_ADMIN");
-    }
-    Finding::worse(
-        "privilege",
-        State::Missing,
-        "no CAP_SYS_ADMIN",
-        "run hoist as root (sudo) to mount images",
-    )
+    Finding::ok("privilege", if may_mount() { "CAP_SYS_ADMIN" } else { "an ordinary user's" })
 }
 
-fn precontent() -> Finding {
-    const WHAT: &str = "fanotify";
-    match hoist_sys::fanotify::supported() {
-        Ok(()) => Finding::ok(WHAT, "pre-content events"),
-        Err(error) => Finding::worse(
-            WHAT,
+/// A driver that does not work is no harm as long as a faster one does.
+fn driver_finding(what: &'static str, state: &DriverState, chosen: Option<&'static str>) -> Finding {
+    let name = state.driver.name();
+    match &state.missing {
+        None if chosen == Some(name) => Finding::ok(what, "works, and is taken unless another is asked for"),
+        None => Finding::ok(what, format!("works: --driver {name}")),
+        Some(missing) if chosen == Some(hoist_engine::Driver::ALL[0].name()) => {
+            Finding::ok(what, format!("not needed here ({missing})"))
+        }
+        Some(missing) => Finding::worse(what, State::Warning, missing, needs(state.driver)),
+    }
+}
+
+fn needs(driver: Driver) -> &'static str {
+    match driver {
+        Driver::Erofs => {
+            "the fastest: Linux 6.14 with CONFIG_FANOTIFY_ACCESS_PERMISSIONS and CONFIG_EROFS_FS_BACKED_BY_FILE, root outside of containers, a store on ext4, xfs or btrfs"
+        }
+        Driver::ErofsFuse => {
+            "needs Linux 5.16 with CONFIG_EROFS_FS, loop devices, and root outside of containers"
+        }
+        Driver::Fuse => {
+            "needs a /dev/fuse that this user may open, and root or fusermount3 (apt install fuse3)"
+        }
+    }
+}
+
+fn any_driver(chosen: Option<&'static str>) -> Finding {
+    match chosen {
+        Some(name) => Finding::ok("mounting", format!("by the driver {name}")),
+        None => Finding::worse(
+            "mounting",
             State::Missing,
-            error.to_string(),
-            "use a kernel >= 6.14 with CONFIG_FANOTIFY_ACCESS_PERMISSIONS, and run as root outside of containers",
+            "no driver works here",
+            "make one of the three above work; the last needs the least",
         ),
     }
 }
@@ -188,7 +200,7 @@ fn store_file_system(root: &Path) -> Finding {
         0x6969 => "NFS",
         _ => "a file system not known to work",
     };
-    let change = "put the store on ext4, xfs or btrfs: --root DIR or HOIST_ROOT";
+    let change = "the fastest driver wants ext4, xfs or btrfs: --root DIR or HOIST_ROOT";
     Finding::worse(WHAT, State::Warning, named(other), change)
 }
 
@@ -260,13 +272,6 @@ fn credentials() -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions() {
-        assert_eq!(version("6.18.44-fc"), Some((6, 18)));
-        assert_eq!(version("5.4"), Some((5, 4)));
-        assert_eq!(version("x"), None);
-    }
 
     #[test]
     fn an_absent_file_system_is_missing() {

@@ -3,11 +3,12 @@
 use std::error::Error as StdError;
 use std::ffi::OsString;
 
-use hoist_engine::{Config, Engine, Image, Successor, Trust};
+use hoist_engine::{Config, Engine, Image, Owners, Successor, Trust};
 
 use crate::bundle::process::ImageProcess;
-use crate::cli::{Global, TrustIndex};
+use crate::cli::{Driver, Global, TrustIndex};
 use crate::failure::user;
+use crate::rootless::Root;
 
 /// `None` if the error is not the engine's.
 fn is_user_failure(error: &(dyn StdError + 'static)) -> Option<bool> {
@@ -21,12 +22,25 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 
 /// Opens the store the options name.
 pub fn open(global: &Global) -> anyhow::Result<Engine> {
+    open_as(global, Root::Given)
+}
+
+/// The same for this kind of root.
+pub fn open_as(global: &Global, root: Root) -> anyhow::Result<Engine> {
     let mut config = Config::new(global.root()?);
     config.trust = match global.trust_index {
         TrustIndex::Registry => Trust::Registry,
         TrustIndex::Local => Trust::Local,
         TrustIndex::None => Trust::None,
     };
+    if root == Root::Alone {
+        config.owners = Owners::Root;
+    }
+    config.driver = global.driver.map(|driver| match driver {
+        Driver::Erofs => hoist_engine::Driver::Erofs,
+        Driver::ErofsFuse => hoist_engine::Driver::ErofsFuse,
+        Driver::Fuse => hoist_engine::Driver::Fuse,
+    });
     if let Some(platform) = &global.platform {
         config.platform = platform.parse().map_err(|error| user(format!("--platform: {error}")))?;
     }
@@ -45,6 +59,9 @@ pub fn arguments(global: &Global) -> anyhow::Result<Vec<OsString>> {
     let root = std::path::absolute(global.root()?)?;
     let mut arguments: Vec<OsString> =
         vec!["--root".into(), root.into(), "--trust-index".into(), trust.into()];
+    if let Some(driver) = global.driver.as_ref().and_then(clap::ValueEnum::to_possible_value) {
+        arguments.extend(["--driver".into(), driver.get_name().into()]);
+    }
     if let Some(platform) = &global.platform {
         arguments.extend(["--platform".into(), platform.into()]);
     }

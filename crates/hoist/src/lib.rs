@@ -14,6 +14,7 @@ pub mod mount_table;
 pub mod printer;
 pub mod program;
 pub mod rootdir;
+pub mod rootless;
 pub mod runtime;
 pub mod serving;
 pub mod signals;

@@ -19,6 +19,7 @@ const KNOWN: [&str; 3] = ["crun", "runc", "youki"];
 #[derive(Debug, Clone)]
 pub struct Runtime {
     program: PathBuf,
+    options: &'static [&'static str],
 }
 
 /// A program of this name in the folders of `path`, or the path it is.
@@ -57,7 +58,7 @@ impl Runtime {
                     "give --runtime a program on PATH or a path",
                 )
             })?;
-            return Ok(Runtime { program: std::path::absolute(program)? });
+            return Ok(Runtime { program: std::path::absolute(program)?, options: &[] });
         }
         let mut found: Vec<PathBuf> =
             KNOWN.iter().filter_map(|name| find_program(name, path.as_deref())).collect();
@@ -67,7 +68,12 @@ impl Runtime {
         let program = found.into_iter().next().ok_or_else(|| {
             user_hint("there is no OCI runtime on PATH", "install one: apt install crun (or runc, or youki)")
         })?;
-        Ok(Runtime { program })
+        Ok(Runtime { program, options: &[] })
+    }
+
+    /// From now on it is told to go without control groups.
+    pub fn without_cgroups(&mut self) {
+        self.options = crate::rootless::runtime_options(&self.program);
     }
 
     /// The program's path.
@@ -93,6 +99,7 @@ impl Runtime {
     ) -> anyhow::Result<u8> {
         let pid_file = bundle.join("pid");
         let mut child = tokio::process::Command::new(&self.program)
+            .args(self.options)
             .arg("--root")
             .arg(state)
             .args(["run", "--bundle"])
@@ -128,6 +135,7 @@ impl Runtime {
     /// Removes what the runtime keeps of a container, and kills what still runs in it.
     pub async fn delete(&self, id: &str, state: &Path) {
         let command = tokio::process::Command::new(&self.program)
+            .args(self.options)
             .arg("--root")
             .arg(state)
             .args(["delete", "--force", id])

@@ -1,8 +1,6 @@
 //! What a process does while it serves mounts: it waits for them to be gone, and heeds signals.
 
 use hoist_engine::{Engine, Mount, Stats};
-use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
 use rustix::process::Signal;
 
 use crate::signals::Signals;
@@ -50,8 +48,9 @@ fn heed(engine: &Engine, targets: &[std::path::PathBuf], signal: Signal) {
         }
         Signal::INT | Signal::TERM | Signal::HUP | Signal::QUIT => {
             for target in targets {
-                match rustix::mount::unmount(target, UnmountFlags::NOFOLLOW) {
-                    Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+                match hoist_sys::fuse::unmount(target, false) {
+                    Ok(()) => {}
+                    Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => {}
                     // To leave now would make the reads of those who use it fail.
                     Err(error) => {
                         tracing::warn!(?signal, target = %target.display(), "still in use, serving on: {error}");

@@ -3,11 +3,12 @@
 mod node;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use hoist_testkit::layout::{Builder, Compression};
 use hoist_testkit::{Fault, FaultKind, When, digest, process};
+use node::disk::SmallDisk;
 use node::tree::{FILES, Source, noise};
 use node::{Node, Published};
 
@@ -258,47 +259,6 @@ fn bombs_are_refused() {
     let id = digest::of_bytes(&junk);
     is_refused(GZIP, &packed("gzip", &junk), &id, "decoded");
     is_refused(ZSTD, &packed("zstd", &junk), &id, "decoded");
-}
-
-/// A small ext4 of the test's own, in a file.
-struct SmallDisk {
-    dir: tempfile::TempDir,
-}
-
-impl SmallDisk {
-    fn new(megabytes: u64) -> SmallDisk {
-        let disk = SmallDisk { dir: tempfile::tempdir().unwrap() };
-        let image = disk.dir.path().join("image");
-        fs::File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
-        process::run(Command::new("mkfs.ext4").arg("-qF").args(["-m", "0"]).arg(&image)).unwrap();
-        fs::create_dir(disk.root()).unwrap();
-        process::run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(disk.root())).unwrap();
-        disk
-    }
-
-    fn root(&self) -> PathBuf {
-        self.dir.path().join("mnt")
-    }
-
-    fn free(&self) -> u64 {
-        let found = rustix::fs::statvfs(self.root()).unwrap();
-        found.f_bavail * found.f_frsize
-    }
-
-    /// Takes all room but about this many bytes, until the file that is returned is removed.
-    fn fill(&self, leave: u64) -> PathBuf {
-        let take = self.free().saturating_sub(leave);
-        let ballast = self.root().join("ballast");
-        let file = fs::File::create(&ballast).unwrap();
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, take).unwrap();
-        ballast
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        node::unmount_below(self.dir.path());
-    }
 }
 
 #[test]

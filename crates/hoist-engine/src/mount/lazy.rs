@@ -9,6 +9,7 @@ use hoist_format::erofs;
 
 use super::layer::{LazyLayer, MountedLayer, TableSource};
 use super::{Layers, Use};
+use crate::config::Driver;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::image::Image;
@@ -27,6 +28,7 @@ impl Engine {
         image: &Image,
         index: &PublishedIndex,
         purpose: Use,
+        driver: Driver,
     ) -> Result<(PathBuf, Layers), Error> {
         let mut tables = Vec::new();
         for expected in image.expected()? {
@@ -43,15 +45,24 @@ impl Engine {
             let why = "its tree is of another number of layers: index the image again";
             return Err(Error::image("published index", index.digest, why));
         }
-        let server = self.serving.server(self);
-        let server = server.map_err(|why| Error::Mount { image: image.name.clone(), why })?;
-        let mut layers = Layers { all: Vec::new(), server: Some(Arc::clone(&server)), shown: false };
+        let server = match driver {
+            Driver::Erofs => {
+                let server = self.serving.server(self);
+                Some(server.map_err(|why| Error::Mount { image: image.name.clone(), why })?)
+            }
+            Driver::ErofsFuse | Driver::Fuse => None,
+        };
+        let mut layers = Layers { all: Vec::new(), server: server.clone(), shown: false };
         for (table, size) in tables.into_iter().zip(sizes) {
             let layer = match self.whole_alike(&table).await? {
                 Some(data) => MountedLayer::Whole(data),
                 None => {
                     let (meter, slots) = (Arc::clone(&self.meter), Arc::clone(&self.slots));
-                    MountedLayer::Lazy(server.add(LazyLayer::open(table, size, meter, slots)?)?)
+                    let layer = LazyLayer::open(table, size, meter, slots)?;
+                    MountedLayer::Lazy(match &server {
+                        Some(server) => server.add(layer)?,
+                        None => self.serving.share(layer)?,
+                    })
                 }
             };
             layers.all.push(layer);

@@ -10,6 +10,7 @@ use hoist_sys::presence::Snapshot;
 use super::layer::{LazyLayer, MountedLayer};
 use super::serve::Server;
 use super::{Layers, Mount, guard};
+use crate::config::Driver;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::image::Image;
@@ -64,7 +65,7 @@ impl Engine {
             let lease =
                 Arc::new(Lease::inherited(&self.store, &record.id, lease.ok_or_else(missing)?.into()));
             server.serves(&lease)?;
-            mounts.push(self.attend(&image, record, layers, lease));
+            mounts.push(self.attend(&image, record, layers, lease, Driver::Erofs, None));
         }
         Ok(mounts)
     }

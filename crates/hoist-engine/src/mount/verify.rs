@@ -6,7 +6,6 @@ use std::time::Duration;
 use hoist_format::digest::Digest;
 
 use super::layer::LazyLayer;
-use super::serve::Server;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::image::Image;
@@ -15,9 +14,10 @@ use crate::ingest::Ingest;
 /// How often to look whether a layer is complete.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// Watches the layers of a mount until all are complete and judged, then judges the tree.
+/// Watches the layers of a mount until all are complete and judged, then judges the tree. `pass_by` lets the
+/// readers of a layer that passed go past us.
 pub(super) async fn when_whole(
-    server: Arc<Server>,
+    pass_by: impl Fn(&LazyLayer) + Send + Sync,
     layers: Vec<Arc<LazyLayer>>,
     engine: Engine,
     image: Image,
@@ -49,7 +49,7 @@ pub(super) async fn when_whole(
                 still.push(layer);
                 continue;
             }
-            if let Err(e) = judge(&server, &engine, &image, &index, &layer).await {
+            if let Err(e) = judge(&pass_by, &engine, &image, &index, &layer).await {
                 tracing::error!(layer = %layer.dir().blob(), "checking the layer against the image: {e}");
             }
         }
@@ -62,7 +62,7 @@ pub(super) async fn when_whole(
 }
 
 async fn judge(
-    server: &Server,
+    pass_by: &(impl Fn(&LazyLayer) + Sync),
     engine: &Engine,
     image: &Image,
     index: &Digest,
@@ -98,7 +98,7 @@ async fn judge(
     if lie.is_none() {
         let native = tokio::task::spawn_blocking(move || fill.become_native()).await;
         native.map_err(|e| Error::Internal(e.to_string()))??;
-        server.unmark(layer);
+        pass_by(layer);
         tracing::info!(layer = %layer.dir().blob(), "complete, and all of it is what the image says");
     }
     Ok(())

@@ -14,9 +14,10 @@ use rustix::net::{
 };
 
 use super::device::Device;
-use crate::mount::{explain, finish};
+use crate::mount::{attach, create, explain};
 
-/// How it is mounted: always read-only, with the kernel checking permissions.
+/// How it is mounted: always read-only. Where others may look, the kernel checks permissions; a user alone
+/// with a mount of its own may read all of it.
 #[derive(Debug, Clone, Copy)]
 pub struct MountOptions<'a> {
     /// What the mount table shows as its source.
@@ -32,36 +33,82 @@ pub struct MountOptions<'a> {
 /// `fuse.hoist` in the mount table.
 const SUBTYPE: &str = "hoist";
 
+/// A mount that stands nowhere yet. Its files can be opened through [`Detached::path`]; it goes away with
+/// this value and the last file that is open in it.
+#[derive(Debug)]
+pub struct Detached {
+    mount: OwnedFd,
+}
+
+impl Detached {
+    /// Makes the mount. Nothing can be opened in it before the [`Session`](super::Session) is started and
+    /// served.
+    ///
+    /// # Errors
+    /// With the kernel's own words. EPERM without CAP_SYS_ADMIN in the mount namespace's user namespace.
+    pub fn new(options: &MountOptions<'_>) -> io::Result<(Self, Device)> {
+        let device = Device::open()?;
+        let fs = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| {
+            io::Error::new(io::Error::from(e).kind(), format!("opening a FUSE file system: {e}"))
+        })?;
+        let set = |key: &str, value: &str| {
+            fsconfig_set_string(&fs, key, value)
+                .map_err(|e| explain(&fs, &format!("setting {key}={value}"), e))
+        };
+        set("source", options.source)?;
+        set("subtype", SUBTYPE)?;
+        set("fd", &device.as_fd().as_raw_fd().to_string())?;
+        // S_IFDIR, in octal; the real mode comes with the first getattr.
+        set("rootmode", "40000")?;
+        set("user_id", &rustix::process::geteuid().as_raw().to_string())?;
+        set("group_id", &rustix::process::getegid().as_raw().to_string())?;
+        let flag =
+            |key: &str| fsconfig_set_flag(&fs, key).map_err(|e| explain(&fs, &format!("setting {key}"), e));
+        if options.allow_other {
+            flag("allow_other")?;
+            flag("default_permissions")?;
+        }
+        flag("ro")?;
+        let mut attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
+        attributes.set(MountAttrFlags::MOUNT_ATTR_NOSUID, options.nosuid);
+        attributes.set(MountAttrFlags::MOUNT_ATTR_NODEV, options.nodev);
+        let mount = create(&fs, "mounting FUSE", attributes)?;
+        Ok((Self { mount }, device))
+    }
+
+    /// A path in the mount, as this process can open it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}/{name}", self.mount.as_raw_fd()))
+    }
+
+    /// Puts it on folder `target`, where it stays.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn attach(self, target: &Path) -> io::Result<()> {
+        attach(&self.mount, target)
+    }
+}
+
 /// Mounts on folder `target` through the kernel's own calls.
 ///
 /// # Errors
-/// With the kernel's own words. EPERM without CAP_SYS_ADMIN in the mount namespace's user namespace.
+/// As for [`Detached::new`].
 pub fn mount(target: &Path, options: &MountOptions<'_>) -> io::Result<Device> {
-    let device = Device::open()?;
-    let fs = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)
-        .map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("opening a FUSE file system: {e}")))?;
-    let set = |key: &str, value: &str| {
-        fsconfig_set_string(&fs, key, value).map_err(|e| explain(&fs, &format!("setting {key}={value}"), e))
-    };
-    set("source", options.source)?;
-    set("subtype", SUBTYPE)?;
-    set("fd", &device.as_fd().as_raw_fd().to_string())?;
-    // S_IFDIR, in octal; the real mode comes with the first getattr.
-    set("rootmode", "40000")?;
-    set("user_id", &rustix::process::geteuid().as_raw().to_string())?;
-    set("group_id", &rustix::process::getegid().as_raw().to_string())?;
-    let flag =
-        |key: &str| fsconfig_set_flag(&fs, key).map_err(|e| explain(&fs, &format!("setting {key}"), e));
-    flag("default_permissions")?;
-    if options.allow_other {
-        flag("allow_other")?;
-    }
-    flag("ro")?;
-    let mut attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
-    attributes.set(MountAttrFlags::MOUNT_ATTR_NOSUID, options.nosuid);
-    attributes.set(MountAttrFlags::MOUNT_ATTR_NODEV, options.nodev);
-    finish(&fs, "mounting FUSE", target, attributes)?;
+    let (detached, device) = Detached::new(options)?;
+    detached.attach(target)?;
     Ok(device)
+}
+
+/// Lets programs that read in order be read ahead for by this much, as FUSE itself would not. Takes root.
+/// The mount must be the topmost on its path.
+///
+/// # Errors
+/// The mount is not there, or sysfs is not to be written.
+pub fn set_readahead(target: &Path, bytes: u64) -> io::Result<()> {
+    let device = crate::mount::device_of(target)?;
+    let device = device.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it is not mounted"))?;
+    std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), (bytes >> 10).to_string())
 }
 
 /// Where the helper is, if it is installed.
@@ -88,9 +135,9 @@ pub fn mount_by_helper(target: &Path, options: &MountOptions<'_>) -> io::Result<
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     // A comma would end the name.
     let source = options.source.replace(['\\', ','], "_");
-    let mut wanted = format!("ro,nosuid,nodev,default_permissions,subtype={SUBTYPE},fsname={source}");
+    let mut wanted = format!("ro,nosuid,nodev,subtype={SUBTYPE},fsname={source}");
     if options.allow_other {
-        wanted.push_str(",allow_other");
+        wanted.push_str(",allow_other,default_permissions");
     }
     let mut command = helper()?;
     command.args(["-o", &wanted, "--"]).arg(target);
@@ -129,6 +176,17 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
             _ => None,
         })
         .next())
+}
+
+/// Unmounts as root can, or else, where it is a FUSE mount of this user, through the helper.
+///
+/// # Errors
+/// As for [`crate::mount::unmount`], or with the helper's own words.
+pub fn unmount(target: &Path, lazy: bool) -> io::Result<()> {
+    match crate::mount::unmount(target, lazy) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => unmount_by_helper(target, lazy),
+        done => done,
+    }
 }
 
 /// Unmounts what the helper has mounted; `lazy` detaches it even while it is in use.

@@ -31,7 +31,6 @@ const WANTED: u64 = flag::ASYNC_READ
     | flag::READDIRPLUS_AUTO
     | flag::NO_OPEN_SUPPORT
     | flag::PARALLEL_DIROPS
-    | flag::POSIX_ACL
     | flag::MAX_PAGES
     | flag::CACHE_SYMLINKS
     | flag::NO_OPENDIR_SUPPORT
@@ -80,12 +79,14 @@ pub struct Session {
 
 impl Session {
     /// Does the handshake over the device of a mount just made, and opens more queues beside it until
-    /// there are `queues`.
+    /// there are `queues`. With `check` the kernel checks permissions, access control lists among them.
     ///
     /// # Errors
     /// The kernel's, or a protocol of another age.
-    pub fn start(device: Device, queues: usize) -> io::Result<Self> {
+    pub fn start(device: Device, queues: usize, check: bool) -> io::Result<Self> {
         let mut buffer = vec![0; REQUEST_MAX];
+        // It implies `default_permissions`.
+        let wanted = if check { WANTED | flag::POSIX_ACL } else { WANTED };
         let negotiated = loop {
             let request = match device.read(&mut buffer) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
@@ -105,7 +106,7 @@ impl Session {
                 let text = format!("this kernel speaks FUSE {major}.{minor}, hoist 7.{OLDEST} or newer");
                 return Err(io::Error::new(io::ErrorKind::Unsupported, text));
             }
-            let flags = flags & WANTED;
+            let flags = flags & wanted;
             device.reply(request.unique, 0, &agree(max_readahead, flags))?;
             break Negotiated { minor: minor.min(MINOR), flags, max_readahead };
         };

@@ -14,13 +14,11 @@ use crate::signals::{Signals, interrupted};
 
 pub(super) fn run(global: &Global, options: &Mount) -> anyhow::Result<()> {
     if !options.foreground {
-        super::require_mount_privilege()?;
         free_target(&options.target)?;
         return background::start(global, options, &Printer::new());
     }
     let runtime = crate::engine_glue::tokio_runtime()?;
     if !options.report {
-        super::require_mount_privilege()?;
         return runtime.block_on(serve(global, options, &Printer::new(), None));
     }
     let reporter = Reporter::detach();

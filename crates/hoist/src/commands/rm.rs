@@ -4,10 +4,12 @@ use crate::cli::{Global, Rm};
 use crate::container::{self, Removal};
 
 pub(super) fn run(global: &Global, options: &Rm) -> anyhow::Result<()> {
+    // What an ordinary user's container wrote may be another's outside of its user namespace.
+    let (global, _) = crate::rootless::enter(global)?;
     let root = global.root()?;
     for name in &options.names {
         if container::remove(&root, name)? == Removal::Unknown {
-            crate::engine_glue::open(global)?.remove(name)?;
+            crate::engine_glue::open(&global)?.remove(name)?;
         }
     }
     Ok(())

@@ -21,6 +21,7 @@ use crate::failure::user_hint;
 use crate::printer::Printer;
 use crate::program;
 use crate::rootdir::RootDir;
+use crate::rootless::{self, Root};
 use crate::runtime::Runtime;
 use crate::signals::{Signals, interrupted};
 
@@ -40,10 +41,10 @@ struct Plan<'a> {
     volumes: Vec<Volume>,
     /// The program has ended.
     over: Arc<AtomicBool>,
+    root: Root,
 }
 
 pub(super) fn run(global: &Global, options: &Run) -> anyhow::Result<u8> {
-    super::require_mount_privilege()?;
     if options.tty && !rustix::termios::isatty(std::io::stdin()) {
         return Err(user_hint(
             "-t needs a terminal on standard input",
@@ -53,13 +54,12 @@ pub(super) fn run(global: &Global, options: &Run) -> anyhow::Result<u8> {
     let cwd = std::env::current_dir().context("finding the current folder")?;
     let volumes =
         options.volume.iter().map(|option| volume::parse(option, &cwd)).collect::<Result<_, _>>()?;
-    let plan = Plan {
-        global,
-        options,
-        runtime: Runtime::find(options.runtime.as_deref())?,
-        volumes,
-        over: Arc::default(),
-    };
+    let (global, root) = rootless::enter(global)?;
+    let mut runtime = Runtime::find(options.runtime.as_deref())?;
+    if root.is_rootless() {
+        runtime.without_cgroups();
+    }
+    let plan = Plan { global: &global, options, runtime, volumes, root, over: Arc::default() };
     let runtime = crate::engine_glue::tokio_runtime()?;
     let outcome = runtime.block_on(plan.run());
     // What was fetched ahead and is still being decoded serves nobody any more.
@@ -71,7 +71,7 @@ impl Plan<'_> {
     async fn run(&self) -> anyhow::Result<u8> {
         let mut signals = Signals::catch().context("catching signals")?;
         let resolving = async {
-            let engine = crate::engine_glue::open(self.global)?;
+            let engine = crate::engine_glue::open_as(self.global, self.root)?;
             let image = engine.resolve(self.options.image()).await?;
             anyhow::Ok((engine, image))
         };
@@ -162,7 +162,8 @@ impl Plan<'_> {
         if !env.iter().any(|entry| entry.starts_with("HOME=")) {
             env.push(format!("HOME={}", user.home));
         }
-        let config = bundle::config(&Bundle {
+        rootless::check_user(self.root, user.uid, user.gid)?;
+        let mut config = bundle::config(&Bundle {
             rootfs: &container.rootfs(),
             files: &container.bundle(),
             args: &args,
@@ -178,6 +179,9 @@ impl Plan<'_> {
             allowed_capabilities: &in_bounding_set,
             nofile_limit: bundle::own_nofile_limit(),
         });
+        if self.root.is_rootless() {
+            rootless::adapt(&mut config, self.root, options.net == Net::Host);
+        }
         std::fs::write(container.bundle().join("config.json"), serde_json::to_vec(&config)?)
             .context("writing the container's config.json")?;
         let stdin = if options.interactive || options.tty { Stdio::inherit() } else { Stdio::null() };
@@ -222,7 +226,7 @@ impl Plan<'_> {
                 Ok(found)
             })
         };
-        let overlay = async { container.mount_overlay(self.options.rm) };
+        let overlay = async { container.mount_overlay(self.options.rm, self.root.is_rootless()) };
         let (overlay, passwd, group, found) =
             tokio::join!(overlay, read("/etc/passwd"), read("/etc/group"), finding);
         overlay?;

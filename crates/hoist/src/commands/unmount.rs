@@ -1,10 +1,9 @@
 //! `hoist unmount`.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
 
 use crate::cli::{Global, Unmount};
 use crate::failure::{user, user_hint};
@@ -43,15 +42,17 @@ fn canonical(target: &Path) -> anyhow::Result<PathBuf> {
 }
 
 fn unmount(target: &Path, lazy: bool) -> anyhow::Result<()> {
-    let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
-    match rustix::mount::unmount(target, flags | UnmountFlags::NOFOLLOW) {
+    let Err(error) = hoist_sys::fuse::unmount(target, lazy) else { return Ok(()) };
+    match (error.kind(), error.raw_os_error()) {
         // Someone else has just unmounted it.
-        Ok(()) | Err(Errno::INVAL) => Ok(()),
-        Err(Errno::BUSY) => Err(user_hint(
+        (_, Some(libc::EINVAL)) => Ok(()),
+        (ErrorKind::ResourceBusy, _) => Err(user_hint(
             format!("{} is in use", target.display()),
             format!("end what uses it (fuser -vm {} tells), or detach it with --lazy", target.display()),
         )),
-        Err(Errno::PERM) => Err(user_hint("unmounting takes root (CAP_SYS_ADMIN)", "run it with sudo")),
-        Err(error) => Err(error).with_context(|| format!("unmounting {}", target.display())),
+        (ErrorKind::NotFound, _) => {
+            Err(user_hint(format!("unmounting takes root, or else {error}"), "run it with sudo"))
+        }
+        _ => Err(error).with_context(|| format!("unmounting {}", target.display())),
     }
 }

@@ -2,8 +2,10 @@
 // Each test program uses its own part of this.
 #![allow(dead_code)]
 
+pub mod disk;
 pub mod tar;
 pub mod tree;
+pub mod user;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -18,6 +20,7 @@ use serde_json::Value;
 pub struct Node {
     dir: tempfile::TempDir,
     store: PathBuf,
+    driver: Option<&'static str>,
 }
 
 impl Node {
@@ -25,12 +28,18 @@ impl Node {
     pub fn new() -> Node {
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("store");
-        Node { dir, store }
+        Node { dir, store, driver: None }
     }
 
     /// With its store in a folder of the test's own.
     pub fn with_store(store: &Path) -> Node {
-        Node { dir: tempfile::tempdir().unwrap(), store: store.to_owned() }
+        Node { dir: tempfile::tempdir().unwrap(), store: store.to_owned(), driver: None }
+    }
+
+    /// The same node, whose mounts are made by this driver.
+    pub fn with_driver(mut self, driver: &'static str) -> Node {
+        self.driver = Some(driver);
+        self
     }
 
     /// A path in its store.
@@ -45,8 +54,11 @@ impl Node {
 
     /// The command, not yet started.
     pub fn hoist(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hoist"));
+        let mut command = Command::new(user::program());
         command.env_remove("HOIST_TRUST_INDEX").env("HOIST_ROOT", &self.store);
+        if let Some(driver) = self.driver {
+            command.env("HOIST_DRIVER", driver);
+        }
         command.args(args).stdin(Stdio::null());
         command
     }

@@ -1,0 +1,137 @@
+//! The drivers that need no pre-content events: FUSE asks for what is read.
+//!
+//! *fuse*: the whole file system comes from here, out of the same EROFS image that the kernel mounts
+//! elsewhere. It needs no more than a `/dev/fuse` that may be opened, so it serves ordinary users too.
+//!
+//! *erofs-fuse*: the kernel's EROFS serves names and caches pages; FUSE carries nothing but the layers' data
+//! files, one regular file each, on a mount that nobody sees (`carrier`). Whole layers are no concern of
+//! FUSE's: EROFS has their data files themselves.
+//!
+//! Both answer a read only after `fill` has returned. Should this process die, the kernel fails reads with
+//! ENOTCONN (EIO through EROFS) until the mount is ended or somebody goes on with the session.
+
+mod carrier;
+mod data;
+mod image;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hoist_sys::fuse::{self, Handler, MountOptions, Session};
+use tokio::sync::watch;
+
+use super::layer::{LazyLayer, MountedLayer};
+use carrier::Carrier;
+use data::Data;
+use image::ImageFs;
+
+/// Who is shown as the owner of files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Owners {
+    /// Those of the image.
+    #[default]
+    Image,
+    /// Always root, for a user namespace that has no other user: files of others could be neither written
+    /// nor, where they are private, read in it.
+    Root,
+}
+
+/// What is to be shown, and where.
+pub(super) struct Show<'a> {
+    pub tree: &'a Path,
+    pub layers: &'a [MountedLayer],
+    pub target: &'a Path,
+    pub image: &'a str,
+    pub read_timeout: Duration,
+    pub owners: Owners,
+}
+
+/// A FUSE session under way. It lasts until the file system is unmounted everywhere, whatever becomes of
+/// this value.
+pub(super) struct Served {
+    /// True once the session is over.
+    ended: watch::Receiver<bool>,
+    carrier: Option<Carrier>,
+}
+
+/// Sequential readers are read ahead for by this much, where root can say so: several requests under way
+/// hide that each has to come to us.
+const READAHEAD: u64 = 1 << 20;
+
+impl Served {
+    /// Shows the image as a FUSE file system.
+    pub fn image(show: &Show<'_>) -> Result<Self, String> {
+        let may_mount = hoist_sys::mount::knows("fuse").is_ok();
+        let options =
+            MountOptions { source: show.image, allow_other: may_mount, nosuid: false, nodev: false };
+        let data = Data::open(show.layers, show.read_timeout)?;
+        // Only root of the machine may see `trusted.` attributes (xattr(7)).
+        let trusted = hoist_sys::userns::is_initial();
+        let handler = Arc::new(ImageFs::open(show.tree, data, show.owners, trusted)?);
+        let device = match may_mount {
+            true => fuse::mount(show.target, &options),
+            false => fuse::mount_by_helper(show.target, &options),
+        };
+        let served = device
+            .and_then(|device| Session::start(device, threads(), may_mount))
+            .and_then(|session| serve(&session, &handler));
+        match served {
+            Ok(threads) => {
+                let _ = fuse::set_readahead(show.target, READAHEAD);
+                Ok(Self { ended: watch_end(threads), carrier: None })
+            }
+            Err(e) => {
+                // Only what the handshake left behind; nothing is there if the mount itself failed.
+                let _ = fuse::unmount(show.target, true);
+                Err(e.to_string())
+            }
+        }
+    }
+
+    /// Shows the image as EROFS over data files that FUSE serves.
+    pub fn carried(show: &Show<'_>) -> Result<Self, String> {
+        let (carrier, threads) = Carrier::mount(show)?;
+        Ok(Self { ended: watch_end(threads), carrier: Some(carrier) })
+    }
+
+    /// A layer is complete and verified: its readers need not come to us any more.
+    pub fn pass_by(&self, layer: &LazyLayer) {
+        if let Some(carrier) = &self.carrier {
+            carrier.pass_by(layer);
+        }
+    }
+
+    /// Is it unmounted everywhere?
+    pub fn has_ended(&self) -> bool {
+        *self.ended.borrow()
+    }
+
+    /// Returns when the file system is unmounted everywhere. Cancel safe.
+    pub async fn end(&self) {
+        // An error is that nobody watches any more: over as well.
+        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+    }
+}
+
+/// The threads end when the kernel has let go of the session.
+fn watch_end(threads: Vec<JoinHandle<()>>) -> watch::Receiver<bool> {
+    let (tell, ended) = watch::channel(false);
+    std::thread::spawn(move || {
+        for thread in threads {
+            let _ = thread.join();
+        }
+        tell.send_replace(true);
+    });
+    ended
+}
+
+fn serve(session: &Session, handler: &Arc<impl Handler>) -> std::io::Result<Vec<JoinHandle<()>>> {
+    session.serve(handler, threads())
+}
+
+/// Threads that answer: reads that have to wait hold none of them.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8)
+}

@@ -1,0 +1,149 @@
+//! EROFS over data files that FUSE serves.
+//!
+//! The FUSE file system stands on no path: EROFS opens its files, named by the layers' numbers, through a
+//! descriptor of ours, and keeps it alive. Once a layer is complete and verified, the loop device under it
+//! is given the data file itself, and FUSE is out of its readers' way for good.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use hoist_sys::fuse::{
+    self, Answer, Attributes, Detached, Entry, FileSystem, Handler, Listing, MountOptions, Operation, ROOT,
+    Request, Session,
+};
+use hoist_sys::loop_device::LoopDevice;
+
+use super::super::layer::{LazyLayer, MountedLayer};
+use super::Show;
+use super::data::Data;
+
+/// What EROFS is mounted on.
+pub(super) struct Carrier {
+    /// By layer; none where EROFS has files.
+    loops: Vec<(Option<PathBuf>, LoopDevice)>,
+}
+
+/// EROFS's block.
+const BLOCK: u32 = 4096;
+
+impl Carrier {
+    pub fn mount(show: &Show<'_>) -> Result<(Self, Vec<JoinHandle<()>>), String> {
+        let files = Arc::new(Files::of(show)?);
+        let text = |e: std::io::Error| e.to_string();
+        let options = MountOptions { source: show.image, allow_other: true, nosuid: true, nodev: true };
+        let (carrier, device) = Detached::new(&options).map_err(text)?;
+        let session = Session::start(device, super::threads(), false).map_err(text)?;
+        let threads = super::serve(&session, &files).map_err(text)?;
+        let path = |(i, layer): (usize, &MountedLayer)| match layer {
+            MountedLayer::Whole(data) => data.clone(),
+            MountedLayer::Lazy(_) => carrier.path(&i.to_string()),
+        };
+        let paths: Vec<PathBuf> = show.layers.iter().enumerate().map(path).collect();
+        let loops = attach_all(show, &paths)?;
+        let devices: Vec<_> = loops[1..].iter().map(|(_, device)| device.path()).collect();
+        hoist_sys::mount::erofs(loops[0].1.path(), &devices, show.target).map_err(text)?;
+        Ok((Self { loops }, threads))
+    }
+
+    /// Puts a layer's data file in the place of the one that FUSE serves.
+    pub fn pass_by(&self, layer: &LazyLayer) {
+        let data = layer.dir().file("data");
+        for (_, device) in self.loops.iter().filter(|(of, _)| of.as_ref() == Some(&data)) {
+            if let Err(e) = File::open(&data).and_then(|file| device.change_backing(&file)) {
+                // It is served as before.
+                tracing::warn!(layer = %layer.dir().blob(), "FUSE stays in the way of its readers: {e}");
+            }
+        }
+    }
+}
+
+/// A loop device for the tree and one for each layer.
+fn attach_all(show: &Show<'_>, layers: &[PathBuf]) -> Result<Vec<(Option<PathBuf>, LoopDevice)>, String> {
+    let attach = |path: &PathBuf| {
+        File::open(path)
+            .and_then(|file| LoopDevice::over(&file, BLOCK))
+            .map_err(|e| format!("for {}: {e}", path.display()))
+    };
+    let mut all = vec![(None, attach(&show.tree.to_owned())?)];
+    for (path, layer) in layers.iter().zip(show.layers) {
+        let data = match layer {
+            MountedLayer::Whole(_) => None,
+            MountedLayer::Lazy(layer) => Some(layer.dir().file("data")),
+        };
+        all.push((data, attach(path)?));
+    }
+    Ok(all)
+}
+
+/// The first inode number that is a file's.
+const FIRST: u64 = 2;
+
+/// A folder with a file for each layer, named by its number.
+struct Files {
+    data: Arc<Data>,
+    sizes: Vec<u64>,
+}
+
+impl Files {
+    fn of(show: &Show<'_>) -> Result<Self, String> {
+        let size = |layer: &MountedLayer| match layer {
+            // Never looked at: EROFS has it directly.
+            MountedLayer::Whole(_) => Ok(0),
+            MountedLayer::Lazy(layer) => layer.data().metadata().map(|meta| meta.len()),
+        };
+        let sizes = show.layers.iter().map(size).collect::<Result<_, _>>();
+        let sizes = sizes.map_err(|e| format!("looking at the layers' data files: {e}"))?;
+        Ok(Self { data: Data::open(show.layers, show.read_timeout)?, sizes })
+    }
+
+    fn layer(&self, node: u64) -> Option<usize> {
+        let layer = usize::try_from(node.checked_sub(FIRST)?).ok()?;
+        (layer < self.sizes.len()).then_some(layer)
+    }
+
+    fn attributes(&self, node: u64) -> Option<Attributes> {
+        let shown = |mode, size| Attributes { ino: node, mode, size, nlink: 1, ..Attributes::default() };
+        match node {
+            ROOT => Some(shown(libc::S_IFDIR | 0o500, 0)),
+            _ => Some(shown(libc::S_IFREG | 0o400, self.sizes[self.layer(node)?])),
+        }
+    }
+
+    fn find(&self, name: &[u8]) -> Option<Entry> {
+        let layer: u64 = std::str::from_utf8(name).ok()?.parse().ok()?;
+        let node = layer.checked_add(FIRST)?;
+        Some(Entry { node, attributes: self.attributes(node)? })
+    }
+}
+
+impl Handler for Files {
+    fn handle(&self, request: &Request<'_>, answer: Answer) {
+        match request.operation {
+            Operation::Lookup { name } if request.node == ROOT => match self.find(name) {
+                Some(entry) => answer.with(&fuse::entry(&entry)),
+                None => answer.with(&fuse::negative_entry()),
+            },
+            Operation::Getattr => match self.attributes(request.node) {
+                Some(attributes) => answer.with(&fuse::attributes(&attributes)),
+                None => answer.fail(libc::ESTALE),
+            },
+            Operation::Read { offset, size } => match self.layer(request.node) {
+                Some(layer) => {
+                    let len = self.sizes[layer].saturating_sub(offset).min(u64::from(size)) as usize;
+                    self.data.read(layer, offset, len, request.pid, answer);
+                }
+                None => answer.fail(libc::EISDIR),
+            },
+            Operation::Interrupt { unique } => {
+                answer.none();
+                self.data.interrupt(unique);
+            }
+            // Nobody lists it.
+            Operation::Readdir { size, .. } => answer.with(&Listing::new(size).finish()),
+            Operation::Statfs => answer.with(&fuse::statfs(&FileSystem { blocks: 0, files: 0 })),
+            _ => answer.fail(libc::ENOSYS),
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! The FUSE drivers hold what the first driver holds, as root and as an ordinary user.
+
+mod common;
+mod node;
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use hoist_testkit::layout::{Builder, Compression};
+use hoist_testkit::{Exceptions, Fault, FaultKind, When, compare_tree, fixtures_dir, process};
+use node::disk::SmallDisk;
+use node::tree::{FILES, Source};
+use node::{Mounted, Node, Published, count, user};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// All but the first, which the other tests use.
+const DRIVERS: [&str; 2] = ["fuse", "erofs-fuse"];
+
+fn assert_right(mount: &Mounted) {
+    let differences = compare_tree(mount.root(), &Exceptions::full()).unwrap();
+    assert_eq!(differences, [""; 0], "{} differences", differences.len());
+}
+
+fn is_right_through_every_driver(format: &str) {
+    let image = Published::indexed(&fixtures_dir().unwrap().join(format));
+    let nodes = DRIVERS.map(|driver| (driver, Node::new().with_driver(driver)));
+    for (driver, node) in &nodes {
+        let mount = node.mount(&image.name, &[]);
+        assert_right(&mount);
+        let stats = mount.unmount();
+        assert_eq!(stats["driver"], *driver, "{stats}");
+        assert!(count(&stats, "demand_stalls") > 0, "{format} was not lazy: {stats}");
+        node.says(&["pull", &image.name]);
+    }
+    let Published { proxy, registry, name, .. } = image;
+    drop((proxy, registry));
+    for (_, node) in nodes {
+        assert_right(&node.mount(&name, &[]));
+    }
+}
+
+#[test]
+fn plain_tar() {
+    is_right_through_every_driver("tar");
+}
+
+#[test]
+fn gzip() {
+    is_right_through_every_driver("gzip");
+}
+
+#[test]
+fn gzip_of_several_members() {
+    is_right_through_every_driver("gzip-multimember");
+}
+
+#[test]
+fn zstd() {
+    is_right_through_every_driver("zstd");
+}
+
+/// Through the set-user-id helper, in a store of the user's own, lazily and pulled.
+#[test]
+fn an_ordinary_user_sees_the_image() {
+    if let Some(image) = user::task() {
+        let node = Node::new();
+        let mount = node.mount(&image, &[]);
+        assert_right(&mount);
+        let stats = mount.unmount();
+        assert_eq!(stats["driver"], "fuse", "{stats}");
+        assert!(count(&stats, "demand_stalls") > 0, "{stats}");
+        node.says(&["pull", &image]);
+        return assert_right(&node.mount(&image, &[]));
+    }
+    for format in ["tar", "gzip", "gzip-multimember", "zstd"] {
+        let image = Published::indexed(&fixtures_dir().unwrap().join(format));
+        user::run_test_as_user("an_ordinary_user_sees_the_image", &image.name);
+    }
+}
+
+/// An image of one gzip layer with an index, and where faults of its layer are injected.
+struct Case {
+    source: Source,
+    image: Published,
+    layer: String,
+}
+
+impl Case {
+    fn new() -> Case {
+        let source = Source::new();
+        let layout = source.layout(Compression::Gzip(6));
+        let image = Published::indexed(&layout.directory);
+        Case { source, image, layer: layout.layers[0].clone() }
+    }
+
+    fn inject(&self, kind: FaultKind) {
+        let of = format!("GET /v2/{}/blobs/{}", node::REPO, self.layer);
+        self.image.proxy.inject(Fault::new(of, When::Always, kind));
+    }
+
+    fn asked_for_layer(&self) {
+        process::wait_until("a read's request", Duration::from_secs(20), || {
+            Ok(self.image.proxy.log().iter().any(|r| r.path.contains(&self.layer)))
+        })
+        .unwrap();
+    }
+}
+
+fn kill_server(node: &Node) {
+    let [server] = node.servers()[..] else { panic!("{:?} serve one mount", node.servers()) };
+    kill_process(Pid::from_raw(server).unwrap(), Signal::KILL).unwrap();
+}
+
+#[test]
+fn damage_and_absence_are_errors_that_pass() {
+    for driver in DRIVERS {
+        for kind in [FaultKind::FlipBit(70_000), FaultKind::Status(404, vec![]), FaultKind::WrongContentRange]
+        {
+            let case = Case::new();
+            case.inject(kind.clone());
+            let node = Node::new().with_driver(driver);
+            let mount = node.mount(&case.image.name, &[]);
+            let right = case.source.assert_right_or_failing(mount.root());
+            assert!(right < FILES.len(), "{kind:?} had no effect");
+            case.image.proxy.clear_faults();
+            case.source.assert_shown(mount.root());
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_fails_reads_until_there_is_room() {
+    for driver in DRIVERS {
+        let case = Case::new();
+        let disk = SmallDisk::new(60);
+        let ballast = disk.fill(4 << 20);
+        let node = Node::with_store(&disk.root().join("store")).with_driver(driver);
+        let mount = node.mount(&case.image.name, &[]);
+        let mut failed = 0;
+        for (path, _) in FILES {
+            match mount.read(path) {
+                Ok(bytes) => assert!(bytes == case.source.read(path), "{path} has wrong bytes"),
+                Err(e) => {
+                    assert!(matches!(e.raw_os_error(), Some(libc::EIO | libc::ENOSPC)), "{path}: {e}");
+                    failed += 1;
+                }
+            }
+        }
+        assert!(failed > 0);
+        fs::remove_file(ballast).unwrap();
+        case.source.assert_shown(mount.root());
+    }
+}
+
+#[test]
+fn a_killed_server_leaves_errors_and_never_zeros() {
+    for driver in DRIVERS {
+        let case = Case::new();
+        let node = Node::new().with_driver(driver);
+        let mount = node.mount(&case.image.name, &[]);
+        assert_eq!(mount.read("etc/motd").unwrap(), case.source.read("etc/motd"));
+        case.inject(FaultKind::Hang);
+        let path = mount.root().join("lib/d.so");
+        let reader = std::thread::spawn(move || fs::read(path));
+        case.asked_for_layer();
+        kill_server(&node);
+        let failed = reader.join().unwrap().unwrap_err().raw_os_error();
+        assert!(matches!(failed, Some(libc::EIO | libc::ENOTCONN | libc::ECONNABORTED)), "{failed:?}");
+        for (path, _) in FILES {
+            match mount.read(path) {
+                Ok(bytes) => assert!(bytes == case.source.read(path), "{path} has wrong bytes"),
+                Err(e) => {
+                    assert!(matches!(e.raw_os_error(), Some(libc::EIO | libc::ENOTCONN)), "{path}: {e}")
+                }
+            }
+        }
+        case.image.proxy.clear_faults();
+        node.says(&["unmount", mount.root().to_str().unwrap()]);
+        case.source.assert_shown(node.mount(&case.image.name, &[]).root());
+    }
+}
+
+/// Nobody has to wait for a registry to get rid of a program that reads.
+#[test]
+fn a_reader_that_waits_can_be_killed() {
+    let case = Case::new();
+    let node = Node::new().with_driver("fuse");
+    let mount = node.mount(&case.image.name, &[]);
+    case.inject(FaultKind::Hang);
+    let mut reader =
+        Command::new("cat").arg(mount.root().join("lib/d.so")).stdout(Stdio::null()).spawn().unwrap();
+    case.asked_for_layer();
+    kill_process(Pid::from_child(&reader), Signal::KILL).unwrap();
+    assert_eq!(reader.wait().unwrap().signal(), Some(libc::SIGKILL));
+    case.image.proxy.clear_faults();
+}
+
+#[test]
+fn many_read_at_once() {
+    for driver in DRIVERS {
+        let case = Case::new();
+        let node = Node::new().with_driver(driver);
+        let mount = node.mount(&case.image.name, &[]);
+        std::thread::scope(|scope| {
+            for reader in 0..8 {
+                let (mount, case) = (&mount, &case);
+                scope.spawn(move || {
+                    for turn in 0..FILES.len() {
+                        let (path, length) = FILES[(turn + reader) % FILES.len()];
+                        let at = length / 9 * reader;
+                        let wanted = case.source.read(path);
+                        let found = mount.read_at(path, at as u64, length - at).unwrap();
+                        assert!(found == wanted[at..], "{path} has wrong bytes");
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// An image of this machine's own programs, and the folder with their tree.
+fn programs() -> (tempfile::TempDir, Published) {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, tar) = (dir.path().join("root"), dir.path().join("layer.tar"));
+    common::make_rootfs(&root);
+    common::output(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&root).arg("."));
+    let layout = Builder::new(dir.path().join("layout")).unwrap().layer(&tar, Compression::Gzip(6)).unwrap();
+    let layout = layout.config("Env", serde_json::json!(["PATH=/bin"])).write("latest").unwrap();
+    let image = Published::indexed(&layout.directory);
+    (dir, image)
+}
+
+/// Programs run out of the mount, their libraries mapped; and in a container over it.
+#[test]
+fn programs_run() {
+    let (dir, image) = programs();
+    let root = dir.path().join("root");
+    for driver in DRIVERS {
+        let node = Node::new().with_driver(driver);
+        let mount = node.mount(&image.name, &[]);
+        let said = common::output(Command::new("chroot").arg(mount.root()).args(["/bin/cat", "/etc/group"]));
+        assert_eq!(said, fs::read_to_string(root.join("etc/group")).unwrap());
+        mount.unmount();
+        let node = Node::new().with_driver(driver);
+        let script = "echo new >/tmp/x && cat /tmp/x /etc/group";
+        let said = node.says(&["run", "--rm", &image.name, "sh", "-c", script]);
+        assert_eq!(said, format!("new\n{}", fs::read_to_string(root.join("etc/group")).unwrap()));
+    }
+}
+
+/// As root of a user namespace: the program sees root's files, writes, and leaves nothing behind.
+#[test]
+fn an_ordinary_user_runs_a_container() {
+    if let Some(image) = user::task() {
+        let node = Node::new();
+        let script = "id -u && echo new >/etc/motd && cat /etc/motd && cat /etc/group && touch /tmp/x";
+        let said = node.says(&["run", "--rm", &image, "sh", "-c", script]);
+        assert!(said.starts_with("0\nnew\nroot:x:0:"), "{said}");
+        let stats = node.path("stats.json");
+        let code = node.hoist(&[
+            "run",
+            "--rm",
+            "--net",
+            "none",
+            "--stats",
+            stats.to_str().unwrap(),
+            &image,
+            "sh",
+            "-c",
+            "exit 7",
+        ]);
+        assert_eq!({ code }.status().unwrap().code(), Some(7));
+        let stats: serde_json::Value = serde_json::from_slice(&fs::read(stats).unwrap()).unwrap();
+        assert_eq!(stats["driver"], "fuse");
+        assert_eq!(fs::read_dir(node.store("containers")).unwrap().count(), 0);
+        node.says(&["run", "--name", "kept", &image, "sh", "-c", "echo mine >/tmp/y"]);
+        assert_eq!(fs::read_to_string(node.store("containers/kept/upper/tmp/y")).unwrap(), "mine\n");
+        node.says(&["rm", "kept"]);
+        let said = node.fails(&["run", "--rm", "-u", "app", &image, "id"]);
+        return assert!(said.contains("/etc/subuid"), "{said}");
+    }
+    let (_dir, image) = programs();
+    user::run_test_as_user("an_ordinary_user_runs_a_container", &image.name);
+}
+
+/// A detached mount is served on for who still has a file of it open.
+#[test]
+fn detached_in_use_it_is_served_on() {
+    let case = Case::new();
+    let node = Node::new().with_driver("fuse");
+    let mount = node.mount(&case.image.name, &[]);
+    let open = fs::File::open(mount.root().join("lib/c.so")).unwrap();
+    // Asked to end while in use, it serves on.
+    let [server] = node.servers()[..] else { panic!("{:?} serve one mount", node.servers()) };
+    kill_process(Pid::from_raw(server).unwrap(), Signal::TERM).unwrap();
+    assert_eq!(mount.read("lib/b.so").unwrap(), case.source.read("lib/b.so"));
+    node.says(&["unmount", "--lazy", mount.root().to_str().unwrap()]);
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut &open, &mut bytes).unwrap();
+    assert!(bytes == case.source.read("lib/c.so"));
+    drop(open);
+    process::wait_until("the end of the server", Duration::from_secs(20), || Ok(node.servers().is_empty()))
+        .unwrap();
+}

@@ -1,0 +1,51 @@
+//! A file system that is soon full.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use hoist_testkit::process;
+
+/// A small ext4 of the test's own, in a file.
+pub struct SmallDisk {
+    dir: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    /// Makes and mounts it.
+    pub fn new(megabytes: u64) -> SmallDisk {
+        let disk = SmallDisk { dir: tempfile::tempdir().unwrap() };
+        let image = disk.dir.path().join("image");
+        fs::File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
+        process::run(Command::new("mkfs.ext4").arg("-qF").args(["-m", "0"]).arg(&image)).unwrap();
+        fs::create_dir(disk.root()).unwrap();
+        process::run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(disk.root())).unwrap();
+        disk
+    }
+
+    /// Where it is mounted.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    /// Bytes of room.
+    pub fn free(&self) -> u64 {
+        let found = rustix::fs::statvfs(self.root()).unwrap();
+        found.f_bavail * found.f_frsize
+    }
+
+    /// Takes all room but about this many bytes, until the file that is returned is removed.
+    pub fn fill(&self, leave: u64) -> PathBuf {
+        let take = self.free().saturating_sub(leave);
+        let ballast = self.root().join("ballast");
+        let file = fs::File::create(&ballast).unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, take).unwrap();
+        ballast
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        super::unmount_below(self.dir.path());
+    }
+}
