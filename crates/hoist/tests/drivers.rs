@@ -4,6 +4,7 @@ mod common;
 mod node;
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -76,7 +77,7 @@ fn an_ordinary_user_sees_the_image() {
     }
     for format in ["tar", "gzip", "gzip-multimember", "zstd"] {
         let image = Published::indexed(&fixtures_dir().unwrap().join(format));
-        user::run_test_as_user("an_ordinary_user_sees_the_image", &image.name);
+        user::run_test_as_user("an_ordinary_user_sees_the_image", &image.name, "");
     }
 }
 
@@ -225,6 +226,12 @@ fn programs() -> (tempfile::TempDir, Published) {
     let dir = tempfile::tempdir().unwrap();
     let (root, tar) = (dir.path().join("root"), dir.path().join("layer.tar"));
     common::make_rootfs(&root);
+    let secret = root.join("etc/secret");
+    fs::write(&secret, "for app alone\n").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::chown(&secret, Some(1000), Some(1001)).unwrap();
+    fs::create_dir(root.join("home")).unwrap();
+    std::os::unix::fs::chown(root.join("home"), Some(1000), Some(1001)).unwrap();
     common::output(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&root).arg("."));
     let layout = Builder::new(dir.path().join("layout")).unwrap().layer(&tar, Compression::Gzip(6)).unwrap();
     let layout = layout.config("Env", serde_json::json!(["PATH=/bin"])).write("latest").unwrap();
@@ -282,7 +289,30 @@ fn an_ordinary_user_runs_a_container() {
         return assert!(said.contains("/etc/subuid"), "{said}");
     }
     let (_dir, image) = programs();
-    user::run_test_as_user("an_ordinary_user_runs_a_container", &image.name);
+    user::run_test_as_user("an_ordinary_user_runs_a_container", &image.name, "");
+}
+
+/// With numbers of its own the user has the container's users, and files are shown as theirs.
+#[test]
+fn an_ordinary_user_with_subordinate_numbers_has_users() {
+    if let Some(image) = user::task() {
+        let node = Node::new();
+        let script = "id -u && id -G && cat /etc/secret && echo mine >/home/x && cat /home/x";
+        let said = node.says(&["run", "--name", "app", "-u", "app", &image, "sh", "-c", script]);
+        assert_eq!(said, "1000\n1001 44\nfor app alone\nmine\n");
+        let written = fs::metadata(node.store("containers/app/upper/home/x")).unwrap();
+        assert_eq!((written.uid(), written.gid()), (100_999, 101_000));
+        node.says(&["rm", "app"]);
+        let said = node.says(&["run", "--rm", &image, "sh", "-c", "id -u && cat /etc/secret"]);
+        return assert_eq!(said, "0\nfor app alone\n");
+    }
+    let (_dir, image) = programs();
+    // One file for users and groups alike: the first line is read for both.
+    user::run_test_as_user(
+        "an_ordinary_user_with_subordinate_numbers_has_users",
+        &image.name,
+        "someone:1:1\nnobody:100000:65536\n",
+    );
 }
 
 /// A detached mount is served on for who still has a file of it open.

@@ -21,21 +21,31 @@ pub fn task() -> Option<String> {
 }
 
 /// Runs a test of this program anew as the user, in a mount namespace where anybody may open /dev/fuse, as
-/// distributions have it. Fails with it.
-pub fn run_test_as_user(test: &str, task: &str) {
+/// distributions have it, and where /etc/subuid and /etc/subgid read as `subordinate`. Fails with it.
+pub fn run_test_as_user(test: &str, task: &str, subordinate: &str) {
     let dir = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir().unwrap();
     let (device, hoist, this) = (dir.path().join("fuse"), dir.path().join("hoist"), dir.path().join("test"));
     fs::write(&hoist, "").unwrap();
     fs::write(&this, "").unwrap();
+    let numbers = dir.path().join("subordinate");
+    fs::write(&numbers, subordinate).unwrap();
     // Bound rather than copied: the programs are large.
     let script = r#"set -e
         mknod -m 666 "$1" c 10 229; mount --bind "$1" /dev/fuse
         mount --bind "$2" "$3"; mount --bind "$4" "$5"; cd /
+        mount --bind "$7" /etc/subuid; mount --bind "$7" /etc/subgid
         exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all "$5" --exact "$6" --nocapture"#;
     let mut again = Command::new("unshare");
     again.args(["--mount", "sh", "-c", script, "sh"]).arg(&device);
     again.arg(env!("CARGO_BIN_EXE_hoist")).arg(&hoist).arg(std::env::current_exe().unwrap()).arg(&this);
-    let output = again.arg(test).env(TASK, task).env(PROGRAM, &hoist).env_remove("HOME").output().unwrap();
+    let output = again
+        .arg(test)
+        .arg(&numbers)
+        .env(TASK, task)
+        .env(PROGRAM, &hoist)
+        .env_remove("HOME")
+        .output()
+        .unwrap();
     let (said, failed) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "as an ordinary user: {said}{failed}");
     assert!(said.contains("1 passed"), "{said}");
