@@ -81,6 +81,25 @@ fn an_ordinary_user_sees_the_image() {
     }
 }
 
+/// On a file system without pre-content events the next driver is taken, and who insists is told why not.
+#[test]
+fn the_fastest_driver_that_works_is_taken() {
+    let case = Case::new();
+    let dir = tempfile::tempdir().unwrap();
+    process::run(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(dir.path())).unwrap();
+    let node = Node::with_store(&dir.path().join("store"));
+    let doctor: serde_json::Value = serde_json::from_str(&node.says(&["doctor", "--json"])).unwrap();
+    assert_eq!((&doctor["driver"], &doctor["can_mount"]), (&"erofs-fuse".into(), &true.into()), "{doctor}");
+    let mount = node.mount(&case.image.name, &[]);
+    case.source.assert_shown(mount.root());
+    assert_eq!(mount.unmount()["driver"], "erofs-fuse");
+    let point = node.path("point");
+    fs::create_dir(&point).unwrap();
+    let said = node.fails(&["mount", "--driver", "erofs", &case.image.name, point.to_str().unwrap()]);
+    assert!(said.contains("pre-content events") && said.contains("hoist doctor"), "{said}");
+    node::unmount_below(dir.path());
+}
+
 /// An image of one gzip layer with an index, and where faults of its layer are injected.
 struct Case {
     source: Source,
