@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::fill::Meter;
 use crate::mount::Serving;
 use crate::registry::{self, Client, ClientConfig};
-use crate::store::Store;
+use crate::store::{Known, Store};
 
 /// Opens images, pulls, indexes and mounts them. Clones share everything.
 #[derive(Clone)]
@@ -19,6 +19,7 @@ pub struct Engine {
     pub(crate) store: Store,
     pub(crate) client: Client,
     pub(crate) stats: Arc<registry::Stats>,
+    pub(crate) known: Arc<Known>,
     pub(crate) meter: Arc<Meter>,
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) started: Instant,
@@ -45,6 +46,7 @@ impl Engine {
             client.certs_dirs.clone_from(&config.certs_dirs);
         }
         Ok(Self {
+            known: Arc::new(Known::of(store.root())),
             store,
             client: Client::new(client),
             stats,

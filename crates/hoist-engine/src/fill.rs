@@ -6,6 +6,7 @@
 //! job's progress and goes on the moment its own extents are published, not when the job ends.
 
 mod assemble;
+mod here;
 mod job;
 mod plan;
 mod windows;
@@ -22,7 +23,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::error::Error;
 use crate::registry::{ImageSource, RegistryError};
-use crate::store::{LayerDir, LayerState};
+use crate::store::{Known, LayerDir, LayerState};
 
 pub use plan::Meter;
 use plan::Pace;
@@ -125,6 +126,7 @@ pub struct LayerFill {
     /// One bit per span: its whole blob range is in `blob`.
     kept: SharedBits,
     windows: windows::Windows,
+    known: Arc<Known>,
     source: ImageSource,
     meter: Arc<Meter>,
     state: Mutex<State>,
@@ -148,8 +150,8 @@ impl LayerFill {
         data: Arc<File>,
         windows: Option<crate::oci::Descriptor>,
         source: ImageSource,
-        meter: Arc<Meter>,
-        slots: Arc<Semaphore>,
+        known: Arc<Known>,
+        (meter, slots): (Arc<Meter>, Arc<Semaphore>),
     ) -> Result<Arc<Self>, Error> {
         let blob = dir.open_sparse("blob", table.spans.blob_size)?;
         let n = table.extents.extents.len();
@@ -176,6 +178,7 @@ impl LayerFill {
             live,
             kept,
             windows,
+            known,
             source,
             meter,
             state: Mutex::new(state),

@@ -338,6 +338,7 @@ impl Mount {
         Stats {
             demand_bytes: bytes - self.before.0,
             demand_stalls: stalls - self.before.1,
+            copied_bytes: self.engine.known.copied_so_far(),
             seconds_to_mount: self.seconds_to_mount,
             driver: Some(self.driver.name()),
             ..Stats::of_client(&self.engine.stats, self.engine.started.elapsed())

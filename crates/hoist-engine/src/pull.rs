@@ -18,7 +18,7 @@ use crate::progress::Progress;
 use crate::publish;
 use crate::registry::ImageSource;
 use crate::stats::Stats;
-use crate::store::{LayerDir, LayerState};
+use crate::store::{Kept, LayerDir, LayerState};
 
 /// What a pull did.
 #[derive(Debug, Clone, Serialize)]
@@ -67,11 +67,20 @@ impl Engine {
     /// When a layer cannot be fetched, kept or decoded, or has wrong digests; nothing of such a
     /// layer is kept.
     pub async fn pull(&self, image: &Image, progress: &dyn Progress) -> Result<Pulled, Error> {
+        self.pull_as(image, false, progress).await
+    }
+
+    /// `to_index`: with the layers' windows and spans as only an own pass finds them.
+    async fn pull_as(&self, image: &Image, to_index: bool, progress: &dyn Progress) -> Result<Pulled, Error> {
         let started = Instant::now();
         let expected = image.expected()?;
         let mut todo: Vec<&Expected> = Vec::new();
         for e in &expected {
-            let complete = self.store.layer(&e.blob, None).state().complete;
+            let own = self.store.layer(&e.blob, None);
+            let complete = match to_index {
+                true => own.state().complete && own.file("windows").exists(),
+                false => own.state().complete || self.adopt(&own)?,
+            };
             if !complete && todo.iter().all(|t| t.blob != e.blob) {
                 todo.push(e);
             }
@@ -89,7 +98,8 @@ impl Engine {
         }
         self.own_tree(image)?;
         self.check_published(image, &expected)?;
-        let stats = Stats::of_client(&self.stats, started.elapsed());
+        let mut stats = Stats::of_client(&self.stats, started.elapsed());
+        stats.copied_bytes = self.known.copied_so_far();
         let layers = expected.len();
         Ok(Pulled { image: image.name.clone(), digest: image.digest, fetched_layers, layers, stats })
     }
@@ -108,10 +118,34 @@ impl Engine {
             .map_err(Error::io("write in", dir.path()))?;
         let path = aside.path().to_owned();
         let file = aside.reopen().map_err(Error::io("open", &path))?;
-        let done = fetch_and_ingest(expected, source, Some((file, path)), progress).await?;
+        let kept = self.store.kept(&expected.blob).map(Arc::new);
+        let (done, reused) = fetch_and_ingest(expected, source, kept, Some((file, path)), progress).await?;
+        self.known.copied(reused);
         keep(&dir, done)?;
         aside.persist(dir.file("data")).map_err(|e| Error::io("rename to", dir.file("data"))(e.error))?;
         dir.save_state(&LayerState { complete: true, verified: true, lied: None })
+    }
+
+    /// Takes over a layer that was completed and verified in the layout of a published index: the same
+    /// pass has found its data and its tree right. Spans and windows are the index's, so none are kept.
+    fn adopt(&self, own: &LayerDir) -> Result<bool, Error> {
+        for theirs in self.store.published_layouts(own.blob()) {
+            let state = theirs.state();
+            let parts = (theirs.table_bytes(), std::fs::read(theirs.file("tree")).ok());
+            let ((Some(table), Some(tree)), true) = (parts, state.complete && state.verified) else {
+                continue;
+            };
+            own.create()?;
+            let _ = std::fs::remove_file(own.file("windows"));
+            own.save("tree", &tree)?;
+            own.save("table", &table)?;
+            let _ = std::fs::remove_file(own.file("data"));
+            let data = own.file("data");
+            std::fs::hard_link(theirs.file("data"), &data).map_err(Error::io("link to", &data))?;
+            own.save_state(&LayerState { complete: true, verified: true, lied: None })?;
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     /// True when every layer is here in our own, verified layout.
@@ -160,7 +194,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::pull`]; and when the registry does not take it.
     pub async fn index(&self, image: &Image, push: bool, progress: &dyn Progress) -> Result<Indexed, Error> {
-        self.pull(image, progress).await?;
+        self.pull_as(image, true, progress).await?;
         let tree_path = self.own_tree(image)?;
         let tree = std::fs::read(&tree_path).map_err(Error::io("read", &tree_path))?;
         let tree = zstd::bulk::compress(&tree, 15).map_err(Error::io("compress", &tree_path))?;
@@ -229,24 +263,30 @@ pub(crate) fn keep_tree(dir: &LayerDir, done: &Ingested) -> Result<(), Error> {
 }
 
 /// A pass over a blob, from the first server that has it right: a mirror that has not is found out
-/// only at the end.
+/// only at the end. What was `kept` is not fetched; how much of it was used stands beside the outcome.
 pub(crate) async fn fetch_and_ingest(
     expected: &Expected,
     source: &ImageSource,
+    mut kept: Option<Arc<Kept>>,
     data: Option<(std::fs::File, PathBuf)>,
     progress: &dyn Progress,
-) -> Result<Ingested, Error> {
+) -> Result<(Ingested, u64), Error> {
     loop {
         let anew = |(file, path): &(std::fs::File, PathBuf)| {
             let mut again = file.try_clone().map_err(Error::io("open", path))?;
             again.set_len(0).and_then(|()| again.rewind()).map_err(Error::io("empty", path))?;
             Ok::<_, Error>((again, path.clone()))
         };
-        match fetch_once(expected, source, data.as_ref().map(anew).transpose()?, progress).await {
+        let data = data.as_ref().map(anew).transpose()?;
+        match fetch_once(expected, source, kept.as_ref(), data, progress).await {
+            Err(e @ (Error::Digest { .. } | Error::Layer { .. })) if kept.is_some() => {
+                tracing::warn!("{e}; fetching all of it, without what was kept here");
+                kept = None;
+            }
             Err(e @ (Error::Digest { .. } | Error::Layer { .. })) if source.lied(&expected.blob) => {
                 tracing::warn!("{e}; fetching it from another server");
             }
-            done => return done,
+            done => return done.map(|done| (done, kept.map_or(0, |kept| kept.bytes()))),
         }
     }
 }
@@ -255,18 +295,29 @@ pub(crate) async fn fetch_and_ingest(
 async fn fetch_once(
     expected: &Expected,
     source: &ImageSource,
+    kept: Option<&Arc<Kept>>,
     data: Option<(std::fs::File, PathBuf)>,
     progress: &dyn Progress,
 ) -> Result<Ingested, Error> {
     let ingest = Arc::new(Ingest::start(expected.clone(), data)?);
     let parts: Vec<_> = if source.ranges_ignored() {
-        std::iter::once(0..expected.size).collect()
+        vec![(0..expected.size, false)]
     } else {
-        (0..expected.size).step_by(PART as usize).map(|at| at..expected.size.min(at + PART)).collect()
+        let ranges = (0..expected.size).step_by(PART as usize).map(|at| at..expected.size.min(at + PART));
+        ranges
+            .flat_map(|range| kept.map_or_else(|| vec![(range.clone(), false)], |k| k.cut(range.clone())))
+            .collect()
     };
-    let mut fetches = futures_util::stream::iter(parts.into_iter().map(|range| {
+    let mut fetches = futures_util::stream::iter(parts.into_iter().map(|(range, is_kept)| {
+        let kept = kept.filter(|_| is_kept).cloned();
         let (source, blob) = (source.clone(), expected.blob);
         let fetching = async move {
+            if let Some(kept) = kept {
+                let (to, from) = tokio::sync::mpsc::channel(4);
+                // What cannot be read comes short, and so the digest finds it wrong.
+                tokio::task::spawn_blocking(move || kept.read(range, |b| to.blocking_send(Ok(b)).is_ok()));
+                return Ok(from);
+            }
             let mut body = source.blob_range(&blob, range.clone()).await?;
             // The first part streams at once; later ones are gathered while they wait their turn.
             let (to, from) = tokio::sync::mpsc::channel(1024);

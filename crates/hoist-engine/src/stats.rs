@@ -13,6 +13,8 @@ pub struct Stats {
     pub requests: u64,
     /// Body bytes received.
     pub wire_bytes: u64,
+    /// Bytes that were taken from elsewhere in the store instead.
+    pub copied_bytes: u64,
     /// Bytes that readers asked for and that were not here yet.
     pub demand_bytes: u64,
     /// Reads that had to wait for the network.

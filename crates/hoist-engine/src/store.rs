@@ -4,6 +4,8 @@
 //! its blob digest and, where the layout comes from a published index, by that index too, because
 //! another index may lay the same layer out otherwise.
 
+mod kept;
+mod known;
 mod layer;
 mod log;
 pub(crate) mod mounts;
@@ -17,6 +19,8 @@ use hoist_format::digest::Digest;
 
 use crate::error::Error;
 
+pub use kept::Kept;
+pub use known::{Known, Place};
 pub use layer::{LayerDir, LayerState};
 pub use log::new_log;
 pub use mounts::{MountRecord, Servers};

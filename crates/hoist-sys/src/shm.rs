@@ -37,13 +37,7 @@ impl SharedBits {
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         // Two openers must not both find the file stale and clear it, one after the other's first set.
         rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
-        let len = HEADER + (bits.div_ceil(64) as usize) * 8;
-        let mut wanted = [0; HEADER];
-        wanted[..8].copy_from_slice(MAGIC);
-        wanted[8..16].copy_from_slice(&bits.to_le_bytes());
-        let boot = crate::file::boot_id()?;
-        let boot = boot.as_bytes();
-        wanted[16..16 + boot.len().min(48)].copy_from_slice(&boot[..boot.len().min(48)]);
+        let (len, wanted) = (length(bits), header_of(bits)?);
         let mut header = Vec::new();
         Read::by_ref(&mut file).take(HEADER as u64).read_to_end(&mut header)?;
         if header != wanted || file.metadata()?.len() != len as u64 {
@@ -55,6 +49,24 @@ impl SharedBits {
         // The mapping keeps the open file alive, and with it a lock that nobody gives back.
         rustix::fs::flock(&file, rustix::fs::FlockOperation::Unlock)?;
         Self::map(&file, len, bits)
+    }
+
+    /// Opens the bits as others have them; None where there are none of this shape for this boot.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn open_existing(path: &Path, bits: u64) -> io::Result<Option<Self>> {
+        let mut file = match OpenOptions::new().read(true).write(true).open(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let mut header = Vec::new();
+        Read::by_ref(&mut file).take(HEADER as u64).read_to_end(&mut header)?;
+        let len = length(bits);
+        if header != header_of(bits)? || file.metadata()?.len() != len as u64 {
+            return Ok(None);
+        }
+        Self::map(&file, len, bits).map(Some)
     }
 
     fn map(file: &File, len: usize, bits: u64) -> io::Result<Self> {
@@ -98,6 +110,20 @@ impl SharedBits {
     }
 }
 
+fn length(bits: u64) -> usize {
+    HEADER + (bits.div_ceil(64) as usize) * 8
+}
+
+fn header_of(bits: u64) -> io::Result<[u8; HEADER]> {
+    let mut header = [0; HEADER];
+    header[..8].copy_from_slice(MAGIC);
+    header[8..16].copy_from_slice(&bits.to_le_bytes());
+    let boot = crate::file::boot_id()?;
+    let boot = boot.as_bytes();
+    header[16..16 + boot.len().min(48)].copy_from_slice(&boot[..boot.len().min(48)]);
+    Ok(header)
+}
+
 impl Drop for SharedBits {
     fn drop(&mut self) {
         // SAFETY: our own mapping, no reference into it outlives `self`.
@@ -116,6 +142,9 @@ mod tests {
         let (a, b) = (SharedBits::open(&path, 130).unwrap(), SharedBits::open(&path, 130).unwrap());
         assert!(a.set(129) && !b.set(129) && b.get(129) && !b.get(128));
         assert_eq!(b.count_set(), 1);
+        assert!(SharedBits::open_existing(&path, 130).unwrap().unwrap().get(129));
+        assert!(SharedBits::open_existing(&path, 131).unwrap().is_none());
+        assert!(SharedBits::open_existing(&dir.path().join("none"), 131).unwrap().is_none());
         drop((a, b));
         assert_eq!(SharedBits::open(&path, 131).unwrap().count_set(), 0);
     }

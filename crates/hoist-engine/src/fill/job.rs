@@ -15,9 +15,17 @@ use super::{FillError, LayerFill};
 use crate::registry::RegistryError;
 
 impl LayerFill {
+    /// Publishes every extent that starts in `spans`: from this store what it has, the rest from the
+    /// registry.
+    pub(super) async fn run_job(self: &Arc<Self>, spans: Range<usize>) -> Result<(), FillError> {
+        let runs = self.take_what_is_here(spans).await;
+        let fetched = futures_util::future::join_all(runs.into_iter().map(|run| self.fetch_run(run))).await;
+        fetched.into_iter().collect()
+    }
+
     /// Fetches and publishes every extent that starts in `spans`. A digest that does not match is
     /// tried once more, as another connection or mirror may serve better bytes.
-    pub(super) async fn run_job(self: &Arc<Self>, spans: Range<usize>) -> Result<(), FillError> {
+    async fn fetch_run(self: &Arc<Self>, spans: Range<usize>) -> Result<(), FillError> {
         let asked = Instant::now();
         let whole =
             self.table.spans.blob_range(spans.start).start..self.table.spans.blob_range(spans.end - 1).end;
@@ -96,6 +104,14 @@ impl LayerFill {
         let (fetched, decoded) = tokio::join!(fetching, decoding);
         // Where fetching failed, that is the cause and the decoder's complaint the consequence.
         fetched.and(decoded)
+    }
+
+    /// Blob bytes of spans whose extents are all here, yet not by this boot's fetching: copied from another
+    /// layer, or fetched before a restart.
+    pub fn never_kept(&self) -> u64 {
+        let spans = 0..self.table.spans.spans.len();
+        let not_kept = spans.filter(|&s| !self.kept.get(s as u64) && !self.starting_in(s..s + 1).is_empty());
+        not_kept.map(|s| self.table.spans.blob_range(s)).map(|blob| blob.end - blob.start).sum()
     }
 
     /// Fetches the parts of the blob that no extent needed, as the check of the whole layer does.
@@ -194,7 +210,7 @@ impl LayerFill {
     }
 
     /// Verifies, writes, and only then makes readable.
-    fn publish(
+    pub(super) fn publish(
         &self,
         i: usize,
         extent: &hoist_format::extent::Extent,

@@ -19,7 +19,7 @@ use crate::fill::{FillCounts, FillError, LayerFill, Meter};
 use crate::ingest::Expected;
 use crate::oci::Descriptor;
 use crate::registry::ImageSource;
-use crate::store::LayerDir;
+use crate::store::{Known, LayerDir};
 
 /// See the module.
 #[derive(Clone)]
@@ -88,6 +88,7 @@ pub(crate) struct LazyLayer {
     data_size: u64,
     /// A descriptor whose writes raise no events, where `data`'s do.
     writer: OnceLock<Arc<File>>,
+    known: Arc<Known>,
     meter: Arc<Meter>,
     slots: Arc<Semaphore>,
     fill: OnceCell<Arc<LayerFill>>,
@@ -102,6 +103,7 @@ impl LazyLayer {
     pub fn open(
         table: Arc<TableSource>,
         data_size: u64,
+        known: Arc<Known>,
         meter: Arc<Meter>,
         slots: Arc<Semaphore>,
     ) -> Result<Self, Error> {
@@ -112,6 +114,7 @@ impl LazyLayer {
             data,
             data_size,
             writer: OnceLock::new(),
+            known,
             meter,
             slots,
             fill: OnceCell::new(),
@@ -162,8 +165,10 @@ impl LazyLayer {
                 None => Arc::new(self.data.try_clone().map_err(|e| FillError::Store(Arc::new(e)))?),
             };
             let (windows, source) = (self.table.windows.clone(), self.table.source.clone());
-            let (meter, slots) = (Arc::clone(&self.meter), Arc::clone(&self.slots));
-            LayerFill::open(self.dir().clone(), table, data, windows, source, meter, slots).map_err(kept)
+            let (known, line) = (Arc::clone(&self.known), (Arc::clone(&self.meter), Arc::clone(&self.slots)));
+            // Its own table is new to those who look for what is here.
+            known.stale();
+            LayerFill::open(self.dir().clone(), table, data, windows, source, known, line).map_err(kept)
         });
         opened.await
     }

@@ -57,8 +57,9 @@ impl Engine {
             let layer = match self.whole_alike(&table).await? {
                 Some(data) => MountedLayer::Whole(data),
                 None => {
+                    let known = Arc::clone(&self.known);
                     let (meter, slots) = (Arc::clone(&self.meter), Arc::clone(&self.slots));
-                    let layer = LazyLayer::open(table, size, meter, slots)?;
+                    let layer = LazyLayer::open(table, size, known, meter, slots)?;
                     MountedLayer::Lazy(match &server {
                         Some(server) => server.add(layer)?,
                         None => self.serving.share(layer)?,

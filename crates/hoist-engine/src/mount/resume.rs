@@ -94,8 +94,9 @@ impl Engine {
                 MountedLayer::Whole(data.clone())
             } else {
                 let table = Arc::new(self.table_source(&image, index, expected)?);
+                let known = Arc::clone(&self.known);
                 let (meter, slots) = (Arc::clone(&self.meter), Arc::clone(&self.slots));
-                MountedLayer::Lazy(server.add(LazyLayer::open(table, size, meter, slots)?)?)
+                MountedLayer::Lazy(server.add(LazyLayer::open(table, size, known, meter, slots)?)?)
             });
         }
         Ok((image, layers))

@@ -13,6 +13,9 @@ use crate::ingest::Ingest;
 
 /// How often to look whether a layer is complete.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// For the check of a layer so many bytes that nobody needs to read are fetched; beyond that it waits for a
+/// pull, or what other layers had here would be fetched after all.
+const CHECK_MOST: u64 = 1 << 20;
 
 /// Watches the layers of a mount until all are complete and judged, then judges the tree. `pass_by` lets the
 /// readers of a layer that passed go past us.
@@ -27,6 +30,7 @@ pub(super) async fn when_whole(
     if left.is_empty() {
         return;
     }
+    let mut all_checked = true;
     let mut tick = tokio::time::interval(LOOK_EVERY);
     while !left.is_empty() {
         tick.tick().await;
@@ -44,6 +48,11 @@ pub(super) async fn when_whole(
                 still.push(layer);
                 continue;
             };
+            if fill.never_kept() > CHECK_MOST {
+                tracing::info!(layer = %layer.dir().blob(), "complete; `hoist pull` checks it against the image");
+                all_checked = false;
+                continue;
+            }
             if let Err(e) = fill.keep_rest().await {
                 tracing::warn!(layer = %layer.dir().blob(), "fetching the rest to check the layer: {e}");
                 still.push(layer);
@@ -54,6 +63,9 @@ pub(super) async fn when_whole(
             }
         }
         left = still;
+    }
+    if !all_checked {
+        return;
     }
     let judged = tokio::task::spawn_blocking(move || engine.judge_tree(&image, &index)).await;
     if let Ok(Err(e)) = judged {
@@ -83,8 +95,9 @@ async fn judge(
     let mut passed = passed.await.map_err(|e| Error::Internal(e.to_string()))??;
     if matches!(passed, Err(Error::Digest { .. } | Error::Layer { .. })) {
         // What was kept may have been damaged here: only the registry's own bytes accuse.
-        passed =
-            crate::pull::fetch_and_ingest(&expected, &image.source, None, &crate::progress::Silent).await;
+        let silent = &crate::progress::Silent;
+        let again = crate::pull::fetch_and_ingest(&expected, &image.source, None, None, silent).await;
+        passed = again.map(|(done, _)| done);
     }
     if let Ok(done) = &passed {
         crate::pull::keep_tree(layer.dir(), done)?;

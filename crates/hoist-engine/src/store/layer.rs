@@ -33,6 +33,12 @@ impl LayerDir {
     pub(super) fn new(path: PathBuf, blob: Digest) -> Self {
         Self { path, blob }
     }
+    /// The layer's folder at `path`, if it has the name of one.
+    pub(crate) fn at(path: &Path) -> Option<Self> {
+        let name = path.file_name()?.to_str()?;
+        let blob = format!("sha256:{}", name.split('.').next()?).parse().ok()?;
+        Some(Self { path: path.to_owned(), blob })
+    }
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
