@@ -1,5 +1,6 @@
 #!/bin/bash
-# Mount time once the index is local, for a small image and one of 50,000 files (aim <= 5 ms, both the same).
+# Mount time once the index is local, for a small image and one of 50,000 files (aim <= 5 ms, both the same): by
+# digest, which asks nobody, and by tag, about which the registry is asked once.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 
@@ -14,6 +15,21 @@ files_image() {
     serve_image "$work/layout-$1" "files$1"
 }
 
+# times NAME: seconds_to_mount of 15 mounts to $work/times, of the whole commands to $work/whole.
+times() {
+    : >"$work/times" >"$work/whole"
+    for _ in $(seq 15); do
+        local from
+        from=$(now)
+        "$hoist" --root "$work/store" mount --stats "$work/stats.json" "$1" "$work/mnt" >/dev/null
+        since "$from" >>"$work/whole"
+        echo >>"$work/whole"
+        "$hoist" --root "$work/store" unmount "$work/mnt" >/dev/null
+        jq .seconds_to_mount "$work/stats.json" >>"$work/times"
+    done
+}
+ms() { awk '{ printf "%.2f", $1 * 1000 }'; }
+
 echo "== mount time with the index local (aim <= 5 ms, whatever the size)"
 row files "median ms" "best ms" "whole cmd ms"
 for count in 50 50000; do
@@ -22,16 +38,11 @@ for count in 50 50000; do
     # Once, so that the index is here.
     mount_image "$work/store" "$work/mnt"
     "$hoist" --root "$work/store" unmount "$work/mnt" >/dev/null
-    : >"$work/times" >"$work/whole"
-    for _ in $(seq 15); do
-        from=$(now)
-        mount_image "$work/store" "$work/mnt" --stats "$work/stats.json"
-        since "$from" >>"$work/whole"
-        echo >>"$work/whole"
-        "$hoist" --root "$work/store" unmount "$work/mnt" >/dev/null
-        jq .seconds_to_mount "$work/stats.json" >>"$work/times"
+    digest=$(jq -r '.manifests[0].digest' "$work/layout-$count/index.json")
+    for name in "${image%:*}@$digest" "$image"; do
+        times "$name"
+        [[ $name == *@* ]] && how="by digest" || how="by tag, one request"
+        row "$count, $how" "$(median <"$work/times" | ms)" "$(sort -g "$work/times" | head -1 | ms)" \
+            "$(median <"$work/whole" | ms)"
     done
-    ms() { awk '{ printf "%.2f", $1 * 1000 }'; }
-    row "$count" "$(median <"$work/times" | ms)" "$(sort -g "$work/times" | head -1 | ms)" \
-        "$(median <"$work/whole" | ms)"
 done

@@ -130,6 +130,12 @@ fn names(dir: &Path) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
+/// [`write_atomic`], but for what stands there already: a start need not wait for the disk to hear the same
+/// thing again.
+pub(crate) fn write_if_new(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    if fs::read(path).is_ok_and(|old| old == bytes) { Ok(()) } else { write_atomic(path, bytes) }
+}
+
 /// Writes a file whole or not at all, and only once its bytes are on disk.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let dir = path.parent().expect("a store path has a parent");

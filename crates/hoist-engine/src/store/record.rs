@@ -48,8 +48,8 @@ impl ImageDir {
     /// Keeps manifest and config.
     pub fn save(&self, manifest: &[u8], config: &[u8]) -> Result<(), Error> {
         fs::create_dir_all(&self.path).map_err(Error::io("create", &self.path))?;
-        write_atomic(&self.path.join("config.json"), config)?;
-        write_atomic(&self.path.join("manifest.json"), manifest)
+        super::write_if_new(&self.path.join("config.json"), config)?;
+        super::write_if_new(&self.path.join("manifest.json"), manifest)
     }
     /// Keeps a merged tree.
     pub fn save_tree(&self, index: Option<&Digest>, erofs: &[u8]) -> Result<PathBuf, Error> {
@@ -68,7 +68,7 @@ impl Store {
     /// Remembers what a name means.
     pub fn remember(&self, record: &RefRecord) -> Result<(), Error> {
         let bytes = serde_json::to_vec(record).map_err(|e| Error::Internal(e.to_string()))?;
-        write_atomic(&self.ref_path(&record.name), &bytes)
+        super::write_if_new(&self.ref_path(&record.name), &bytes)
     }
     /// All names.
     pub fn refs(&self) -> Result<Vec<RefRecord>, Error> {
