@@ -373,11 +373,14 @@ impl LayerFill {
     }
 
     /// Gives back the second copy of what was read. What was fetched ahead stays until it is read.
-    /// Pages that wait to be written stay too; `forget` ends the trying, after a sync.
+    /// Pages that wait to be written stay too, on their way to the disk; `forget` ends the trying, after a
+    /// sync.
     pub fn trim_read(&self, forget: bool) {
+        let _ = hoist_sys::file::sync_range(&self.blob, 0, 0);
         let _ = hoist_sys::file::fadvise_dontneed(&self.blob, 0, 0);
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         for range in read.iter() {
+            let _ = hoist_sys::file::sync_range(&self.data, range.start, range.end - range.start);
             let _ = hoist_sys::file::fadvise_dontneed(&self.data, range.start, range.end - range.start);
         }
         if forget {

@@ -16,8 +16,8 @@ const TURN: Duration = Duration::from_millis(250);
 /// What was published is made durable this often.
 const SYNC_EVERY: Duration = Duration::from_secs(2);
 /// Second copies of what was read may take this many bytes in all before they are given back: dropping
-/// them at once would also drop what the kernel has read ahead for random readers.
-const SECOND_COPY: u64 = 64 << 20;
+/// them at once would also drop what the kernel has read ahead for random readers. At rest all go.
+const SECOND_COPY: u64 = 32 << 20;
 
 /// Looks after a mount until it is dropped.
 pub(super) async fn keep(layers: Vec<MountedLayer>) {
@@ -25,7 +25,7 @@ pub(super) async fn keep(layers: Vec<MountedLayer>) {
         MountedLayer::Whole(path) => File::open(path).ok(),
         MountedLayer::Lazy(_) => None,
     });
-    let mut upkeep = Upkeep { whole: whole.collect(), layers };
+    let mut upkeep = Upkeep { whole: whole.collect(), layers, cached: 0 };
     let (mut turned, mut synced) = (Instant::now(), Instant::now());
     let mut pause = TRIM_IDLE;
     loop {
@@ -54,6 +54,8 @@ pub(super) async fn keep(layers: Vec<MountedLayer>) {
 struct Upkeep {
     layers: Vec<MountedLayer>,
     whole: Vec<File>,
+    /// Second copies of complete layers at the last look, bytes.
+    cached: u64,
 }
 
 impl Upkeep {
@@ -70,18 +72,20 @@ impl Upkeep {
 
     /// Gives back second copies of complete layers, of which no events tell what was read. True while it
     /// is worth looking again soon.
-    fn trim_native(&self) -> bool {
+    fn trim_native(&mut self) -> bool {
         let native = self.lazy().filter(|l| l.filling().is_some_and(|f| f.is_native())).map(|l| l.data());
         let files = self.whole.iter().chain(native);
         let cached = files.map(|f| (f, hoist_sys::file::cached_bytes(f).unwrap_or(u64::MAX >> 16)));
         let cached: Vec<_> = cached.filter(|(_, bytes)| *bytes > 0).collect();
         let total: u64 = cached.iter().map(|(_, bytes)| bytes).sum();
-        if total > SECOND_COPY {
+        let at_rest = total == self.cached;
+        if total > SECOND_COPY || at_rest {
             for (file, _) in cached {
                 let _ = hoist_sys::file::fadvise_dontneed(file, 0, 0);
             }
         }
-        total > SECOND_COPY / 4
+        self.cached = total;
+        !at_rest
     }
 
     fn trim_filling(&self, forget: bool) {
