@@ -59,20 +59,23 @@ const CHUNK: usize = 512 << 10;
 const IN_FLIGHT: usize = 6;
 
 impl Ingest {
-    /// Starts the threads. File contents go to `data`; None checks and indexes only.
+    /// Starts the threads. File contents go to `data`; None checks and indexes only, which nobody waits for:
+    /// then the threads take what processor time others leave.
     pub fn start(expected: Expected, data: Option<(File, PathBuf)>) -> Result<Self, Error> {
         let (input, compressed) = sync_channel::<Bytes>(64);
         let (hashed, to_hash) = sync_channel::<Bytes>(256);
         let (decoded, stream) = sync_channel::<Vec<u8>>(IN_FLIGHT);
         let (recycle, recycled) = sync_channel::<Vec<u8>>(IN_FLIGHT + 2);
         let (blob, codec) = (expected.blob, expected.codec);
-        let hash = spawn("hoist-digest", move || {
+        let patient = data.is_none();
+        let hash = spawn("hoist-digest", patient, move || {
             let mut hasher = Hasher::new();
             let size = to_hash.iter().map(|bytes| (hasher.update(&bytes), bytes.len() as u64).1).sum();
             Ok((hasher.finish(), size))
         })?;
-        let decode = spawn("hoist-inflate", move || decode(blob, codec, compressed, decoded, recycled))?;
-        let build = spawn("hoist-build", move || build(blob, stream, recycle, data))?;
+        let decode =
+            spawn("hoist-inflate", patient, move || decode(blob, codec, compressed, decoded, recycled))?;
+        let build = spawn("hoist-build", patient, move || build(blob, stream, recycle, data))?;
         Ok(Self { input: Some(input), hashed: Some(hashed), hash, decode, build, expected })
     }
 
@@ -110,9 +113,17 @@ impl Ingest {
 
 fn spawn<T: Send + 'static>(
     name: &str,
+    patient: bool,
     f: impl FnOnce() -> T + Send + 'static,
 ) -> Result<thread::JoinHandle<T>, Error> {
-    thread::Builder::new().name(name.into()).spawn(f).map_err(Error::io("start thread", name))
+    let run = move || {
+        if patient {
+            // Best effort: without it others only wait longer.
+            let _ = hoist_sys::thread::stand_back();
+        }
+        f()
+    };
+    thread::Builder::new().name(name.into()).spawn(run).map_err(Error::io("start thread", name))
 }
 
 fn join<T>(handle: thread::JoinHandle<Result<T, Error>>) -> Result<T, Error> {

@@ -13,4 +13,5 @@ pub mod map;
 pub mod mount;
 pub mod presence;
 pub mod shm;
+pub mod thread;
 pub mod userns;
