@@ -125,6 +125,8 @@ pub struct Config {
     pub owners: Owners,
     /// How long a read may wait for absent data before it fails with EIO.
     pub read_timeout: Duration,
+    /// Most that layers may take on disk, bytes; None: as much as there is.
+    pub store_limit: Option<u64>,
     /// Who goes on with the mounts should this process die; None: nobody, and their reads fail.
     pub successor: Option<Successor>,
 }
@@ -141,6 +143,7 @@ impl Config {
             driver: None,
             owners: Owners::default(),
             read_timeout: Duration::from_secs(60),
+            store_limit: None,
             successor: None,
         }
     }

@@ -1,7 +1,6 @@
 //! Looking at the store and cleaning it: images, inspect, remove, prune.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use hoist_format::digest::Digest;
 use hoist_format::span::Codec;
@@ -12,6 +11,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::image::Image;
 use crate::oci::{Manifest, codec_of};
+use crate::store::LayerDir;
 
 /// An image that is here, wholly or in part.
 #[derive(Debug, Clone, Serialize)]
@@ -24,6 +24,8 @@ pub struct ImageRecord {
     pub layer_bytes: u64,
     /// Every layer is here, verified.
     pub complete: bool,
+    /// Its data stays, whatever the store's limit.
+    pub pinned: bool,
 }
 
 /// What is known of an image.
@@ -87,6 +89,7 @@ impl Engine {
                 digest: known.manifest,
                 layer_bytes: manifest.layers.iter().map(|l| l.size).sum(),
                 complete: self.has_own_layout(&known.manifest),
+                pinned: known.pinned,
             });
         }
         Ok(records)
@@ -164,19 +167,15 @@ impl Engine {
         std::fs::remove_file(&path).map_err(Error::io("remove", &path))
     }
 
-    /// Frees images and layers that no name and no running mount needs.
+    /// Frees images and layers that no name and no mount needs, and what a pull has replaced.
     pub fn prune(&self) -> Result<Pruned, Error> {
         let named: BTreeSet<Digest> = self.store.refs()?.iter().map(|r| r.manifest).collect();
         let mut kept = BTreeSet::new();
         let mut pruned = Pruned::default();
-        if self.store.has_mounts()? {
-            return Err(Error::NotFound(
-                "images of this store are mounted; unmount them before pruning".to_owned(),
-            ));
-        }
+        let clearing = self.store.clearing()?;
         for digest in self.store.image_digests()? {
             let dir = self.store.image(&digest);
-            if named.contains(&digest) {
+            if named.contains(&digest) || clearing.uses_image(&digest) {
                 if let Some((manifest, _)) = dir.load(&digest) {
                     let manifest: Manifest = crate::image::parse("manifest", &digest, &manifest)?;
                     kept.extend(manifest.layers.iter().map(|l| l.digest.hex()));
@@ -184,24 +183,19 @@ impl Engine {
                 continue;
             }
             pruned.images += 1;
-            pruned.bytes += remove_dir(dir.path())?;
+            clearing.take_away(dir.path())?;
         }
         for name in self.store.layer_names()? {
-            let blob = name.split('.').next().unwrap_or_default();
-            if !kept.contains(blob) {
+            let folder = self.store.root().join("layers").join(&name);
+            let Some(dir) = LayerDir::at(&folder) else { continue };
+            // In the layout of an index, when it also stands here whole in our own.
+            let replaced = name.contains('.') && self.store.layer(dir.blob(), None).state().complete;
+            if (replaced || !kept.contains(&dir.blob().hex())) && !clearing.uses_layer(&folder) {
                 pruned.layers += 1;
-                pruned.bytes += remove_dir(&self.store.root().join("layers").join(&name))?;
+                clearing.take_away(&folder)?;
             }
         }
+        pruned.bytes = clearing.delete()?;
         Ok(pruned)
     }
-}
-
-/// Removes a flat folder of ours; gives the bytes it took on disk.
-fn remove_dir(dir: &Path) -> Result<u64, Error> {
-    use std::os::unix::fs::MetadataExt;
-    let entries = std::fs::read_dir(dir).map_err(Error::io("list", dir))?;
-    let bytes = entries.flatten().filter_map(|e| e.metadata().ok()).map(|m| m.blocks() * 512).sum();
-    std::fs::remove_dir_all(dir).map_err(Error::io("remove", dir))?;
-    Ok(bytes)
 }

@@ -1,5 +1,7 @@
 //! From a name to an image: manifest, config, layers, and the published index if there is one.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use hoist_format::digest::Digest;
 use hoist_format::span::Codec;
@@ -11,7 +13,7 @@ use crate::ingest::Expected;
 use crate::oci::{self, ImageConfig, Manifest, media};
 use crate::publish::{self, PublishedIndex};
 use crate::reference::Source;
-use crate::registry::ImageSource;
+use crate::registry::{Fetched, ImageSource, RegistryError};
 use crate::store::{MountRecord, RefRecord};
 
 /// An image whose manifest and config are known and verified.
@@ -31,6 +33,18 @@ pub struct Image {
     pub index: Option<PublishedIndex>,
     /// Where its blobs come from.
     pub(crate) source: ImageSource,
+}
+
+/// How long a registry may take to say what a name means that had a meaning here before.
+const TAG_CHECK: Duration = Duration::from_secs(5);
+
+/// Why the registry said nothing.
+#[derive(Debug, thiserror::Error)]
+enum Unasked {
+    #[error(transparent)]
+    Failed(RegistryError),
+    #[error("it did not answer within {TAG_CHECK:?}")]
+    Late,
 }
 
 impl Engine {
@@ -54,18 +68,19 @@ impl Engine {
             image.index = self.find_index(&known, &source).await;
             return Ok(image);
         }
-        let top = match source.manifest().await {
-            Ok(top) => top,
-            Err(e) => {
-                let known = self.store.lookup(name).map(|r| r.manifest);
-                if let Some(known) = known.filter(|_| !e.is_not_found() && !e.is_unauthorized())
-                    && let Some(image) = self.recall(name, known, &source)?
-                {
-                    tracing::warn!(image = name, "the registry cannot be asked, using what is here: {e}");
-                    return Ok(image);
-                }
-                return Err(e.into());
+        let known = match self.store.lookup(name) {
+            Some(record) => self.recall(name, record.manifest, &source).ok().flatten(),
+            None => None,
+        };
+        let top = match (self.ask(&source, known.is_some()).await, known) {
+            (Ok(top), _) => top,
+            (Err(Unasked::Failed(e)), None) => return Err(e.into()),
+            (Err(Unasked::Failed(e)), _) if e.is_not_found() || e.is_unauthorized() => return Err(e.into()),
+            (Err(e), Some(image)) => {
+                tracing::warn!(image = name, "the registry cannot be asked, using what is here: {e}");
+                return Ok(image);
             }
+            (Err(e @ Unasked::Late), None) => return Err(Error::Internal(e.to_string())),
         };
         let (digest, bytes) = match top.media_type.as_str() {
             media::INDEX | media::DOCKER_LIST => {
@@ -88,8 +103,19 @@ impl Engine {
         let (config, index) = tokio::join!(config, index);
         let config = config?;
         self.store.image(&digest).save(&bytes, &config)?;
-        self.store.remember(&RefRecord { name: name.to_owned(), manifest: digest })?;
+        let pinned = self.store.lookup(name).is_some_and(|record| record.pinned);
+        self.store.remember(&RefRecord { name: name.to_owned(), manifest: digest, pinned })?;
         build(name, digest, bytes, &config, index, source)
+    }
+
+    /// What the registry has under the name. Who has something to fall back on does not wait long.
+    async fn ask(&self, source: &ImageSource, is_known: bool) -> Result<Fetched, Unasked> {
+        let asking = source.manifest();
+        match is_known {
+            true => tokio::time::timeout(TAG_CHECK, asking).await.map_err(|_| Unasked::Late)?,
+            false => asking.await,
+        }
+        .map_err(Unasked::Failed)
     }
 
     /// The index to use: the one kept here, else one that is found beside the image now.

@@ -168,6 +168,7 @@ impl Engine {
     ) -> Result<Mount, Error> {
         let cannot = |why: String| Error::Mount { image: image.name.clone(), why };
         let driver = drivers::choose(self.config.driver, self.store.root()).map_err(&cannot)?;
+        let mut choosing = self.store.choosing()?;
         let own = self.has_own_layout(&image.digest);
         let index = image.index.as_ref().filter(|_| self.config.trust == Trust::Registry && !own);
         let (tree, mut layers) = match index {
@@ -175,7 +176,15 @@ impl Engine {
             None => {
                 if !own {
                     progress.note(&format!("{} has no trusted index: fetching all of it first", image.name));
+                    // Long, and safe without: what is pulled is locked layer by layer.
+                    drop(choosing);
                     self.pull(image, progress).await?;
+                    choosing = self.store.choosing()?;
+                    if !self.has_own_layout(&image.digest) {
+                        return Err(cannot(
+                            "it was taken out of the store just when it was fetched: try again".into(),
+                        ));
+                    }
                 }
                 let whole =
                     |l: &Descriptor| MountedLayer::Whole(self.store.layer(&l.digest, None).file("data"));
@@ -200,6 +209,7 @@ impl Engine {
             lost: false,
         };
         let lease = Arc::new(self.store.record_mount(&record)?);
+        drop(choosing);
         let server = layers.server.as_ref().filter(|_| lazy).map(Arc::clone);
         let shown = match driver {
             Driver::Erofs => show(&tree, presence, server.as_ref(), &mut record, &lease).map(|()| None),
@@ -216,6 +226,9 @@ impl Engine {
             }
         };
         layers.shown = true;
+        for data in &record.data {
+            data.parent().and_then(crate::store::LayerDir::at).iter().for_each(crate::store::LayerDir::touch);
+        }
         Ok(self.attend(image, record, layers, lease, driver, served))
     }
 
@@ -239,6 +252,9 @@ impl Engine {
         served: Option<Arc<fuse::Served>>,
     ) -> Mount {
         let mut tasks = vec![tokio::spawn(upkeep::keep(layers.all.clone()))];
+        if self.config.store_limit.is_some() {
+            tasks.push(tokio::spawn(crate::evict::watch(self.clone())));
+        }
         if let Some(index) = &image.index {
             let lazy = layers.lazy().map(Arc::clone).collect();
             let (server, served) = (layers.server.clone(), served.clone());

@@ -98,6 +98,12 @@ impl Engine {
         }
         self.own_tree(image)?;
         self.check_published(image, &expected)?;
+        for e in &expected {
+            self.store.layer(&e.blob, None).touch();
+        }
+        // What was just fetched is about to be used.
+        let spared = expected.iter().map(|e| e.blob.hex()).collect();
+        crate::evict::keep_limit(self, spared).await;
         let mut stats = Stats::of_client(&self.stats, started.elapsed());
         stats.copied_bytes = self.known.copied_so_far();
         let layers = expected.len();
@@ -111,7 +117,8 @@ impl Engine {
         progress: &dyn Progress,
     ) -> Result<(), Error> {
         let dir = self.store.layer(&expected.blob, None);
-        dir.create()?;
+        // Nobody may take the folder away meanwhile.
+        let _held = dir.hold()?;
         let aside = tempfile::Builder::new()
             .prefix("data.")
             .tempfile_in(dir.path())
@@ -123,6 +130,8 @@ impl Engine {
         self.known.copied(reused);
         keep(&dir, done)?;
         aside.persist(dir.file("data")).map_err(|e| Error::io("rename to", dir.file("data"))(e.error))?;
+        // A complete layer without its data would be the worst to find after a power cut.
+        crate::store::sync_dir(dir.path())?;
         dir.save_state(&LayerState { complete: true, verified: true, lied: None })
     }
 
@@ -135,13 +144,14 @@ impl Engine {
             let ((Some(table), Some(tree)), true) = (parts, state.complete && state.verified) else {
                 continue;
             };
-            own.create()?;
+            let _held = own.hold()?;
             let _ = std::fs::remove_file(own.file("windows"));
             own.save("tree", &tree)?;
             own.save("table", &table)?;
             let _ = std::fs::remove_file(own.file("data"));
             let data = own.file("data");
             std::fs::hard_link(theirs.file("data"), &data).map_err(Error::io("link to", &data))?;
+            crate::store::sync_dir(own.path())?;
             own.save_state(&LayerState { complete: true, verified: true, lied: None })?;
             return Ok(true);
         }

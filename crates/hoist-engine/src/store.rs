@@ -10,6 +10,7 @@ mod layer;
 mod log;
 pub(crate) mod mounts;
 mod record;
+pub(crate) mod usage;
 
 use std::fs;
 use std::io::Write;
@@ -113,7 +114,7 @@ impl Store {
 
     /// Remembers that an index lied: it is never used again.
     pub fn distrust(&self, index: &Digest, why: &str) -> Result<(), Error> {
-        write_atomic(&self.root.join("distrusted").join(index.hex()), why.as_bytes())
+        write_durable(&self.root.join("distrusted").join(index.hex()), why.as_bytes())
     }
 
     /// Why an index is not used any more.
@@ -136,7 +137,8 @@ pub(crate) fn write_if_new(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     if fs::read(path).is_ok_and(|old| old == bytes) { Ok(()) } else { write_atomic(path, bytes) }
 }
 
-/// Writes a file whole or not at all, and only once its bytes are on disk.
+/// Writes a file whole or not at all. Its bytes are on disk when it returns; that its name is too is for
+/// [`write_durable`]: what can be fetched again need not wait for it.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let dir = path.parent().expect("a store path has a parent");
     let mut file = tempfile::NamedTempFile::new_in(dir).map_err(Error::io("write in", dir))?;
@@ -144,4 +146,15 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     file.as_file().sync_data().map_err(Error::io("sync", path))?;
     file.persist(path).map_err(|e| Error::io("rename to", path)(e.error))?;
     Ok(())
+}
+
+/// [`write_atomic`], and a power cut brings back neither the old file nor an earlier name in its folder.
+pub(crate) fn write_durable(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    write_atomic(path, bytes)?;
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// Makes the names in a folder outlive a power cut.
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), Error> {
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
 }

@@ -51,6 +51,28 @@ pub struct Global {
     /// How to show the image's files [default: the first that works here; `hoist doctor` tells which]
     #[arg(long, global = true, env = "HOIST_DRIVER", hide_env_values = true, value_enum)]
     pub driver: Option<Driver>,
+    /// How long a read waits for data that is not here before it fails with EIO, as 90s, 2m or 500ms
+    #[arg(
+        long,
+        global = true,
+        env = "HOIST_READ_TIMEOUT",
+        hide_env_values = true,
+        value_name = "TIME",
+        default_value = "60s",
+        value_parser = crate::units::time
+    )]
+    pub read_timeout: std::time::Duration,
+    /// Most that the store's layers may take on disk, as 20G: those not used for longest are removed
+    /// [default: no limit]
+    #[arg(
+        long,
+        global = true,
+        env = "HOIST_STORE_LIMIT",
+        hide_env_values = true,
+        value_name = "SIZE",
+        value_parser = crate::units::size
+    )]
+    pub store_limit: Option<u64>,
     /// Talk plain HTTP to the registry; `=false` demands TLS [default: plain on loopback only]
     #[arg(long, global = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub plain_http: Option<bool>,
@@ -99,6 +121,10 @@ pub enum Command {
     Inspect(Inspect),
     Rm(Rm),
     Prune(Prune),
+    Fsck(Fsck),
+    Pin(Pin),
+    /// Let an image's data go when the store's limit asks for it
+    Unpin(Pin),
     Doctor(Doctor),
     /// Go on with the mounts of a process that has died; started by its keeper alone
     #[command(hide = true)]
@@ -292,7 +318,33 @@ pub struct Rm {
     pub names: Vec<String>,
 }
 
+/// Keep an image's data whatever the store's limit; `hoist unpin` lets it go
+///
+/// Images that are mounted need no pin while they are.
+#[derive(Debug, Args)]
+pub struct Pin {
+    /// Image names, as `hoist images` lists them
+    #[arg(required = true, value_name = "IMAGE")]
+    pub names: Vec<String>,
+}
+
+/// Check everything in the store against its digests
+///
+/// Every document and tree is decoded, every extent that is here is read from the disk and hashed. Exits
+/// with 1 if something is wrong and was not mended. What is mounted is reported on and left as it is.
+#[derive(Debug, Args)]
+pub struct Fsck {
+    /// Mend what is wrong: bad extents are fetched again when they are read, what is of no use is removed
+    #[arg(long)]
+    pub repair: bool,
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Free the data that no image in the store and no mount uses
+///
+/// Works while images are mounted: what they use stays.
 #[derive(Debug, Args)]
 pub struct Prune {
     /// Print the outcome as JSON

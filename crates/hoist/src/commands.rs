@@ -1,9 +1,11 @@
 //! The commands, one module each.
 
+mod fsck;
 mod images;
 mod index;
 mod inspect;
 mod mount;
+mod pin;
 mod prune;
 mod pull;
 mod rm;
@@ -30,6 +32,9 @@ pub fn run(cli: Cli, inheritance: Option<Inheritance>) -> anyhow::Result<u8> {
         Command::Images(options) => images::run(global, &options)?,
         Command::Inspect(options) => inspect::run(global, &options)?,
         Command::Rm(options) => rm::run(global, &options)?,
+        Command::Fsck(options) => return fsck::run(global, &options),
+        Command::Pin(options) => pin::run(global, &options, true)?,
+        Command::Unpin(options) => pin::run(global, &options, false)?,
         Command::Prune(options) => prune::run(global, &options)?,
     }
     Ok(0)

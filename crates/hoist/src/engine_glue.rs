@@ -44,6 +44,7 @@ pub fn open_as(global: &Global, root: Root) -> anyhow::Result<Engine> {
     if let Some(platform) = &global.platform {
         config.platform = platform.parse().map_err(|error| user(format!("--platform: {error}")))?;
     }
+    (config.read_timeout, config.store_limit) = (global.read_timeout, global.store_limit);
     config.plain_http = global.plain_http;
     config.successor = Some(Successor { program: std::env::current_exe()?, arguments: successor(global)? });
     Ok(Engine::open(config)?)
@@ -64,6 +65,10 @@ pub fn arguments(global: &Global) -> anyhow::Result<Vec<OsString>> {
     }
     if let Some(platform) = &global.platform {
         arguments.extend(["--platform".into(), platform.into()]);
+    }
+    arguments.extend(["--read-timeout".into(), format!("{}ms", global.read_timeout.as_millis()).into()]);
+    if let Some(limit) = global.store_limit {
+        arguments.extend(["--store-limit".into(), limit.to_string().into()]);
     }
     if let Some(plain) = global.plain_http {
         arguments.push(format!("--plain-http={plain}").into());

@@ -19,6 +19,7 @@ pub mod runtime;
 pub mod serving;
 pub mod signals;
 pub mod stats_file;
+pub mod units;
 
 use std::process::ExitCode;
 

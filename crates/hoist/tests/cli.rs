@@ -21,8 +21,10 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn help_is_as_reviewed() {
-    let commands =
-        ["", "run", "mount", "unmount", "pull", "index", "images", "inspect", "rm", "prune", "doctor"];
+    let commands = [
+        "", "run", "mount", "unmount", "pull", "index", "images", "inspect", "rm", "prune", "fsck", "pin",
+        "unpin", "doctor",
+    ];
     for command in commands {
         let mut args = vec![command, "--help"];
         args.retain(|arg| !arg.is_empty());

@@ -8,7 +8,7 @@ use hoist_format::digest::Digest;
 use hoist_format::table::Table;
 use serde::{Deserialize, Serialize};
 
-use super::write_atomic;
+use super::{write_atomic, write_durable};
 use crate::error::Error;
 
 /// What is known of a layer as a whole.
@@ -63,7 +63,7 @@ impl LayerDir {
     /// Keeps the state.
     pub fn save_state(&self, state: &LayerState) -> Result<(), Error> {
         let bytes = serde_json::to_vec(state).map_err(|e| Error::Internal(e.to_string()))?;
-        write_atomic(&self.file("state.json"), &bytes)
+        write_durable(&self.file("state.json"), &bytes)
     }
     /// The stored table's bytes.
     pub fn table_bytes(&self) -> Option<Vec<u8>> {
@@ -101,12 +101,33 @@ impl LayerDir {
     }
     /// Which extents are on disk for good: the bits of `present`, none where it is damaged.
     pub fn load_presence(&self, extents: usize) -> Vec<u8> {
-        let want = extents.div_ceil(8);
-        match fs::read(self.file("present")) {
-            Ok(b) if b.len() == want + 32 && blake3::hash(&b[32..]).as_bytes()[..] == b[..32] => {
-                b[32..].to_vec()
-            }
-            _ => vec![0; want],
+        self.sound_presence(extents).unwrap_or_else(|| vec![0; extents.div_ceil(8)])
+    }
+    /// Is there a map of what is present, and not damaged?
+    pub fn has_sound_presence(&self, extents: usize) -> bool {
+        self.sound_presence(extents).is_some()
+    }
+    fn sound_presence(&self, extents: usize) -> Option<Vec<u8>> {
+        let bytes = fs::read(self.file("present")).ok()?;
+        let (hash, bits) = bytes.split_at_checked(32)?;
+        (bits.len() == extents.div_ceil(8) && blake3::hash(bits).as_bytes()[..] == *hash)
+            .then(|| bits.to_vec())
+    }
+    /// Notes that the layer is used now.
+    pub fn touch(&self) {
+        let touched = File::create(self.file("used"));
+        let _ = touched.and_then(|file| file.set_modified(std::time::SystemTime::now()));
+    }
+    /// When it was last used.
+    pub fn last_used(&self) -> std::time::SystemTime {
+        let noted = fs::metadata(self.file("used")).and_then(|meta| meta.modified());
+        noted.unwrap_or(std::time::SystemTime::UNIX_EPOCH)
+    }
+    /// Removes a file, if it is there.
+    pub fn remove(&self, name: &str) -> Result<(), Error> {
+        match fs::remove_file(self.file(name)) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(Error::io("remove", self.file(name))),
         }
     }
     /// Records which extents are on disk. To be called only after the data file was synced.

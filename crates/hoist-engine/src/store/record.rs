@@ -16,6 +16,9 @@ pub struct RefRecord {
     pub name: String,
     /// The image manifest.
     pub manifest: Digest,
+    /// Its data stays, whatever the store's limit.
+    #[serde(default)]
+    pub pinned: bool,
 }
 
 /// Folder of one image: `manifest.json`, `config.json` and EROFS images of the merged tree.

@@ -1,0 +1,194 @@
+//! Who uses what, so that nothing is taken away under its users.
+//!
+//! A mount is known by its record (`mounts`). Until it has one, who chooses its layers holds the lock
+//! `choosing` with others; who takes something away holds it alone. Who writes a layer locks its folder.
+//! All of these locks end with their process, however it ends.
+//!
+//! What goes away is first renamed into `gone`, so that it vanishes at once and whole; a process that dies
+//! in between leaves it to the next one to be deleted.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use hoist_format::digest::Digest;
+use hoist_sys::presence::Snapshot;
+
+use super::{LayerDir, Store, sync_dir};
+use crate::error::Error;
+
+/// Those who choose are done within moments, or wait for a registry: then another time is better.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// While it lives, nothing is taken away.
+#[derive(Debug)]
+pub struct Choosing(#[expect(dead_code, reason = "held for its lock")] File);
+
+/// While it lives, nobody begins to use anything: what it finds unused may be taken away.
+#[derive(Debug)]
+pub struct Clearing {
+    root: PathBuf,
+    _alone: File,
+    /// Images and folders of layers that are mounted.
+    images: BTreeSet<Digest>,
+    layers: BTreeSet<PathBuf>,
+}
+
+impl LayerDir {
+    /// Makes the folder, and keeps it from being taken away until the file is dropped.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn hold(&self) -> Result<File, Error> {
+        loop {
+            self.create()?;
+            let folder = File::open(self.path()).map_err(Error::io("open", self.path()))?;
+            folder.lock_shared().map_err(Error::io("lock", self.path()))?;
+            // It may have been taken away just before.
+            let (locked, now) = (folder.metadata(), fs::metadata(self.path()));
+            if let (Ok(locked), Ok(now)) = (locked, now)
+                && (locked.dev(), locked.ino()) == (now.dev(), now.ino())
+            {
+                return Ok(folder);
+            }
+        }
+    }
+}
+
+impl Store {
+    fn lock_file(&self) -> Result<File, Error> {
+        let path = self.root().join("choosing");
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        file.map_err(Error::io("open", path))
+    }
+
+    /// See [`Choosing`].
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn choosing(&self) -> Result<Choosing, Error> {
+        let file = self.lock_file()?;
+        file.lock_shared().map_err(Error::io("lock", self.root().join("choosing")))?;
+        Ok(Choosing(file))
+    }
+
+    /// See [`Clearing`].
+    ///
+    /// # Errors
+    /// When somebody goes on choosing.
+    pub fn clearing(&self) -> Result<Clearing, Error> {
+        let path = self.root().join("choosing");
+        let file = self.lock_file()?;
+        let began = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if began.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Error::NotFound(
+                        "an image of this store is just being mounted: try again in a moment".to_owned(),
+                    ));
+                }
+                Err(TryLockError::Error(e)) => return Err(Error::io("lock", path)(e)),
+            }
+        }
+        let (mut images, mut layers) = (BTreeSet::new(), BTreeSet::new());
+        let mounted = Snapshot::take().map_err(Error::io("read", "/proc/self/mountinfo"))?;
+        for record in self.mounts()? {
+            if self.servers(&record.id).is_some() || record.presence().is_alive(&mounted) {
+                images.insert(record.manifest);
+                layers.extend(record.data.iter().filter_map(|data| data.parent()).map(Path::to_owned));
+            }
+        }
+        Ok(Clearing { root: self.root().to_owned(), _alone: file, images, layers })
+    }
+}
+
+impl Clearing {
+    /// Is this image mounted?
+    pub fn uses_image(&self, digest: &Digest) -> bool {
+        self.images.contains(digest)
+    }
+
+    /// Is this layer's folder part of a mount, or being written?
+    pub fn uses_layer(&self, folder: &Path) -> bool {
+        self.layers.contains(folder)
+            || File::open(folder).is_ok_and(|f| matches!(f.try_lock(), Err(TryLockError::WouldBlock)))
+    }
+
+    /// Takes a folder away. It is only deleted, and its room free, once this is over: see [`Gone`].
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn take_away(&self, folder: &Path) -> Result<(), Error> {
+        let gone = self.root.join("gone");
+        fs::create_dir_all(&gone).map_err(Error::io("create", &gone))?;
+        let place = tempfile::tempdir_in(&gone).map_err(Error::io("write in", &gone))?.keep();
+        fs::rename(folder, place.join("folder")).map_err(Error::io("take away", folder))?;
+        folder.parent().map_or(Ok(()), sync_dir)
+    }
+
+    /// Ends it and deletes what was taken away, now or by processes that did not get to it; gives the bytes
+    /// that this frees on disk.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn delete(self) -> Result<u64, Error> {
+        let gone = self.root.join("gone");
+        drop(self);
+        let mut bytes = 0;
+        for place in fs::read_dir(&gone).into_iter().flatten().flatten() {
+            bytes += on_disk(&place.path().join("folder"));
+            match fs::remove_dir_all(place.path()) {
+                // Another process is at it too.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                other => other.map_err(Error::io("remove", place.path()))?,
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// Bytes that a flat folder of ours takes on disk. What also has another name, as a layer that two layouts
+/// share, is counted for one of them.
+pub(crate) fn on_disk(folder: &Path) -> u64 {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    files.filter_map(|f| f.metadata().ok()).map(|m| m.blocks() * 512 / m.nlink().max(1)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_stays_and_what_is_not_goes_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let [held, free] = [b"a", b"b"].map(|blob| store.layer(&Digest::of(blob), None));
+        let hold = held.hold().unwrap();
+        free.hold().unwrap();
+        free.save("data", &[1; 9000]).unwrap();
+        let clearing = store.clearing().unwrap();
+        assert!(clearing.uses_layer(held.path()) && !clearing.uses_layer(free.path()));
+        clearing.take_away(free.path()).unwrap();
+        assert!(!free.path().exists());
+        assert!(clearing.delete().unwrap() >= 9000);
+        assert_eq!(fs::read_dir(dir.path().join("gone")).unwrap().count(), 0);
+        drop(hold);
+        assert!(!store.clearing().unwrap().uses_layer(held.path()));
+    }
+
+    #[test]
+    fn nothing_is_cleared_while_somebody_chooses() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let (a, b) = (store.choosing().unwrap(), store.choosing().unwrap());
+        assert!(store.clearing().is_err());
+        drop((a, b));
+        store.clearing().unwrap();
+    }
+}

@@ -1,0 +1,224 @@
+//! The store checked, mended, pruned and kept within its limit (`docs/SEMANTICS.md`, "The store").
+
+mod node;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use hoist_testkit::layout::Compression;
+use hoist_testkit::push_layout;
+use node::tree::{FILES, Source, noise};
+use node::{Node, Published, REPO, count};
+use serde_json::Value;
+
+fn json(said: &str) -> Value {
+    serde_json::from_str(said).unwrap()
+}
+
+/// The folders of the store's layers.
+fn layers(node: &Node) -> Vec<PathBuf> {
+    let mut folders: Vec<_> =
+        fs::read_dir(node.store("layers")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    folders
+}
+
+/// Flips a bit in every 200,000th byte of a file, in place.
+fn damage(path: &PathBuf) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes.iter_mut().skip(70_000).step_by(200_000).for_each(|byte| *byte ^= 4);
+    fs::write(path, bytes).unwrap();
+}
+
+/// What `fsck` with these options finds, and whether it is satisfied.
+fn fsck(node: &Node, options: &[&str]) -> (Value, bool) {
+    let output = node.hoist(&[&["fsck", "--json"], options].concat()).output().unwrap();
+    assert!(matches!(output.status.code(), Some(0 | 1)), "{output:?}");
+    (json(&String::from_utf8(output.stdout).unwrap()), output.status.success())
+}
+
+#[test]
+fn damage_is_found_mended_and_fetched_again() {
+    let source = Source::new();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    for pulled in [false, true] {
+        let node = Node::new();
+        match pulled {
+            true => drop(node.says(&["pull", &image.name])),
+            // In part: so the layer is not complete.
+            false => drop(node.mount(&image.name, &[]).read("lib/c.so").unwrap()),
+        }
+        let (found, well) = fsck(&node, &[]);
+        assert!(well && count(&found, "extents") > 5 && count(&found, "layers") == 1, "{found}");
+        damage(&layers(&node)[0].join("data"));
+        let (found, well) = fsck(&node, &[]);
+        let bad = count(&found, "bad_extents");
+        assert!(!well && bad > 5, "{pulled}: {found}");
+        // Told only: nothing was changed.
+        assert_eq!(count(&fsck(&node, &[]).0, "bad_extents"), bad);
+        let (found, well) = fsck(&node, &["--repair"]);
+        assert!(well && count(&found, "bad_extents") == bad, "{found}");
+        let (found, well) = fsck(&node, &[]);
+        assert!(well && count(&found, "bad_extents") == 0, "{found}");
+        source.assert_shown(node.mount(&image.name, &[]).root());
+        node.says(&["pull", &image.name]);
+        source.assert_shown(node.mount(&image.name, &[]).root());
+        assert!(fsck(&node, &[]).1);
+    }
+}
+
+#[test]
+fn damaged_documents_are_found_and_made_anew() {
+    let source = Source::new();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    let cases = [
+        ("manifest", "image", "manifest.json"),
+        ("configuration", "image", "config.json"),
+        ("tree", "image", "tree.erofs"),
+        ("tree", "layer", "tree"),
+        ("table", "layer", "table"),
+        ("windows", "layer", "windows"),
+    ];
+    for (what, of, file) in cases {
+        let node = Node::new();
+        node.says(&["pull", &image.name]);
+        let path = match of {
+            "image" => node.store("images").join(&image.digest[7..]).join(file),
+            _ => layers(&node)[0].join(file),
+        };
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        let (found, well) = fsck(&node, &[]);
+        assert!(!well && found.to_string().contains(what), "{what}: {found}");
+        let (found, well) = fsck(&node, &["--repair"]);
+        assert!(well, "{what}: {found}");
+        let (found, well) = fsck(&node, &["--repair"]);
+        assert!(well, "{what}: {found}");
+        source.assert_shown(node.mount(&image.name, &[]).root());
+    }
+}
+
+/// A mounted layer is read by the kernel: it is told of, and left alone until it is unmounted.
+#[test]
+fn what_is_mounted_is_not_mended() {
+    let source = Source::new();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    let node = Node::new();
+    let mount = node.mount(&image.name, &[]);
+    source.assert_shown(mount.root());
+    let (found, well) = fsck(&node, &["--repair"]);
+    assert!(well && count(&found, "extents") > 5, "{found}");
+    let present = layers(&node)[0].join("present");
+    fs::write(&present, b"nonsense").unwrap();
+    let (found, well) = fsck(&node, &["--repair"]);
+    assert!(!well && found.to_string().contains("in use"), "{found}");
+    source.assert_shown(mount.root());
+    mount.unmount();
+    assert!(fsck(&node, &["--repair"]).1);
+    source.assert_shown(node.mount(&image.name, &[]).root());
+}
+
+/// Another image with contents of its own, under this tag.
+fn another(image: &Published, tag: &str, seed: u64) -> (Source, String) {
+    let source = Source::new();
+    for (i, (path, length)) in FILES.iter().enumerate() {
+        source.write(path, &noise(seed + i as u64, *length));
+    }
+    push_layout(&image.registry.host(), REPO, tag, &source.layout(Compression::Gzip(1)).directory).unwrap();
+    (source, format!("{}/{REPO}:{tag}", image.proxy.host()))
+}
+
+#[test]
+fn pruning_spares_what_is_mounted_and_nothing_else() {
+    let first = Source::new();
+    let image = Published::indexed(&first.layout(Compression::Gzip(6)).directory);
+    let (_, second) = another(&image, "v2", 100);
+    let node = Node::new();
+    let mount = node.mount(&image.name, &[]);
+    assert!(mount.read("lib/a.so").unwrap() == first.read("lib/a.so"));
+    node.says(&["pull", &second]);
+    node.says(&["rm", &image.name, &second]);
+    let pruned = json(&node.says(&["prune", "--json"]));
+    assert_eq!((count(&pruned, "images"), count(&pruned, "layers")), (1, 1), "{pruned}");
+    assert!(count(&pruned, "bytes") > 9_000_000, "{pruned}");
+    first.assert_shown(mount.root());
+    mount.unmount();
+    let pruned = json(&node.says(&["prune", "--json"]));
+    assert_eq!((count(&pruned, "images"), count(&pruned, "layers")), (1, 1), "{pruned}");
+    assert!(layers(&node).is_empty());
+}
+
+fn on_disk(node: &Node) -> u64 {
+    let files = layers(node).into_iter().flat_map(|folder| fs::read_dir(folder).unwrap());
+    files.map(|file| file.unwrap().metadata().unwrap().blocks() * 512).sum()
+}
+
+#[test]
+fn the_limit_takes_what_was_used_least_recently_and_nothing_that_is_needed() {
+    let first = Source::new();
+    let image = Published::plain(&first.layout(Compression::Gzip(6)).directory);
+    let (second, second_name) = another(&image, "v2", 100);
+    let (_, third_name) = another(&image, "v3", 200);
+    let (_, fourth_name) = another(&image, "v4", 300);
+    let complete = |node: &Node, name: &str| {
+        let images = json(&node.says(&["images", "--json"]));
+        let found = images.as_array().unwrap().iter().find(|i| i["name"] == name).unwrap().clone();
+        found["complete"] == true
+    };
+    let node = Node::new();
+    node.says(&["pull", &image.name]);
+    let one = on_disk(&node);
+    let limit = (one * 5 / 2).to_string();
+    let pull = |name: &str| node.says(&["--store-limit", &limit, "pull", name]);
+    pull(&second_name);
+    // Used again: the second is the older one now.
+    node.mount(&image.name, &[]).unmount();
+    pull(&third_name);
+    assert!(on_disk(&node) <= one * 5 / 2);
+    assert!(complete(&node, &image.name) && !complete(&node, &second_name) && complete(&node, &third_name));
+
+    // Mounted and pinned ones stay, though that is more than the limit.
+    let mount = node.mount(&image.name, &[]);
+    node.says(&["pin", &third_name]);
+    pull(&fourth_name);
+    assert!(complete(&node, &image.name) && complete(&node, &third_name) && complete(&node, &fourth_name));
+    first.assert_shown(mount.root());
+    mount.unmount();
+    node.says(&["unpin", &third_name]);
+    pull(&fourth_name);
+    assert!(on_disk(&node) <= one * 5 / 2 && complete(&node, &fourth_name));
+    // What went comes again.
+    second.assert_shown(node.mount(&second_name, &[]).root());
+    assert!(node.fails(&["pin", "no.such/image"]).contains("hoist images"));
+}
+
+/// A process that dies while it makes room leaves nothing half: the next one ends its work.
+#[test]
+fn room_is_made_by_the_next_process_if_one_dies_at_it() {
+    let source = Source::new();
+    let image = Published::plain(&source.layout(Compression::Gzip(6)).directory);
+    let node = Node::new();
+    for _ in 0..12 {
+        node.says(&["pull", &image.name]);
+        node.says(&["rm", &image.name]);
+        let mut pruning = node.hoist(&["prune"]).spawn().unwrap();
+        // However far it came.
+        let mut spins = 0u32;
+        while pruning.try_wait().unwrap().is_none() && spins < 40 {
+            spins += 1;
+            let _ = node.hoist(&["--version"]).output().unwrap();
+            if layers(&node).is_empty() {
+                break;
+            }
+        }
+        let _ = pruning.kill();
+        pruning.wait().unwrap();
+        source.assert_shown(node.mount(&image.name, &[]).root());
+        assert!(fsck(&node, &[]).1);
+    }
+    node.says(&["rm", &image.name]);
+    node.says(&["prune"]);
+    assert!(layers(&node).is_empty());
+    assert_eq!(fs::read_dir(node.store("gone")).map_or(0, Iterator::count), 0);
+}

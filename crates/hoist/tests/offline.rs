@@ -1,0 +1,62 @@
+//! A node whose registry is down, or hangs (`docs/SEMANTICS.md`, "Offline").
+
+mod node;
+
+use hoist_testkit::layout::Compression;
+use hoist_testkit::{Fault, FaultKind, When};
+use node::tree::Source;
+use node::{Node, Published, REPO, count};
+
+fn down(image: &Published) {
+    image.proxy.inject(Fault::new("", When::Always, FaultKind::CloseAfter(0)));
+}
+
+fn hangs(image: &Published) {
+    image.proxy.inject(Fault::new("", When::Always, FaultKind::Hang));
+}
+
+/// By digest nobody is asked anything; by tag once, in vain, and not for long.
+#[test]
+fn what_is_here_is_mounted_whatever_the_registry_does() {
+    let source = Source::new();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    let by_digest = format!("{}/{REPO}@{}", image.proxy.host(), image.digest);
+    for pulled in [true, false] {
+        let node = Node::new();
+        match pulled {
+            true => drop(node.says(&["pull", &image.name])),
+            false => source.assert_shown(node.mount(&image.name, &[]).root()),
+        }
+        for trouble in [down, hangs] {
+            trouble(&image);
+            image.proxy.reset();
+            let mount = node.mount(&by_digest, &[]);
+            source.assert_shown(mount.root());
+            let stats = mount.unmount();
+            assert_eq!((image.proxy.log().len(), count(&stats, "demand_bytes")), (0, 0), "{stats}");
+            let mount = node.mount(&image.name, &[]);
+            source.assert_shown(mount.root());
+            mount.unmount();
+            assert!(image.proxy.log().iter().all(|r| r.path.contains("/manifests/v1") || r.path == "/v2/"));
+            image.proxy.clear_faults();
+        }
+    }
+}
+
+/// A read that cannot be served fails in bounded time, says why in the log, and is served when the registry
+/// is back, through the same mount.
+#[test]
+fn reads_fail_in_time_and_succeed_when_the_registry_returns() {
+    let source = Source::new();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    for trouble in [down, hangs] {
+        let node = Node::new();
+        let mount = node.mount(&image.name, &["--read-timeout", "1500ms"]);
+        trouble(&image);
+        let failed = mount.read("lib/b.so").unwrap_err();
+        assert_eq!(failed.raw_os_error(), Some(libc::EIO), "{failed}");
+        assert!(node.logs().contains("a read failed"), "{}", node.logs());
+        image.proxy.clear_faults();
+        source.assert_shown(mount.root());
+    }
+}
