@@ -106,6 +106,20 @@ pub struct Successor {
     pub arguments: Vec<OsString>,
 }
 
+/// How what nobody has read is fetched all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Background {
+    /// Once nobody has waited for anything for this long.
+    pub after: Duration,
+    /// At most this fast, blob bytes a second; None: as fast as the line.
+    pub bytes_per_second: Option<u64>,
+}
+
+impl Background {
+    /// Unlimited, after a time in which a start will be over.
+    pub const DEFAULT: Self = Self { after: Duration::from_secs(10), bytes_per_second: None };
+}
+
 /// Settings of an [`crate::Engine`].
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -127,6 +141,8 @@ pub struct Config {
     pub read_timeout: Duration,
     /// Most that layers may take on disk, bytes; None: as much as there is.
     pub store_limit: Option<u64>,
+    /// Whether lazy mounts are completed while nobody waits, and how; None: only what is read is fetched.
+    pub background: Option<Background>,
     /// Who goes on with the mounts should this process die; None: nobody, and their reads fail.
     pub successor: Option<Successor>,
 }
@@ -144,6 +160,7 @@ impl Config {
             owners: Owners::default(),
             read_timeout: Duration::from_secs(60),
             store_limit: None,
+            background: None,
             successor: None,
         }
     }

@@ -9,6 +9,7 @@ mod assemble;
 mod here;
 mod job;
 mod plan;
+mod sweep;
 mod windows;
 
 use std::fs::File;
@@ -107,12 +108,6 @@ struct State {
     /// Reads that found something missing.
     demands: u32,
 }
-
-/// A layer is fetched to its end once this many reads had to wait and one in [`SWEEP_SHARE`] of its
-/// spans is here; at most [`SWEEP_SPANS`] spans are under way then.
-const SWEEP_DEMANDS: u32 = 12;
-const SWEEP_SHARE: usize = 4;
-const SWEEP_SPANS: usize = 6;
 
 /// One layer that is being filled.
 pub struct LayerFill {
@@ -402,63 +397,4 @@ impl LayerFill {
         let state = self.dir.state();
         self.dir.save_state(&LayerState { complete: true, ..state })
     }
-
-    /// Once readers have taken a good part of the layer, they will want the rest: fetches it in
-    /// order, a few jobs at a time, behind what is demanded.
-    fn sweep_if_dense(self: &Arc<Self>, state: &mut State) {
-        state.demands += 1;
-        let spans = state.spans.len();
-        if state.demands < SWEEP_DEMANDS || spans < 4 || self.sweeping.load(Ordering::Relaxed) {
-            return;
-        }
-        let here = (0..spans).filter(|&s| !self.needs(s)).count();
-        if here * SWEEP_SHARE < spans || self.sweeping.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let this = Arc::clone(self);
-        self.runtime.spawn(async move { this.sweep().await });
-    }
-
-    async fn sweep(self: Arc<Self>) {
-        loop {
-            // Whatever somebody waits for comes first.
-            self.meter.idle().await;
-            let published = self.progress.notified();
-            tokio::pin!(published);
-            published.as_mut().enable();
-            match self.sweep_step() {
-                Sweep::Started => {}
-                Sweep::Busy => published.await,
-                Sweep::Over => return,
-            }
-        }
-    }
-
-    /// Starts the next job of a sweep, if one may start now.
-    fn sweep_step(self: &Arc<Self>) -> Sweep {
-        let mut state = self.lock();
-        let claimed = state.spans.iter().filter(|s| matches!(s, SpanState::Claimed)).count();
-        let failed = state.spans.iter().any(|s| matches!(s, SpanState::Failed(..)));
-        let next = (0..state.spans.len())
-            .find(|&s| matches!(state.spans[s], SpanState::Idle) && self.needs(s))
-            .filter(|_| !failed && self.condemned().is_none());
-        match next {
-            Some(_) if claimed >= SWEEP_SPANS => Sweep::Busy,
-            Some(next) => {
-                self.start_jobs(&mut state, next, next + 2);
-                Sweep::Started
-            }
-            // Over, or not now: later demands may set it off again.
-            None => {
-                self.sweeping.store(false, Ordering::Release);
-                Sweep::Over
-            }
-        }
-    }
-}
-
-enum Sweep {
-    Started,
-    Busy,
-    Over,
 }

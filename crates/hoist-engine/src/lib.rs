@@ -21,7 +21,7 @@ pub mod registry;
 mod stats;
 pub mod store;
 
-pub use config::{Config, Driver, Owners, Platform, Successor, Trust};
+pub use config::{Background, Config, Driver, Owners, Platform, Successor, Trust};
 pub use engine::Engine;
 pub use error::Error;
 pub use fsck::{Checked, Problem};

@@ -3,6 +3,7 @@
 //! Order is what makes it safe: data files are opened, then marked, then mounted; at the end
 //! unmounted, then unmarked. In between nobody but a verified `publish` makes a byte readable.
 
+mod background;
 mod drivers;
 mod fuse;
 mod guard;
@@ -264,6 +265,10 @@ impl Engine {
             };
             let (engine, image) = (self.clone(), image.clone());
             tasks.push(tokio::spawn(verify::when_whole(pass_by, lazy, engine, image, index.digest)));
+        }
+        if let Some(how) = self.config.background {
+            let lazy = layers.lazy().map(Arc::clone).collect();
+            tasks.push(tokio::spawn(background::complete(lazy, Arc::clone(&self.meter), how)));
         }
         Mount {
             engine: self.clone(),

@@ -73,6 +73,17 @@ pub struct Global {
         value_parser = crate::units::size
     )]
     pub store_limit: Option<u64>,
+    /// Fetch the rest of what is mounted too, while nobody waits for anything: `off`, `on`, or at most this
+    /// many bytes a second, as 20M
+    #[arg(
+        long,
+        global = true,
+        env = "HOIST_BACKGROUND",
+        hide_env_values = true,
+        value_name = "off|on|RATE",
+        default_value = "off"
+    )]
+    pub background: BackgroundFetch,
     /// Talk plain HTTP to the registry; `=false` demands TLS [default: plain on loopback only]
     #[arg(long, global = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub plain_http: Option<bool>,
@@ -86,6 +97,40 @@ pub struct Global {
         default_value = "warn"
     )]
     pub log: String,
+}
+
+/// See `--background`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackgroundFetch {
+    /// Only what is read is fetched.
+    Off,
+    /// All of it, as fast as the line.
+    On,
+    /// All of it, at most so many bytes a second.
+    AtMost(u64),
+}
+
+impl std::str::FromStr for BackgroundFetch {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => return Ok(Self::Off),
+            "on" => return Ok(Self::On),
+            _ => {}
+        }
+        let rate = crate::units::size(text).ok().filter(|rate| *rate > 0);
+        rate.map(Self::AtMost).ok_or_else(|| "expected off, on, or bytes a second such as 20M".to_owned())
+    }
+}
+
+impl std::fmt::Display for BackgroundFetch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::On => f.write_str("on"),
+            Self::AtMost(rate) => rate.fmt(f),
+        }
+    }
 }
 
 /// See `--trust-index`.

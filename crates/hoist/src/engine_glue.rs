@@ -3,10 +3,10 @@
 use std::error::Error as StdError;
 use std::ffi::OsString;
 
-use hoist_engine::{Config, Engine, Image, Owners, Successor, Trust};
+use hoist_engine::{Background, Config, Engine, Image, Owners, Successor, Trust};
 
 use crate::bundle::process::ImageProcess;
-use crate::cli::{Driver, Global, TrustIndex};
+use crate::cli::{BackgroundFetch, Driver, Global, TrustIndex};
 use crate::failure::user;
 use crate::rootless::Root;
 
@@ -46,6 +46,13 @@ pub fn open_as(global: &Global, root: Root) -> anyhow::Result<Engine> {
     }
     (config.read_timeout, config.store_limit) = (global.read_timeout, global.store_limit);
     config.plain_http = global.plain_http;
+    config.background = match global.background {
+        BackgroundFetch::Off => None,
+        BackgroundFetch::On => Some(Background::DEFAULT),
+        BackgroundFetch::AtMost(rate) => {
+            Some(Background { bytes_per_second: Some(rate), ..Background::DEFAULT })
+        }
+    };
     config.successor = Some(Successor { program: std::env::current_exe()?, arguments: successor(global)? });
     Ok(Engine::open(config)?)
 }
@@ -60,6 +67,7 @@ pub fn arguments(global: &Global) -> anyhow::Result<Vec<OsString>> {
     let root = std::path::absolute(global.root()?)?;
     let mut arguments: Vec<OsString> =
         vec!["--root".into(), root.into(), "--trust-index".into(), trust.into()];
+    arguments.extend(["--background".into(), global.background.to_string().into()]);
     if let Some(driver) = global.driver.as_ref().and_then(clap::ValueEnum::to_possible_value) {
         arguments.extend(["--driver".into(), driver.get_name().into()]);
     }

@@ -2,7 +2,9 @@
 
 mod node;
 
-use hoist_testkit::{Exceptions, Fault, FaultKind, When, compare_tree, fixtures_dir, walk};
+use std::time::Duration;
+
+use hoist_testkit::{Exceptions, Fault, FaultKind, When, compare_tree, fixtures_dir, process, walk};
 use node::{Mounted, Node, Published, count};
 
 fn published(format: &str) -> Published {
@@ -126,4 +128,23 @@ fn an_index_is_found_among_the_referrers() {
     assert_right(&mount);
     let stats = mount.unmount();
     assert!(count(&stats, "demand_stalls") > 0, "{stats}");
+}
+
+/// What nobody reads comes in the background, and then the mount needs nobody.
+#[test]
+fn the_rest_comes_in_the_background() {
+    let image = published("gzip");
+    let node = Node::new();
+    let mount = node.mount(&image.name, &["--background", "on"]);
+    assert_eq!(requests_of_layers(&image), 0, "a start comes first");
+    let complete = || {
+        let told: serde_json::Value =
+            serde_json::from_str(&node.says(&["inspect", "--json", &image.name])).unwrap();
+        told["layers"].as_array().unwrap().iter().all(|layer| layer["verified"] == true)
+    };
+    process::wait_until("all layers, verified", Duration::from_secs(120), || Ok(complete())).unwrap();
+    drop(image.registry);
+    assert_right(&mount);
+    let stats = mount.unmount();
+    assert_eq!(count(&stats, "demand_stalls"), 0, "{stats}");
 }

@@ -25,6 +25,8 @@ const TELLING: u64 = 64 << 10;
 pub struct Meter {
     line: Mutex<Option<Line>>,
     under_way: AtomicU64,
+    /// Requests ever begun.
+    begun: AtomicU64,
     idle: Notify,
 }
 
@@ -70,7 +72,13 @@ impl Meter {
     /// Counts `bytes` as under way.
     pub fn begin(&self, bytes: u64) -> UnderWay<'_> {
         self.under_way.fetch_add(bytes, Ordering::Relaxed);
+        self.begun.fetch_add(1, Ordering::Relaxed);
         UnderWay(self, bytes)
+    }
+
+    /// How many requests were ever begun: when it stands still, nobody asks.
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
     }
 
     /// Returns when nothing is under way.
