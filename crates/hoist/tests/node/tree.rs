@@ -31,6 +31,15 @@ impl Source {
         source
     }
 
+    /// The same names with little in them.
+    pub fn small() -> Source {
+        let source = Source { dir: tempfile::tempdir().unwrap() };
+        for (seed, (path, length)) in FILES.iter().enumerate() {
+            source.write(path, &noise(seed as u64 + 1, length / 2));
+        }
+        source
+    }
+
     /// The tree that a mount must show.
     pub fn root(&self) -> PathBuf {
         self.dir.path().join("root")
