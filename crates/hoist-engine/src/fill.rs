@@ -109,6 +109,23 @@ struct State {
     demands: u32,
 }
 
+/// The first open of a boot: where the data file has a hole, the file system has lost what was recorded, and
+/// it is fetched again. (What is there and wrong is for `fsck` to find: that takes reading all of it.)
+fn forget_lost(dir: &LayerDir, table: &Table, data: &File, present: &mut [u8]) {
+    let mut lost = 0;
+    for (i, extent) in table.extents.extents.iter().enumerate() {
+        let is_lost = present[i / 8] >> (i % 8) & 1 == 1
+            && !hoist_sys::file::is_allocated(data, extent.data_offset, extent.len).unwrap_or(true);
+        if is_lost {
+            present[i / 8] &= !(1 << (i % 8));
+            lost += 1;
+        }
+    }
+    if lost > 0 {
+        tracing::warn!(layer = %dir.blob(), extents = lost, "the disk has lost what was here: fetching it again");
+    }
+}
+
 /// One layer that is being filled.
 pub struct LayerFill {
     dir: LayerDir,
@@ -155,7 +172,10 @@ impl LayerFill {
             SharedBits::open(&path, n as u64).map_err(Error::io("map", &path))
         };
         let (live, kept) = (bits("live", n)?, bits("kept", table.spans.spans.len())?);
-        let durable = dir.load_presence(n);
+        let mut durable = dir.load_presence(n);
+        if live.count_set() == 0 {
+            forget_lost(&dir, &table, &data, &mut durable);
+        }
         for (i, byte) in durable.iter().enumerate() {
             (0..8).filter(|b| byte >> b & 1 == 1 && i * 8 + b < n).for_each(|b| {
                 live.set((i * 8 + b) as u64);

@@ -40,6 +40,19 @@ pub fn cached_bytes(file: &File) -> io::Result<u64> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(pages[0] * rustix::param::page_size() as u64) }
 }
 
+/// Is there data behind every byte of a range, and no hole? Moves the descriptor's position.
+///
+/// # Errors
+/// The kernel's.
+pub fn is_allocated(file: &File, offset: u64, len: u64) -> io::Result<bool> {
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(offset)) {
+        Ok(hole) => Ok(hole >= offset + len),
+        // Beyond the file's end.
+        Err(rustix::io::Errno::NXIO) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Starts writing a range's dirty pages to disk, without waiting for it.
 ///
 /// # Errors
@@ -66,4 +79,22 @@ pub fn identity(fd: &impl AsFd) -> io::Result<(u64, u64)> {
 /// Where /proc is not mounted.
 pub fn boot_id() -> io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn holes_are_seen() {
+        let file = tempfile::tempfile_in(".").unwrap();
+        file.write_all_at(&[1; 65536], 0).unwrap();
+        file.set_len(1 << 20).unwrap();
+        assert!(is_allocated(&file, 4096, 61440).unwrap());
+        punch_hole(&file, 8192, 4096).unwrap();
+        assert!(is_allocated(&file, 4096, 4096).unwrap());
+        assert!(!is_allocated(&file, 4096, 8192).unwrap());
+        assert!(!is_allocated(&file, 1 << 21, 1).unwrap());
+    }
 }

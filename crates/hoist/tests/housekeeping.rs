@@ -5,9 +5,10 @@ mod node;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use hoist_testkit::layout::Compression;
-use hoist_testkit::push_layout;
+use hoist_testkit::{process, push_layout};
 use node::tree::{FILES, Source, noise};
 use node::{Node, Published, REPO, count};
 use serde_json::Value;
@@ -97,6 +98,30 @@ fn damaged_documents_are_found_and_made_anew() {
         assert!(well, "{what}: {found}");
         source.assert_shown(node.mount(&image.name, &[]).root());
     }
+}
+
+/// A file system that came back from a crash with less than it had promised.
+#[test]
+fn what_the_disk_has_lost_is_fetched_again() {
+    let source = Source::new();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    let node = Node::new();
+    let mount = node.mount(&image.name, &[]);
+    assert!(mount.read("etc/motd").unwrap() == source.read("etc/motd"));
+    let layer = &layers(&node)[0];
+    let recorded = || Ok(layer.join("present").exists());
+    process::wait_until("the record of what is here", Duration::from_secs(20), recorded).unwrap();
+    mount.unmount();
+    let data = fs::OpenOptions::new().write(true).open(layer.join("data")).unwrap();
+    let length = data.metadata().unwrap().len();
+    data.set_len(4096).unwrap();
+    data.set_len(length).unwrap();
+    // They count for the boot that they were made in.
+    for name in ["live", "kept"] {
+        fs::remove_file(layer.join(name)).unwrap();
+    }
+    source.assert_shown(node.mount(&image.name, &[]).root());
+    assert!(node.logs().contains("fetching it again"), "{}", node.logs());
 }
 
 /// A mounted layer is read by the kernel: it is told of, and left alone until it is unmounted.
