@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use hoist_sys::fuse::Session;
 use hoist_sys::mount as sys;
 use hoist_sys::presence::{Presence, Snapshot};
 
@@ -31,13 +32,14 @@ use crate::image::Image;
 use crate::oci::Descriptor;
 use crate::progress::Progress;
 use crate::stats::Stats;
-use crate::store::mounts::Lease;
+use crate::store::mounts::{FuseRecord, Lease};
 use crate::store::{MountRecord, Servers};
 
 pub(crate) use lost::retire as retire_lost;
 
 pub use drivers::{DriverState, drivers};
 pub use fuse::Owners;
+use guard::{By, Guarded};
 use layer::{LazyLayer, MountedLayer};
 use serve::Server;
 
@@ -57,6 +59,8 @@ pub struct Mount {
     /// Held until this value is dropped: `hoist unmount` waits for it.
     lease: Arc<Lease>,
     layers: Layers,
+    /// Whose keeper guards it, if it needs one.
+    guarded: Option<Arc<Server>>,
     /// The FUSE session that shows it, if one does.
     served: Option<Arc<fuse::Served>>,
     driver: Driver,
@@ -102,6 +106,16 @@ impl Drop for Layers {
             self.lazy().for_each(|layer| server.release(layer));
         }
     }
+}
+
+/// What is mounted and must be looked after.
+struct Shown {
+    record: MountRecord,
+    layers: Layers,
+    lease: Arc<Lease>,
+    driver: Driver,
+    guarded: Option<Arc<Server>>,
+    served: Option<Arc<fuse::Served>>,
 }
 
 /// The server of a process, once there is one; it ends with the last engine.
@@ -194,7 +208,11 @@ impl Engine {
             }
         };
         let lazy = layers.lazy().next().is_some();
-        let presence = Presence::before(target).map_err(|e| cannot(e.to_string()))?;
+        let mut presence = Presence::before(target).map_err(|e| cannot(e.to_string()))?;
+        if driver != Driver::Erofs {
+            // EROFS lists no file as its own: another's superblock would be taken for ours.
+            presence.before = u64::MAX;
+        }
         let mut record = MountRecord {
             id: format!("{:016x}", rand::random::<u64>()),
             boot: crate::store::mounts::boot()?,
@@ -203,25 +221,29 @@ impl Engine {
             manifest: image.digest,
             index: index.map(|index| String::from_utf8_lossy(&index.bytes).into_owned()),
             data: layers.devices(),
-            // What FUSE serves needs no guard: unserved, its reads fail.
+            // What FUSE serves fails when nobody has its session: nothing of it is ever lost to zeros.
             lazy: lazy && driver == Driver::Erofs,
             before: presence.before,
             superblocks: Vec::new(),
+            fuse: None,
             lost: false,
+        };
+        let guarded = match driver {
+            Driver::Erofs => layers.server.as_ref().filter(|_| lazy).map(Arc::clone),
+            Driver::ErofsFuse | Driver::Fuse => Some(self.serving.server(self).map_err(&cannot)?),
         };
         let lease = Arc::new(self.store.record_mount(&record)?);
         drop(choosing);
-        let server = layers.server.as_ref().filter(|_| lazy).map(Arc::clone);
-        let shown = match driver {
-            Driver::Erofs => show(&tree, presence, server.as_ref(), &mut record, &lease).map(|()| None),
-            _ => self.show_by_fuse(driver, &tree, &layers, &record, &lease).await.map(Some),
+        let shown = match &guarded {
+            Some(server) if driver != Driver::Erofs => {
+                self.show_by_fuse(driver, &tree, &layers, &mut record, &lease, server).await.map(Some)
+            }
+            _ => show(&tree, presence, guarded.as_ref(), &mut record, &lease).map(|()| None),
         };
         let served = match shown {
             Ok(served) => served,
             Err(why) => {
-                if let Some(server) = server {
-                    server.guard.remove(&record.target, &record.id);
-                }
+                guarded.iter().for_each(|server| server.guard.remove(&record.target, &record.id));
                 lease.end();
                 return Err(cannot(why));
             }
@@ -230,7 +252,7 @@ impl Engine {
         for data in &record.data {
             data.parent().and_then(crate::store::LayerDir::at).iter().for_each(crate::store::LayerDir::touch);
         }
-        Ok(self.attend(image, record, layers, lease, driver, served))
+        Ok(self.attend(image, Shown { record, layers, lease, driver, guarded, served }))
     }
 
     /// Has this process replaced by one that runs the program as it now stands on disk, without readers
@@ -246,11 +268,7 @@ impl Engine {
     fn attend(
         &self,
         image: &Image,
-        record: MountRecord,
-        layers: Layers,
-        lease: Arc<Lease>,
-        driver: Driver,
-        served: Option<Arc<fuse::Served>>,
+        Shown { record, layers, lease, driver, guarded, served }: Shown,
     ) -> Mount {
         let mut tasks = vec![tokio::spawn(upkeep::keep(layers.all.clone()))];
         if self.config.store_limit.is_some() {
@@ -276,6 +294,7 @@ impl Engine {
             lease,
             before: layers.counts(),
             layers,
+            guarded,
             served,
             driver,
             seconds_to_mount: self.started.elapsed().as_secs_f64(),
@@ -294,8 +313,8 @@ fn show(
 ) -> Result<(), String> {
     let text = |e: Error| e.to_string();
     if let Some(server) = server {
-        let deposit = (record.id.as_str(), lease.as_fd());
-        server.guard.add(server, server.kept(), &presence, deposit).map_err(text)?;
+        let mount = Guarded { id: &record.id, lease: lease.as_fd(), by: By::Group(&presence) };
+        server.guard.add(server, &mount).map_err(text)?;
     }
     let devices: Vec<&Path> = record.data.iter().map(PathBuf::as_path).collect();
     // In this very process reads of absent data would wait for the thread that asks: mount(2) itself
@@ -317,29 +336,49 @@ fn show(
 }
 
 impl Engine {
-    /// Mounts what is recorded by one of the drivers of FUSE.
+    /// Mounts what is recorded by one of the drivers of FUSE: guarded before anybody can wait for it.
     async fn show_by_fuse(
         &self,
         driver: Driver,
         tree: &Path,
         layers: &Layers,
-        record: &MountRecord,
-        lease: &Lease,
+        record: &mut MountRecord,
+        lease: &Arc<Lease>,
+        server: &Arc<Server>,
     ) -> Result<Arc<fuse::Served>, String> {
-        let (tree, target, name) = (tree.to_owned(), record.target.clone(), record.image.clone());
-        let (layers, read_timeout, owners) =
-            (layers.all.clone(), self.config.read_timeout, self.config.owners);
+        let whole = layers.lazy().next().is_none();
+        let (tree, layers, before) = (tree.to_owned(), layers.all.clone(), record.clone());
+        let (read_timeout, owners) = (self.config.read_timeout, self.config.owners);
+        let (guard, keeper_of) = (Arc::clone(lease), Arc::clone(server));
         let serving = tokio::task::spawn_blocking(move || {
-            let (tree, layers, target, image) = (&*tree, &*layers, &*target, &*name);
-            let show = fuse::Show { tree, layers, target, image, read_timeout, owners };
+            let keep = |session: &Session, how: &FuseRecord| {
+                if whole && driver == Driver::ErofsFuse {
+                    // Nothing comes through it.
+                    return Ok(());
+                }
+                let text = |e: Error| e.to_string();
+                guard.record(&MountRecord { fuse: Some(how.clone()), ..before.clone() }).map_err(text)?;
+                let mount = Guarded { id: &before.id, lease: guard.as_fd(), by: By::Session(session) };
+                keeper_of.guard.add(&keeper_of, &mount).map_err(text)
+            };
+            let show = fuse::Show {
+                tree: &tree,
+                layers: &layers,
+                target: &before.target,
+                image: &before.image,
+                read_timeout,
+                owners,
+                answers: keeper_of.kept().1,
+                resumed: false,
+            };
             match driver {
-                Driver::ErofsFuse => fuse::Served::carried(&show),
-                _ => fuse::Served::image(&show),
+                Driver::ErofsFuse => fuse::Served::carried(&show, &keep),
+                _ => fuse::Served::image(&show, &keep),
             }
         });
         let served = serving.await.map_err(|e| e.to_string())??;
-        let servers = Servers { filler_pid: std::process::id(), keeper_pid: None };
-        lease.sign(servers).map_err(|e| {
+        record.fuse = Some(served.record().clone());
+        server.serves(lease).map_err(|e| {
             let _ = hoist_sys::fuse::unmount(&record.target, true);
             e.to_string()
         })?;
@@ -381,7 +420,9 @@ impl Mount {
         if let Some(served) = self.served.as_ref().filter(|_| self.driver == Driver::Fuse) {
             return !served.has_ended();
         }
-        Snapshot::take().is_ok_and(|now| self.record.presence().is_alive(&now))
+        // Detached while in use, EROFS still reads through the session.
+        let read = self.served.as_ref().is_some_and(|served| !served.has_ended());
+        read || Snapshot::take().is_ok_and(|now| self.record.presence().is_alive(&now))
     }
 
     /// Unmounts (if nobody has). What was fetched is good for this boot at once; it outlives a power
@@ -415,7 +456,7 @@ impl Mount {
             return Ok(stats);
         }
         self.layers.shown = false;
-        if let Some(server) = self.layers.server.as_ref().filter(|_| self.record.lazy) {
+        if let Some(server) = &self.guarded {
             server.served(&self.lease);
             server.guard.remove(&self.record.target, &self.record.id);
         }

@@ -24,6 +24,7 @@ pub use reply::{
     Attributes, Entry, FileSystem, Listing, attributes, entry, negative_entry, statfs, xattr_size,
 };
 pub use request::{Operation, Request, RequestError};
+pub(crate) use serve::refuse_all;
 pub use serve::{Answer, Handler};
 pub use session::{Negotiated, Session};
 

@@ -7,6 +7,11 @@
 //! [deposited](Keeper::deposit), answers what was asked and not answered, and goes on: readers wait a little
 //! longer, and that is all. Only where no successor comes to anything is what is asked denied, with EIO.
 //!
+//! What FUSE serves needs no group. The descriptors of such a [session](crate::fuse::Session), deposited with
+//! [`Keeper::deposit_session`], are all that keeps it alive; requests that nobody has answered are in the
+//! kernel. While nobody serves, the keeper fails them with EIO, as it denies the events of a group. A process
+//! that has nothing but sessions, as an ordinary user's, has no group at all.
+//!
 //! The other way round the filler watches the keeper, and starts a new one when it dies.
 //!
 //! A filler that wants to be replaced by another version of itself asks for a successor while it serves
@@ -19,6 +24,7 @@
 mod guard;
 mod inherit;
 mod launch;
+mod session;
 mod table;
 mod watch;
 mod wire;
@@ -112,19 +118,20 @@ struct Link {
 impl Link {
     /// Starts a keeper. It may not be up yet at return, but from then on it guards: it has the
     /// descriptors.
-    fn spawn(group: &Group, table: &Table, start: &Start) -> io::Result<Self> {
+    fn spawn(group: Option<&Group>, table: &Table, start: &Start) -> io::Result<Self> {
         let filler = pidfd_open(getpid(), PidfdFlags::empty())?;
         let (ours, theirs) = wire::pair()?;
-        let inherited: [RawFd; guard::DESCRIPTORS] =
-            [group.as_fd(), table.as_fd(), filler.as_fd(), theirs.as_fd()].map(|fd| fd.as_raw_fd());
+        let mut inherited: Vec<RawFd> =
+            [table.as_fd(), filler.as_fd(), theirs.as_fd()].map(|fd| fd.as_raw_fd()).into();
+        inherited.extend(group.map(|group| group.as_fd().as_raw_fd()));
         let mut command = Command::new("/proc/self/exe");
         command.arg0(NAME).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(start.log.try_clone()?);
-        command.args(inherited.map(|fd| fd.to_string()));
+        command.args(inherited.iter().map(RawFd::to_string)).args(group.is_none().then_some(guard::NONE));
         command.arg(start.program.as_deref().unwrap_or(Path::new(""))).args(&start.arguments);
-        // SAFETY: between fork and exec `detach` only makes async-signal-safe calls, and it captures
-        // plain integers; the descriptors stay open in this process until spawn has returned.
-        unsafe { command.pre_exec(move || detach(inherited)) };
+        // SAFETY: between fork and exec `detach` only makes async-signal-safe calls, on plain
+        // integers; the descriptors stay open in this process until spawn has returned.
+        unsafe { command.pre_exec(move || detach(&inherited)) };
         let child = command.spawn().map_err(|e| io::Error::new(e.kind(), format!("starting {NAME}: {e}")))?;
         let pid = rustix::process::Pid::from_child(&child);
         // Nobody reaps it before: the number is its own.
@@ -143,8 +150,8 @@ impl Link {
 
 /// In the child, before exec: a session of its own, deaf to polite signals, with just these descriptors
 /// let through. Numbers are kept: moving them could hit one that std uses to report a failed exec.
-fn detach(inherited: [RawFd; guard::DESCRIPTORS]) -> io::Result<()> {
-    for fd in inherited {
+fn detach(inherited: &[RawFd]) -> io::Result<()> {
+    for &fd in inherited {
         // SAFETY: clears the only descriptor flag there is, FD_CLOEXEC, of a descriptor of this process.
         if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } < 0 {
             return Err(io::Error::last_os_error());

@@ -8,6 +8,7 @@ pub mod file;
 pub mod fuse;
 pub mod inflate;
 pub mod keeper;
+pub mod limits;
 pub mod loop_device;
 pub mod map;
 pub mod mount;

@@ -8,9 +8,12 @@ use std::path::{Path, PathBuf};
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4c82;
 /// Linux 5.8.
 const LOOP_CONFIGURE: libc::c_ulong = 0x4c0a;
+const LOOP_GET_STATUS64: libc::c_ulong = 0x4c05;
 const LOOP_CHANGE_FD: libc::c_ulong = 0x4c06;
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
+/// Bytes of `struct loop_info64`, which begins with device and inode of the file behind it.
+const INFO: usize = 232;
 /// Bytes of `struct loop_config`, and where in it the flags stand.
 const CONFIG: usize = 304;
 const FLAGS_AT: usize = 8 + 52;
@@ -48,6 +51,31 @@ impl LoopDevice {
                 Err(e) => return Err(explain("setting up")(e)),
             }
         }
+    }
+
+    /// The device of this path, if it still shows the file that [`LoopDevice::backing`] told of: by now its
+    /// number may be another's.
+    ///
+    /// # Errors
+    /// NotFound where it does not; the kernel's.
+    pub fn find(path: &Path, backing: (u64, u64)) -> io::Result<Self> {
+        let device = Self { device: File::options().read(true).open(path)?, path: path.to_owned() };
+        // Open, it stays what it is.
+        if device.backing()? == backing {
+            return Ok(device);
+        }
+        Err(io::Error::new(io::ErrorKind::NotFound, format!("{} shows another file by now", path.display())))
+    }
+
+    /// Device and inode number of the file behind it.
+    ///
+    /// # Errors
+    /// ENXIO where there is none.
+    pub fn backing(&self) -> io::Result<(u64, u64)> {
+        let mut info = [0u64; INFO / 8];
+        // SAFETY: the kernel writes one struct of this length to the pointer.
+        let done = unsafe { libc::ioctl(self.device.as_raw_fd(), LOOP_GET_STATUS64, info.as_mut_ptr()) };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok((info[0], info[1])) }
     }
 
     /// Puts another file of the same size in the place of the one behind the device, without its users
@@ -101,7 +129,10 @@ mod tests {
             bytes
         };
         assert_eq!(read(0), [1; 4096]);
+        let shown = device.backing().unwrap();
+        let found = LoopDevice::find(device.path(), shown).unwrap();
         device.change_backing(&backing(2)).unwrap();
+        assert_eq!(LoopDevice::find(found.path(), shown).unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(read(4096), [2; 4096]);
         let flags =
             std::fs::read_to_string(format!("/sys/block/{}/ro", device.path.file_name().unwrap().display()));

@@ -100,7 +100,7 @@ fn filler(how: &str, dir: &Path) {
         Told::UpgradeFailed => say("failed"),
         Told::Unguarded(e) => say(&format!("unguarded: {e}")),
     };
-    let keeper = Keeper::spawn(Arc::clone(&group), table.clone(), start(then, dir), heard).unwrap();
+    let keeper = Keeper::spawn(Some(Arc::clone(&group)), table.clone(), start(then, dir), heard).unwrap();
     // The data file was opened before it was marked: what is written through this raises no events.
     keeper.deposit("data", data.as_fd()).unwrap();
     let mut presence = Presence::before(&target).unwrap();
@@ -199,7 +199,7 @@ fn successor(how: &str, dir: &Path, inheritance: Inheritance) {
     if how == "dying" {
         die();
     }
-    let (group, table) = (Arc::clone(inheritance.group()), inheritance.table().clone());
+    let (group, table) = (Arc::clone(inheritance.group().unwrap()), inheritance.table().clone());
     let mut presence = inheritance.mounts()[0].clone();
     let superseded = |told| {
         if matches!(told, Told::Superseded) {

@@ -16,12 +16,13 @@ use rustix::mount::{
 
 use crate::failure::{user, user_hint};
 
-/// The folder of a container, locked for as long as the container runs.
+/// The folder of a container, locked for as long as the container runs: by this process, and by the OCI
+/// runtime's, which outlives this one if that is killed.
 #[derive(Debug)]
 pub struct Container {
     name: String,
     dir: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 /// Names become file names and runtime ids: letters, digits and `_.-`, not beginning with one of these.
@@ -93,12 +94,17 @@ impl Container {
                 .create(&path)
                 .with_context(|| format!("making {}", path.display()))?;
         }
-        Ok(Container { name, dir, _lock: lock })
+        Ok(Container { name, dir, lock })
     }
 
     /// The container's name, its id for the runtime.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What is locked; to be held by whoever runs the container.
+    pub fn lock(&self) -> &File {
+        &self.lock
     }
 
     /// Where the image is mounted.

@@ -9,6 +9,7 @@ use std::process::{ExitStatus, Stdio};
 use anyhow::Context;
 use rustix::process::{Pid, Signal};
 
+use crate::container::Container;
 use crate::failure::user_hint;
 use crate::signals::Signals;
 
@@ -81,23 +82,24 @@ impl Runtime {
         &self.program
     }
 
-    /// Runs the bundle as container `id` until it ends; returns the exit code (128+N for signal N).
+    /// Runs the container's bundle until it ends; returns the exit code (128+N for signal N).
     ///
-    /// `state` is a folder of the container's own for the runtime's files. Signals that arrive are passed
-    /// on to the runtime, which in the foreground passes them on to the program.
+    /// The container's lock is held by the runtime too, until it ends, whatever becomes of this process.
+    /// Signals that arrive are passed on to the runtime, which in the foreground passes them on to the program.
     ///
     /// # Errors
     /// The runtime could not be started, or could not start the container (it has said why on stderr).
     pub async fn run(
         &self,
-        id: &str,
-        bundle: &Path,
-        state: &Path,
+        container: &Container,
         stdin: Stdio,
         terminal: bool,
         signals: &mut Signals,
     ) -> anyhow::Result<u8> {
+        let (bundle, state) = (container.bundle(), container.state());
         let pid_file = bundle.join("pid");
+        // Unlike the lock itself, a copy made by dup is inherited.
+        let inherited = rustix::io::dup(container.lock()).context("sharing a container's lock")?;
         let mut child = tokio::process::Command::new(&self.program)
             .args(self.options)
             .arg("--root")
@@ -106,10 +108,11 @@ impl Runtime {
             .arg(bundle)
             .arg("--pid-file")
             .arg(&pid_file)
-            .arg(id)
+            .arg(container.name())
             .stdin(stdin)
             .spawn()
             .with_context(|| format!("starting the OCI runtime {}", self.program.display()))?;
+        drop(inherited);
         let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
         let status = loop {
             tokio::select! {

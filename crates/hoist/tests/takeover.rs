@@ -14,12 +14,13 @@ use std::time::Duration;
 use hoist_testkit::layout::{Builder, Compression};
 use hoist_testkit::{Fault, FaultKind, ProxyOptions, When, process};
 use node::tree::{FILES, Source, noise};
-use node::{Node, Published};
+use node::{Node, Published, user};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Longer than any of this takes on a loaded machine; nothing is measured by it.
 const PATIENCE: Duration = Duration::from_secs(60);
 const KILLS: usize = 25;
+const DRIVERS: [&str; 3] = ["erofs", "erofs-fuse", "fuse"];
 
 struct Case {
     source: Source,
@@ -83,47 +84,95 @@ fn kill_filler(node: &Node) -> i32 {
 
 /// Reads all files of a mount over and over, each time from the store and not from the page cache of the
 /// mount, until it is told to stop and has read all of them once.
-fn read_until(stop: &AtomicBool, source: &Source, mounted: &Path) {
+fn read_until(stop: &AtomicBool, tree: &Path, mounted: &Path) {
+    let files = files(tree);
     let mut whole = false;
     while !whole || !stop.load(Ordering::Acquire) {
-        for path in source.files() {
-            let found = fs::read(mounted.join(&path)).unwrap_or_else(|e| panic!("{path}: {e}"));
-            assert!(found == source.read(&path), "{path} has wrong bytes");
-            let file = File::open(mounted.join(&path)).unwrap();
+        for path in &files {
+            let found = fs::read(mounted.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+            assert!(found == fs::read(tree.join(path)).unwrap(), "{path} has wrong bytes");
+            let file = File::open(mounted.join(path)).unwrap();
             rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
         }
         whole = true;
     }
 }
 
-/// The filler is killed again and again, each as soon as it serves, while all is read.
-#[test]
-fn killed_again_and_again_while_an_image_is_read() {
+/// An image of many files, behind a registry that is slow from now on.
+fn slow_case() -> Case {
     let source = Source::new();
     for file in 0..60 {
         source.write(&format!("many/{file}"), &noise(100 + file, 100_000));
     }
-    let case = Case::of(source);
-    let node = Node::new();
-    let mount = node.mount(&case.image.name, &[]);
-    case.slow_down(3_000_000);
+    Case::of(source)
+}
+
+/// The filler is killed again and again, each as soon as it serves, while all is read.
+fn kill_while_reading(node: &Node, tree: &Path, mounted: &Path) {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let readers: Vec<_> =
-            (0..2).map(|_| scope.spawn(|| read_until(&stop, &case.source, mount.root()))).collect();
+        let readers: Vec<_> = (0..2).map(|_| scope.spawn(|| read_until(&stop, tree, mounted))).collect();
         for _ in 0..KILLS {
-            kill_filler(&node);
+            kill_filler(node);
         }
         stop.store(true, Ordering::Release);
         readers.into_iter().for_each(|reader| reader.join().unwrap_or_else(|_| panic!("{}", node.logs())));
     });
+    // What came before the last kill stands in the store; all of it once more.
+    read_until(&AtomicBool::new(true), tree, mounted);
+}
+
+fn is_killed_while_an_image_is_read(driver: &'static str) {
+    let case = slow_case();
+    let node = Node::new().with_driver(driver);
+    let mount = node.mount(&case.image.name, &[]);
+    case.slow_down(3_000_000);
+    kill_while_reading(&node, &case.source.root(), mount.root());
     case.source.assert_shown(mount.root());
 }
 
 #[test]
+fn killed_again_and_again_while_an_image_is_read() {
+    is_killed_while_an_image_is_read("erofs");
+}
+
+#[test]
+fn killed_again_and_again_while_an_image_is_read_through_fuse() {
+    is_killed_while_an_image_is_read("fuse");
+}
+
+#[test]
+fn killed_again_and_again_while_an_image_is_read_through_fuse_under_erofs() {
+    is_killed_while_an_image_is_read("erofs-fuse");
+}
+
+#[test]
+fn killed_again_and_again_while_an_ordinary_user_reads() {
+    const TEST: &str = "killed_again_and_again_while_an_ordinary_user_reads";
+    if let Some(task) = user::task() {
+        let (image, tree) = task.split_once(' ').unwrap();
+        let node = Node::new();
+        let mount = node.mount(image, &[]);
+        return kill_while_reading(&node, Path::new(tree), mount.root());
+    }
+    let case = slow_case();
+    // The user compares with it.
+    common::output(Command::new("chmod").args(["-R", "a+rX"]).arg(case.source.root()));
+    let above = case.source.root().parent().unwrap().to_owned();
+    common::output(Command::new("chmod").arg("a+rx").arg(above));
+    case.slow_down(3_000_000);
+    let tree = case.source.root();
+    user::run_test_as_user(TEST, &format!("{} {}", case.image.name, tree.display()), "");
+}
+
+#[test]
 fn a_read_under_way_waits_for_the_successor() {
+    DRIVERS.into_iter().for_each(read_under_way_waits);
+}
+
+fn read_under_way_waits(driver: &'static str) {
     let case = Case::new();
-    let node = Node::new();
+    let node = Node::new().with_driver(driver);
     let mount = node.mount(&case.image.name, &[]);
     case.hang();
     let path = mount.root().join("lib/d.so");
@@ -159,16 +208,18 @@ fn a_stopped_filler_is_waited_for() {
 
 #[test]
 fn a_killed_keeper_is_replaced_and_so_is_the_filler_after_it() {
-    let case = Case::new();
-    let node = Node::new();
-    let mount = node.mount(&case.image.name, &[]);
-    for _ in 0..3 {
-        let keeper = the_one(node.keepers());
-        send(keeper, Signal::KILL);
-        wait_for_another(&node, Node::keepers, keeper);
-        kill_filler(&node);
+    for driver in DRIVERS {
+        let case = Case::new();
+        let node = Node::new().with_driver(driver);
+        let mount = node.mount(&case.image.name, &[]);
+        for _ in 0..3 {
+            let keeper = the_one(node.keepers());
+            send(keeper, Signal::KILL);
+            wait_for_another(&node, Node::keepers, keeper);
+            kill_filler(&node);
+        }
+        case.source.assert_shown(mount.root());
     }
-    case.source.assert_shown(mount.root());
 }
 
 /// What is here is served without the registry, by a successor too.
@@ -189,19 +240,24 @@ fn a_successor_needs_no_registry_for_what_is_here() {
 
 #[test]
 fn upgraded_to_another_program_under_load() {
+    DRIVERS.into_iter().for_each(is_upgraded_under_load);
+}
+
+fn is_upgraded_under_load(driver: &'static str) {
     let case = Case::new();
-    let node = Node::new();
+    let node = Node::new().with_driver(driver);
     let program = node.path("hoist");
     fs::copy(env!("CARGO_BIN_EXE_hoist"), &program).unwrap();
     let point = node.path("point");
     fs::create_dir(&point).unwrap();
     let mut mount = Command::new(&program);
-    mount.env("HOIST_ROOT", node.store("")).args(["mount", &case.image.name]).arg(&point);
+    mount.env("HOIST_ROOT", node.store("")).env("HOIST_DRIVER", driver);
+    mount.args(["mount", &case.image.name]).arg(&point);
     common::output(&mut mount);
     case.slow_down(3_000_000);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let reader = scope.spawn(|| read_until(&stop, &case.source, &point));
+        let reader = scope.spawn(|| read_until(&stop, &case.source.root(), &point));
         for _ in 0..3 {
             let before = the_one(node.servers());
             // As a package manager does: the new file takes the old one's name.
@@ -223,8 +279,12 @@ fn upgraded_to_another_program_under_load() {
 /// Errors and never zeros, where what a successor would serve is gone from the store.
 #[test]
 fn where_no_successor_can_serve_reads_fail() {
+    DRIVERS.into_iter().for_each(reads_fail_without_a_successor);
+}
+
+fn reads_fail_without_a_successor(driver: &'static str) {
     let case = Case::new();
-    let node = Node::new();
+    let node = Node::new().with_driver(driver);
     let mount = node.mount(&case.image.name, &[]);
     let first = case.source.read("etc/motd");
     assert_eq!(mount.read("etc/motd").unwrap(), first);
@@ -283,6 +343,15 @@ fn filler_and_keeper_killed_together_are_found_out() {
 /// A container goes on when the `hoist run` that started it is killed.
 #[test]
 fn a_container_outlives_its_hoist_run() {
+    outlives_its_hoist_run("erofs");
+}
+
+#[test]
+fn a_container_outlives_its_hoist_run_through_fuse() {
+    outlives_its_hoist_run("fuse");
+}
+
+fn outlives_its_hoist_run(driver: &'static str) {
     let dir = tempfile::tempdir().unwrap();
     let (root, tar) = (dir.path().join("root"), dir.path().join("layer.tar"));
     common::make_rootfs(&root);
@@ -291,7 +360,7 @@ fn a_container_outlives_its_hoist_run() {
     common::output(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&root).arg("."));
     let layout = Builder::new(dir.path().join("layout")).unwrap().layer(&tar, Compression::Gzip(6)).unwrap();
     let image = Published::indexed(&layout.write("v1").unwrap().directory);
-    let node = Node::new();
+    let node = Node::new().with_driver(driver);
     let volume = format!("{}:/out", dir.path().display());
     let script = "echo up; read x; cat /late >/out/late; touch /out/done; read x";
     let options = ["run", "--name", "lasting", "-i", "-v", &volume, &image.name, "sh", "-c", script];
@@ -305,6 +374,8 @@ fn a_container_outlives_its_hoist_run() {
     run.kill().unwrap();
     run.wait().unwrap();
     wait_for_another(&node, Node::servers, filler);
+    let said = node.fails(&["rm", "lasting"]);
+    assert!(said.contains("still running"), "{said}");
     writeln!(to, "go").unwrap();
     let late = dir.path().join("late");
     process::wait_until("the container's program", PATIENCE, || Ok(dir.path().join("done").exists()))
@@ -320,11 +391,9 @@ fn a_container_outlives_its_hoist_run() {
         .unwrap_or_else(|e| panic!("{e} {servers:?}{}", node.logs()));
 }
 
-impl Source {
-    /// All files of the tree.
-    fn files(&self) -> Vec<String> {
-        let paths = hoist_testkit::walk(&self.root()).unwrap().into_keys();
-        let paths = paths.map(|path| String::from_utf8(path).unwrap());
-        paths.filter(|path| self.root().join(path.trim_start_matches('/')).is_file()).collect()
-    }
+/// The paths of all files below a folder.
+fn files(tree: &Path) -> Vec<String> {
+    let paths = hoist_testkit::walk(tree).unwrap().into_keys();
+    let paths = paths.map(|path| String::from_utf8(path).unwrap().trim_start_matches('/').to_owned());
+    paths.filter(|path| tree.join(path).is_file()).collect()
 }

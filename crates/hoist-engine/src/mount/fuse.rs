@@ -7,25 +7,30 @@
 //! files, one regular file each, on a mount that nobody sees (`carrier`). Whole layers are no concern of
 //! FUSE's: EROFS has their data files themselves.
 //!
-//! Both answer a read only after `fill` has returned. Should this process die, the kernel fails reads with
-//! ENOTCONN (EIO through EROFS) until the mount is ended or somebody goes on with the session.
+//! Both answer a read only after `fill` has returned. Should this process die, reads wait for a successor, which
+//! goes on with the session: the keeper holds its descriptors (`Show::keep`), and everything else about it stands
+//! in the mount's record.
 
 mod carrier;
 mod data;
 mod image;
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use hoist_sys::fuse::{self, Handler, MountOptions, Session};
+use hoist_sys::fuse::{self, Handler, MountOptions, Negotiated, Session};
+use hoist_sys::keeper::Table;
 use tokio::sync::watch;
 
 use super::layer::{LazyLayer, MountedLayer};
 use carrier::Carrier;
 use data::Data;
 use image::ImageFs;
+
+use crate::store::mounts::{FuseRecord, LoopRecord};
 
 /// Who is shown as the owner of files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -46,7 +51,14 @@ pub(super) struct Show<'a> {
     pub image: &'a str,
     pub read_timeout: Duration,
     pub owners: Owners,
+    /// Where answers are counted.
+    pub answers: &'a Table,
+    /// Is it shown already, by a process before this one?
+    pub resumed: bool,
 }
+
+/// Has a session guarded, before anybody can wait for it.
+pub(super) type Keep<'k> = dyn Fn(&Session, &FuseRecord) -> Result<(), String> + 'k;
 
 /// A FUSE session under way. It lasts until the file system is unmounted everywhere, whatever becomes of
 /// this value.
@@ -54,6 +66,13 @@ pub(super) struct Served {
     /// True once the session is over.
     ended: watch::Receiver<bool>,
     carrier: Option<Carrier>,
+    record: FuseRecord,
+}
+
+/// What is to be recorded of a session.
+fn describe(session: &Session, owners: Owners, carried: Option<Vec<Option<LoopRecord>>>) -> FuseRecord {
+    let Negotiated { minor, flags, max_readahead } = session.negotiated();
+    FuseRecord { minor, flags, max_readahead, root_alone: owners == Owners::Root, carried }
 }
 
 /// Sequential readers are read ahead for by this much, where root can say so: several requests under way
@@ -62,38 +81,68 @@ const READAHEAD: u64 = 1 << 20;
 
 impl Served {
     /// Shows the image as a FUSE file system.
-    pub fn image(show: &Show<'_>) -> Result<Self, String> {
+    pub fn image(show: &Show<'_>, keep: &Keep<'_>) -> Result<Self, String> {
         let may_mount = hoist_sys::mount::knows("fuse").is_ok();
         let options =
             MountOptions { source: show.image, allow_other: may_mount, nosuid: false, nodev: false };
-        let data = Data::open(show.layers, show.read_timeout)?;
-        // Only root of the machine may see `trusted.` attributes (xattr(7)).
-        let trusted = hoist_sys::userns::is_initial();
-        let handler = Arc::new(ImageFs::open(show.tree, data, show.owners, trusted)?);
+        let handler = image_handler(show)?;
         let device = match may_mount {
             true => fuse::mount(show.target, &options),
             false => fuse::mount_by_helper(show.target, &options),
         };
-        let served = device
-            .and_then(|device| Session::start(device, threads(), may_mount))
-            .and_then(|session| serve(&session, &handler));
-        match served {
-            Ok(threads) => {
+        let text = |e: std::io::Error| e.to_string();
+        let served = device.map_err(text).and_then(|device| {
+            let mut session = Session::start(device, threads(), may_mount).map_err(text)?;
+            session.count_answers(show.answers);
+            let record = describe(&session, show.owners, None);
+            keep(&session, &record)?;
+            let threads = serve(&session, &handler).map_err(text)?;
+            Ok(Self { ended: watch_end(threads), carrier: None, record })
+        });
+        match &served {
+            Ok(_) => {
                 let _ = fuse::set_readahead(show.target, READAHEAD);
-                Ok(Self { ended: watch_end(threads), carrier: None })
             }
-            Err(e) => {
+            Err(_) => {
                 // Only what the handshake left behind; nothing is there if the mount itself failed.
                 let _ = fuse::unmount(show.target, true);
-                Err(e.to_string())
             }
         }
+        served
+    }
+
+    /// Goes on with a session of another process: its descriptors, and what stands in the mount's record.
+    pub fn resume(show: &Show<'_>, record: FuseRecord, descriptors: Vec<OwnedFd>) -> Result<Self, String> {
+        let text = |e: std::io::Error| e.to_string();
+        let FuseRecord { minor, flags, max_readahead, .. } = record;
+        let negotiated = Negotiated { minor, flags, max_readahead };
+        let mut session = Session::from_fds(descriptors, negotiated).map_err(text)?;
+        session.count_answers(show.answers);
+        let threads = match &record.carried {
+            None => serve(&session, &image_handler(show)?),
+            Some(_) => serve(&session, &Arc::new(carrier::Files::of(show)?)),
+        };
+        let threads = threads.map_err(text)?;
+        if let Err(e) = session.resend() {
+            tracing::warn!(
+                target = %show.target.display(),
+                "this kernel cannot say what the process before this one was asked ({e}): readers that waited for \
+                 it then may wait until the mount is gone"
+            );
+        }
+        let carrier = record.carried.as_ref().map(|loops| Carrier::of(show.layers, loops));
+        Ok(Self { ended: watch_end(threads), carrier, record })
+    }
+
+    /// What a successor must know.
+    pub fn record(&self) -> &FuseRecord {
+        &self.record
     }
 
     /// Shows the image as EROFS over data files that FUSE serves.
-    pub fn carried(show: &Show<'_>) -> Result<Self, String> {
-        let (carrier, threads) = Carrier::mount(show)?;
-        Ok(Self { ended: watch_end(threads), carrier: Some(carrier) })
+    pub fn carried(show: &Show<'_>, keep: &Keep<'_>) -> Result<Self, String> {
+        let (carrier, record, threads) = Carrier::mount(show, keep)?;
+        Ok(Self { ended: watch_end(threads), carrier: Some(carrier), record })
     }
 
     /// A layer is complete and verified: its readers need not come to us any more.
@@ -125,6 +174,13 @@ fn watch_end(threads: Vec<JoinHandle<()>>) -> watch::Receiver<bool> {
         tell.send_replace(true);
     });
     ended
+}
+
+fn image_handler(show: &Show<'_>) -> Result<Arc<ImageFs>, String> {
+    let data = Data::open(show)?;
+    // Only root of the machine may see `trusted.` attributes (xattr(7)).
+    let trusted = hoist_sys::userns::is_initial();
+    ImageFs::open(show.tree, data, show.owners, trusted).map(Arc::new)
 }
 
 fn serve(session: &Session, handler: &Arc<impl Handler>) -> std::io::Result<Vec<JoinHandle<()>>> {

@@ -1,11 +1,13 @@
-//! The server's keeper: one for all lazy mounts of a process, started with the first of them and sent home
+//! The server's keeper: one for all mounts of a process that need one, started with the first of them and sent home
 //! after the last.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use hoist_sys::fanotify::Group;
+use hoist_sys::fuse::Session;
 use hoist_sys::keeper::{Asked, Inheritance, Keeper, Start, Table, Told};
 use hoist_sys::presence::Presence;
 
@@ -21,8 +23,26 @@ fn deposit_name(id: &str) -> String {
 
 /// The ids of the mounts whose leases were deposited.
 pub(super) fn deposited(inheritance: &Inheritance) -> Vec<String> {
-    let names = inheritance.deposits().keys();
+    ids(inheritance.deposits().keys())
+}
+
+fn ids<'n>(names: impl Iterator<Item = &'n String>) -> Vec<String> {
     names.filter_map(|name| name.strip_prefix("mount ").map(str::to_owned)).collect()
+}
+
+/// A mount, and what keeps it going.
+pub(super) struct Guarded<'a> {
+    pub id: &'a str,
+    pub lease: BorrowedFd<'a>,
+    pub by: By<'a>,
+}
+
+/// What is lost with the last process that has it.
+pub(super) enum By<'a> {
+    /// The server's group; so the keeper must know when the mount is gone.
+    Group(&'a Presence),
+    /// A FUSE session, which tells that by itself.
+    Session(&'a Session),
 }
 
 /// See the module.
@@ -35,7 +55,8 @@ pub(super) struct Guard {
 #[derive(Default)]
 struct State {
     keeper: Option<Keeper>,
-    mounts: usize,
+    /// The ids of those that are guarded.
+    mounts: BTreeSet<String>,
 }
 
 impl Guard {
@@ -53,26 +74,26 @@ impl Guard {
         Ok(Start { program, arguments, log: self.store.new_log("keeper")? })
     }
 
-    /// Guards a mount that is about to be made.
-    pub fn add(
-        &self,
-        server: &Arc<Server>,
-        (group, table): (&Arc<Group>, &Table),
-        mount: &Presence,
-        lease: (&str, BorrowedFd<'_>),
-    ) -> Result<(), Error> {
-        let cannot = |e| Error::io("tell the keeper about", &mount.target)(e);
+    /// Guards a mount that is about to be made, or a session that is about to be served.
+    pub fn add(&self, server: &Arc<Server>, mount: &Guarded<'_>) -> Result<(), Error> {
+        let cannot = |e| Error::io("tell the keeper about", mount.id)(e);
         let mut state = self.lock();
         let keeper = match state.keeper.take() {
             Some(keeper) => keeper,
-            None => Keeper::spawn(Arc::clone(group), table.clone(), self.start()?, hears(server))
-                .map_err(Error::io("start a keeper for the mount on", &mount.target))?,
+            None => {
+                let (group, table) = server.kept();
+                Keeper::spawn(group.map(Arc::clone), table.clone(), self.start()?, hears(server))
+                    .map_err(Error::io("start a keeper for", mount.id))?
+            }
         };
+        state.mounts.insert(mount.id.to_owned());
         let keeper = state.keeper.insert(keeper);
-        keeper.watch(mount).map_err(cannot)?;
-        keeper.deposit(&deposit_name(lease.0), lease.1).map_err(cannot)?;
-        state.mounts += 1;
-        Ok(())
+        match mount.by {
+            By::Group(presence) => keeper.watch(presence),
+            By::Session(session) => keeper.deposit_session(mount.id, session.fds()),
+        }
+        .and_then(|()| keeper.deposit(&deposit_name(mount.id), mount.lease))
+        .map_err(cannot)
     }
 
     /// More is known of a mount.
@@ -83,17 +104,22 @@ impl Guard {
         }
     }
 
-    /// A mount is gone. After the last one the keeper goes home.
+    /// A mount is gone, or never came. After the last one the keeper goes home.
     pub fn remove(&self, target: &Path, id: &str) {
         let mut state = self.lock();
+        if !state.mounts.remove(id) {
+            return;
+        }
         if let Some(keeper) = &state.keeper {
-            let told = keeper.forget(target).and_then(|()| keeper.withdraw(&deposit_name(id)));
+            let told = keeper
+                .forget(target)
+                .and_then(|()| keeper.withdraw(&deposit_name(id)))
+                .and_then(|()| keeper.withdraw_session(id));
             if let Err(e) = told {
                 tracing::warn!(target = %target.display(), "telling the keeper that a mount is gone: {e}");
             }
         }
-        state.mounts = state.mounts.saturating_sub(1);
-        if state.mounts == 0
+        if state.mounts.is_empty()
             && let Some(keeper) = state.keeper.take()
         {
             keeper.end();
@@ -102,11 +128,21 @@ impl Guard {
 
     /// Becomes the guard of what another process left: waits for this one's turn.
     pub fn inherit(&self, server: &Arc<Server>, inheritance: Inheritance) -> Result<Vec<Asked>, Error> {
-        let mounts = deposited(&inheritance).len();
         let taken = inheritance.take_over(self.start()?, hears(server));
         let (keeper, orphans) = taken.map_err(Error::io("take over the mounts of", self.store.root()))?;
+        let mounts = ids(keeper.deposits().iter()).into_iter().collect();
         *self.lock() = State { keeper: Some(keeper), mounts };
         Ok(orphans)
+    }
+
+    /// The ids of what is guarded.
+    pub fn mounts(&self) -> Vec<String> {
+        self.lock().mounts.iter().cloned().collect()
+    }
+
+    /// Copies of the descriptors of a mount's FUSE session.
+    pub fn session(&self, id: &str) -> std::io::Result<Vec<OwnedFd>> {
+        self.lock().keeper.as_ref().map_or(Ok(Vec::new()), |keeper| keeper.session(id))
     }
 
     /// A copy of the lease that was deposited for a mount.
@@ -176,7 +212,7 @@ pub(super) fn deny(
     data.iter().try_for_each(|file| group.mark(file)).map_err(cannot())?;
     let table = Table::new().map_err(cannot())?;
     let start = Start { program: None, arguments: Vec::new(), log: store.new_log("keeper")? };
-    let keeper = Keeper::spawn(group, table, start, |_| {}).map_err(cannot())?;
+    let keeper = Keeper::spawn(Some(group), table, start, |_| {}).map_err(cannot())?;
     let told = keeper.watch(mount).and_then(|()| keeper.deposit(&deposit_name(lease.0), lease.1));
     told.map_err(cannot())
 }

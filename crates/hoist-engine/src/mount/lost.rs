@@ -10,41 +10,70 @@ use std::os::fd::AsFd;
 
 use super::guard;
 use crate::error::Error;
+use crate::store::mounts::Lease;
 use crate::store::{MountRecord, Store};
 
 /// Takes lost mounts out of service; says each in the log.
 pub(crate) fn retire(store: &Store) -> Result<(), Error> {
-    for (mut record, lease) in store.unserved()? {
+    for (record, lease) in store.unserved()? {
         if !record.lazy {
-            // Nothing of it can be absent: it needs nobody.
+            // Nothing of it can be absent, or its reads fail.
             continue;
         }
-        record.lost = true;
-        let denied = record
+        tracing::error!(
+            target = %record.target.display(),
+            image = record.image,
+            "the process that served this mount and its keeper were killed together: what was not here yet may \
+             have been read as zeros"
+        );
+        if let Err(e) = take_out_of_service(store, record, &lease) {
+            tracing::error!("taking it out of service: {e}");
+        }
+    }
+    Ok(())
+}
+
+/// Nobody enters the mount any more, and who is in it gets errors: says so in the log.
+///
+/// # Errors
+/// When it cannot be recorded.
+pub(super) fn take_out_of_service(
+    store: &Store,
+    mut record: MountRecord,
+    lease: &Lease,
+) -> Result<(), Error> {
+    let denied = match record.fuse {
+        // A session fails as soon as nobody has it.
+        Some(_) => Ok(()),
+        None => record
             .data
             .iter()
             .filter(|path| path.exists())
             .map(|path| File::open(path).map_err(Error::io("open", path)))
             .collect::<Result<Vec<_>, _>>()
-            .and_then(|data| guard::deny(store, &data, &record.presence(), (&record.id, lease.as_fd())));
-        let detached = hoist_sys::mount::unmount(&record.target, true);
-        tracing::error!(
-            target = %record.target.display(),
-            image = record.image,
-            "the process that served this mount and its keeper were killed together: what was not here yet may \
-             have been read as zeros. It is out of service: {}, {}. End what runs on it, and mount it anew",
-            match detached {
-                Ok(()) => "it was detached".to_owned(),
-                Err(e) => format!("it could not be detached ({e})"),
-            },
-            match &denied {
-                Ok(()) => "what is still in it gets errors for what is not in the kernel's cache".to_owned(),
-                Err(e) => format!("what is still in it may read zeros ({e})"),
-            },
-        );
-        lease.record(&record)?;
+            .and_then(|data| guard::deny(store, &data, &record.presence(), (&record.id, lease.as_fd()))),
+    };
+    let detached = hoist_sys::fuse::unmount(&record.target, true);
+    tracing::error!(
+        target = %record.target.display(),
+        image = record.image,
+        "it is out of service: {}, {}. End what runs on it, and mount it anew",
+        match detached {
+            Ok(()) => "it was detached".to_owned(),
+            Err(e) => format!("it could not be detached ({e})"),
+        },
+        match &denied {
+            Ok(()) => "what is still in it gets errors for what is not in the kernel's cache".to_owned(),
+            Err(e) => format!("what is still in it may read zeros ({e})"),
+        },
+    );
+    if record.fuse.is_some() {
+        lease.end();
+        return Ok(());
     }
-    Ok(())
+    record.lost = true;
+    lease.record(&record)?;
+    denied
 }
 
 impl crate::Engine {

@@ -1,5 +1,5 @@
 //! Answers the kernel's questions about absent data: one fanotify group and one thread for all mounts of
-//! a process.
+//! a process. And all that those have in common that FUSE serves: the keeper, and who signs the leases.
 
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::FileExt;
@@ -22,7 +22,8 @@ use crate::store::mounts::Lease;
 
 /// The serving half of all mounts.
 pub(crate) struct Server {
-    group: Arc<Group>,
+    /// None where this process may not have one: it serves FUSE sessions alone. And why.
+    group: Result<Arc<Group>, String>,
     in_work: InWork,
     files: Mutex<Files>,
     leases: Mutex<Vec<Arc<Lease>>>,
@@ -53,16 +54,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Server {
-    /// Starts answering; no file is marked yet. The error is for people: what is missing.
+    /// Starts answering; no file is marked yet. The error is for people.
     pub fn start(engine: &Engine) -> Result<Arc<Self>, String> {
         let text = |e: std::io::Error| e.to_string();
-        let group = Arc::new(Group::new().map_err(text)?);
+        hoist_sys::limits::raise_open_files();
+        let group = Group::new().map(Arc::new).map_err(text);
         let server = Self::new(engine, group, InWork::new().map_err(text)?, false);
         server.run().map_err(text)?;
         Ok(server)
     }
 
-    fn new(engine: &Engine, group: Arc<Group>, in_work: InWork, resumed: bool) -> Arc<Self> {
+    fn new(engine: &Engine, group: Result<Arc<Group>, String>, in_work: InWork, resumed: bool) -> Arc<Self> {
         Arc::new(Self {
             group,
             in_work,
@@ -79,7 +81,9 @@ impl Server {
 
     /// One that goes on with what another process left. It answers nothing before [`Server::take_over`].
     pub fn resume(engine: &Engine, inheritance: &Inheritance) -> Arc<Self> {
-        Self::new(engine, Arc::clone(inheritance.group()), inheritance.table().clone(), true)
+        let none = || "the process before this one had none".to_owned();
+        let group = inheritance.group().map(Arc::clone).ok_or_else(none);
+        Self::new(engine, group, inheritance.table().clone(), true)
     }
 
     /// Waits for this process's turn, then answers, the oldest questions first. All layers have been
@@ -97,8 +101,10 @@ impl Server {
     }
 
     fn run(self: &Arc<Self>) -> std::io::Result<()> {
+        let Ok(group) = self.group.clone() else { return Ok(()) };
         let this = Arc::clone(self);
-        let thread = thread::Builder::new().name("hoist-events".into()).spawn(move || this.answer_all())?;
+        let thread =
+            thread::Builder::new().name("hoist-events".into()).spawn(move || this.answer_all(&group))?;
         *lock(&self.thread) = Some(thread);
         Ok(())
     }
@@ -114,7 +120,11 @@ impl Server {
                 served.mounts += 1;
                 return Ok(Arc::clone(&served.layer));
             }
-            self.group.mark(fresh.data()).map_err(|e| Error::Store {
+            let group = self
+                .group
+                .as_ref()
+                .map_err(|why| Error::Store { path: path(), why: format!("cannot be watched: {why}") })?;
+            group.mark(fresh.data()).map_err(|e| Error::Store {
                 path: path(),
                 why: format!(
                     "is on a file system without pre-content events ({e}): ext4, xfs and btrfs have them, on kernel 6.14 or newer"
@@ -137,7 +147,7 @@ impl Server {
         if let Ok(id) = identity(data) {
             lock(&self.files).free.insert(id);
             // The process before this one may have died just before.
-            let _ = self.group.unmark(data);
+            self.unmark_file(data);
         }
     }
 
@@ -148,7 +158,7 @@ impl Server {
         if let Some(served) = files.lazy.get_mut(&id) {
             served.mounts -= 1;
             if served.mounts == 0 {
-                let _ = self.group.unmark(layer.data());
+                self.unmark_file(layer.data());
                 files.lazy.remove(&id);
                 if self.resumed {
                     files.free.insert(id);
@@ -159,7 +169,14 @@ impl Server {
 
     /// The layer is complete and verified: its readers go past us from now on.
     pub fn unmark(&self, layer: &LazyLayer) {
-        let _ = self.group.unmark(layer.data());
+        self.unmark_file(layer.data());
+    }
+
+    fn unmark_file(&self, data: &std::fs::File) {
+        if let Ok(group) = &self.group {
+            // It fails where there is no mark.
+            let _ = group.unmark(data);
+        }
     }
 
     /// This process serves the mount of this lease.
@@ -191,14 +208,14 @@ impl Server {
     }
 
     /// What the group and the table of events in work are.
-    pub(super) fn kept(&self) -> (&Arc<Group>, &InWork) {
-        (&self.group, &self.in_work)
+    pub(super) fn kept(&self) -> (Option<&Arc<Group>>, &InWork) {
+        (self.group.as_ref().ok(), &self.in_work)
     }
 
-    fn answer_all(self: Arc<Self>) {
+    fn answer_all(self: Arc<Self>, group: &Arc<Group>) {
         let _alive = DiesWithUs;
         while !self.stopping.load(Ordering::Acquire) {
-            let taken = self.group.wait().and_then(|()| self.in_work.take(&self.group, |a| self.take(a)));
+            let taken = group.wait().and_then(|()| self.in_work.take(group, |a| self.take(a)));
             if let Err(e) = taken {
                 tracing::error!("reading pre-content events: {e}");
                 // To spin here would help nobody.
@@ -307,7 +324,9 @@ impl Server {
 
     fn stop_answering(&self) {
         self.stopping.store(true, Ordering::Release);
-        let _ = self.group.wake();
+        if let Ok(group) = &self.group {
+            let _ = group.wake();
+        }
         if let Some(thread) = lock(&self.thread).take() {
             let _ = thread.join();
         }

@@ -41,9 +41,37 @@ pub struct MountRecord {
     pub before: u64,
     /// See [`Presence`].
     pub superblocks: Vec<u64>,
+    /// The FUSE session that shows it or its data files, if one does.
+    #[serde(default)]
+    pub fuse: Option<FuseRecord>,
     /// Nobody holds its group any more: what was absent may have been read as zeros.
     #[serde(default)]
     pub lost: bool,
+}
+
+/// What a successor must know of a FUSE session, beside its descriptors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FuseRecord {
+    /// Minor version of the protocol that was agreed on.
+    pub minor: u32,
+    /// What both sides can do.
+    pub flags: u64,
+    /// The most the kernel reads ahead.
+    pub max_readahead: u32,
+    /// Are all files shown as root's?
+    pub root_alone: bool,
+    /// Where EROFS lies over the session: what shows each layer to it, lowest first; None for those that it
+    /// does not carry. None where the session is the file system.
+    pub carried: Option<Vec<Option<LoopRecord>>>,
+}
+
+/// A loop device over a file of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoopRecord {
+    /// `/dev/loopN`.
+    pub path: PathBuf,
+    /// Device and inode number of the file, which tell whether it is still this one's.
+    pub backing: (u64, u64),
 }
 
 /// Who serves a mount.
@@ -247,6 +275,7 @@ mod tests {
             lazy: true,
             before: u64::MAX,
             superblocks: Vec::new(),
+            fuse: None,
             lost: false,
         }
     }

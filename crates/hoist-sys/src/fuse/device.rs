@@ -48,6 +48,16 @@ impl Device {
         Ok(&buffer[..n])
     }
 
+    /// Whether reading waits for a request, in all processes that have this descriptor, or fails with EAGAIN.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_waiting(&self, waiting: bool) -> io::Result<()> {
+        let mut flags = rustix::fs::fcntl_getfl(&self.fd)?;
+        flags.set(rustix::fs::OFlags::NONBLOCK, !waiting);
+        Ok(rustix::fs::fcntl_setfl(&self.fd, flags)?)
+    }
+
     /// Replies to request `unique`: with an errno, or 0 and bytes.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use super::device::Device;
 use super::request::{Operation, Request};
 use super::session::Session;
+use crate::keeper::Table;
 
 /// `FUSE_MIN_READ_BUFFER` is 8 KiB; the longest request here, a name, is shorter.
 pub(super) const REQUEST_MAX: usize = 16 << 10;
@@ -24,6 +25,7 @@ pub trait Handler: Send + Sync + 'static {
 pub struct Answer {
     device: Option<Arc<Device>>,
     unique: u64,
+    answers: Option<Table>,
 }
 
 impl Answer {
@@ -56,6 +58,9 @@ impl Answer {
         {
             let _ = device.reply(self.unique, libc::EIO, &[]);
         }
+        if let Some(answers) = &self.answers {
+            answers.note_answered();
+        }
     }
 }
 
@@ -74,17 +79,18 @@ impl Session {
         let threads = threads.max(self.devices.len());
         let start = |i: usize| {
             let device = Arc::clone(&self.devices[i % self.devices.len()]);
-            let handler = Arc::clone(handler);
+            let (handler, answers) = (Arc::clone(handler), self.answers.clone());
             std::thread::Builder::new()
                 .name(format!("hoist-fuse-{i}"))
-                .spawn(move || answer_all(&device, &*handler))
+                .spawn(move || answer_all(&device, &*handler, answers.as_ref()))
         };
         (0..threads).map(start).collect()
     }
 }
 
-fn answer_all(device: &Arc<Device>, handler: &impl Handler) {
-    let mut buffer = vec![0; REQUEST_MAX];
+fn answer_all(device: &Arc<Device>, handler: &impl Handler, answers: Option<&Table>) {
+    // Touched before: a page fault in a dying process would lose the request.
+    let mut buffer = vec![1; REQUEST_MAX];
     loop {
         let bytes = match device.read(&mut buffer) {
             Ok(bytes) => bytes,
@@ -97,7 +103,8 @@ fn answer_all(device: &Arc<Device>, handler: &impl Handler) {
         };
         match Request::parse(bytes) {
             Ok(request) => {
-                let answer = Answer { device: Some(Arc::clone(device)), unique: request.unique };
+                let device = Some(Arc::clone(device));
+                let answer = Answer { device, unique: request.unique, answers: answers.cloned() };
                 match request.operation {
                     Operation::Forget => answer.none(),
                     Operation::Destroy => answer.with(&[]),
@@ -109,6 +116,34 @@ fn answer_all(device: &Arc<Device>, handler: &impl Handler) {
                     let _ = device.reply(unique, libc::EIO, &[]);
                 }
             }
+        }
+    }
+}
+
+/// Fails with EIO all that is asked at this moment, of a device that does not [wait](Device::set_waiting).
+///
+/// # Errors
+/// The session is over.
+pub(crate) fn refuse_all(device: &Device) -> io::Result<()> {
+    let mut buffer = [0; REQUEST_MAX];
+    loop {
+        let (unique, wants_reply) = match device.read(&mut buffer) {
+            Ok(bytes) => match Request::parse(bytes) {
+                Ok(Request { unique, operation, .. }) => {
+                    (Some(unique), !matches!(operation, Operation::Forget | Operation::Interrupt { .. }))
+                }
+                Err(e) => (e.unique, true),
+            },
+            Err(e) => match e.raw_os_error() {
+                Some(libc::EAGAIN) => return Ok(()),
+                // Taken back, or a signal came.
+                Some(libc::ENOENT | libc::EINTR) => continue,
+                _ => return Err(e),
+            },
+        };
+        if let Some(unique) = unique.filter(|_| wants_reply) {
+            // It fails where nobody waits for it any more.
+            let _ = device.reply(unique, libc::EIO, &[]);
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::device::Device;
 use super::request::{Operation, Request};
 use super::serve::REQUEST_MAX;
+use crate::keeper::Table;
 
 /// `FUSE_*` flags of the handshake.
 mod flag {
@@ -75,6 +76,7 @@ impl Negotiated {
 pub struct Session {
     pub(super) devices: Vec<Arc<Device>>,
     negotiated: Negotiated,
+    pub(super) answers: Option<Table>,
 }
 
 impl Session {
@@ -118,7 +120,7 @@ impl Session {
                 Err(_) => break,
             }
         }
-        Ok(Self { devices, negotiated })
+        Ok(Self { devices, negotiated, answers: None })
     }
 
     /// Goes on with a session whose descriptors (all of [`Session::fds`]) and agreement come from another
@@ -131,7 +133,12 @@ impl Session {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a FUSE session has a descriptor"));
         }
         let devices = fds.into_iter().map(|fd| Arc::new(fd.into())).collect();
-        Ok(Self { devices, negotiated })
+        Ok(Self { devices, negotiated, answers: None })
+    }
+
+    /// Counts answers where the keeper sees it.
+    pub fn count_answers(&mut self, table: &Table) {
+        self.answers = Some(table.clone());
     }
 
     /// Its descriptors: whoever holds them all keeps the mount from failing. A request in work belongs to

@@ -15,21 +15,26 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mm::MlockAllFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, getpid, pidfd_open, pidfd_send_signal, waitpid};
 
-use super::NAME;
 use super::launch::Launcher;
 use super::table::Table;
 use super::wire::{self, Word};
+use super::{NAME, session};
 use crate::fanotify::{Answer, Group};
 use crate::presence::{Presence, Snapshot};
 
-/// Group, table, pidfd of the filler, socket.
-pub(super) const DESCRIPTORS: usize = 4;
+/// Table, pidfd of the filler, socket.
+const DESCRIPTORS: usize = 3;
+/// In the place of a group's number, where there is no group.
+pub(super) const NONE: &str = "-";
 /// How often to look whether the mounts are still there while nobody serves them.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A candidate that is not ready by then is of no use.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Deaths in vain after which what is asked is denied for a while.
 const VAIN_MOST: u32 = 10;
+/// A process that somebody kills is not to blame. If the next ones are killed too, all for nothing, for so long,
+/// what is asked is denied all the same: half of what a read waits at most.
+const KILLED_MOST: Duration = Duration::from_secs(30);
 /// Who served for so long has not died in vain.
 const LONG: Duration = Duration::from_secs(60);
 /// Deaths in vain after which the keeper's own program is started instead of the one named.
@@ -53,7 +58,7 @@ struct Peer {
 }
 
 struct Guard {
-    group: Arc<Group>,
+    group: Option<Arc<Group>>,
     table: Table,
     launcher: Launcher,
     /// This process.
@@ -66,6 +71,8 @@ struct Guard {
     changes: File,
     /// Deaths in vain, one after the other.
     vain: u32,
+    /// Since when one after the other is killed before it has answered anything.
+    killed_since: Option<Instant>,
     /// Before then no candidate is started.
     pause_until: Option<Instant>,
     denying: bool,
@@ -76,7 +83,8 @@ struct Guard {
 /// # Errors
 /// With what kept it from taking up its post.
 pub(super) fn run(mut arguments: impl Iterator<Item = OsString>) -> io::Result<()> {
-    let [group, table, filler, socket] = take_descriptors(&mut arguments)?;
+    let ([table, filler, socket], group) = take_descriptors(&mut arguments)?;
+    let group = group.map(Group::of).transpose()?.map(Arc::new);
     let launcher = Launcher::new(arguments.next().ok_or_else(usage)?, arguments)?;
     let table = Table::of(table.into())?;
     let filler = Peer {
@@ -87,9 +95,9 @@ pub(super) fn run(mut arguments: impl Iterator<Item = OsString>) -> io::Result<(
         since: Instant::now(),
         answered: table.answered(),
     };
-    prepare();
+    prepare(group.is_some());
     Guard {
-        group: Arc::new(Group::of(group)?),
+        group,
         table,
         launcher,
         own_life: pidfd_open(getpid(), PidfdFlags::empty())?,
@@ -99,6 +107,7 @@ pub(super) fn run(mut arguments: impl Iterator<Item = OsString>) -> io::Result<(
         mounts: Vec::new(),
         changes: File::open("/proc/self/mountinfo")?,
         vain: 0,
+        killed_since: None,
         pause_until: None,
         denying: false,
     }
@@ -112,6 +121,7 @@ enum Source {
     Candidate,
     Mounts,
     Group,
+    Sessions,
 }
 
 /// What is to be done after a step.
@@ -140,7 +150,11 @@ impl Guard {
     fn any_alive(&mut self) -> bool {
         let Ok(now) = Snapshot::take() else { return true };
         self.mounts.iter_mut().for_each(|mount| mount.look(&now));
-        self.mounts.iter().any(|mount| mount.is_alive(&now))
+        self.mounts.iter().any(|mount| mount.is_alive(&now)) || self.sessions().any(session::is_connected)
+    }
+
+    fn sessions(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.deposits.iter().filter(|(name, _)| session::is_one(name)).map(|(_, fd)| fd)
     }
 
     /// Starts a candidate if it is time for one.
@@ -155,7 +169,7 @@ impl Guard {
         self.pause_until = None;
         if let Err(e) = self.start_candidate() {
             say(&format!("starting a successor of the process that served the mounts failed: {e}"));
-            self.died_in_vain();
+            self.died_in_vain(false);
         }
     }
 
@@ -184,8 +198,8 @@ impl Guard {
         let reserve = u64::from(reserve.unsigned_abs()) + 1;
         let told = Word::Hello { keeper, reserve, beside: beside.is_some() }
             .send(to)
-            .and_then(|()| wire::lend_group(to, self.group.as_fd()))
             .and_then(|()| wire::lend_table(to, self.table.as_fd()))
+            .and_then(|()| self.group.iter().try_for_each(|group| wire::lend_group(to, group.as_fd())))
             .and_then(|()| self.hand_over(to))
             .and_then(|()| Word::All.send(to));
         if let Err(e) = told {
@@ -193,7 +207,7 @@ impl Guard {
             say(&format!("handing over to a successor failed: {e}"));
             let _ = pidfd_send_signal(&peer.life, Signal::KILL);
         }
-        self.denying = false;
+        self.stop_denying();
         self.candidate = Some(peer);
         Ok(())
     }
@@ -218,7 +232,8 @@ impl Guard {
             asked.push((Source::Mounts, self.changes.as_fd(), PollFlags::PRI));
         }
         if unserved && self.denying {
-            asked.push((Source::Group, self.group.as_fd(), PollFlags::IN));
+            asked.extend(self.group.iter().map(|group| (Source::Group, group.as_fd(), PollFlags::IN)));
+            asked.extend(self.sessions().map(|fd| (Source::Sessions, fd.as_fd(), PollFlags::IN)));
         }
         let mut polled: Vec<_> =
             asked.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
@@ -243,6 +258,7 @@ impl Guard {
                     Next::GoOn
                 }
                 Source::Group => self.deny_next(),
+                Source::Sessions => self.refuse_all(),
             };
             if next == Next::GoHome {
                 return Ok(next);
@@ -259,7 +275,16 @@ impl Guard {
         if !self.any_alive() {
             return Next::GoHome;
         }
-        let _ = self.table.take(&self.group, |asked| drop(asked.answer(Answer::Deny(libc::EIO))));
+        if let Some(group) = &self.group {
+            let _ = self.table.take(group, |asked| drop(asked.answer(Answer::Deny(libc::EIO))));
+        }
+        Next::GoOn
+    }
+
+    /// The same for sessions.
+    fn refuse_all(&mut self) -> Next {
+        // Those that fail are over.
+        self.deposits.retain(|(name, fd)| !session::is_one(name) || session::refuse_all(fd).is_ok());
         Next::GoOn
     }
 
@@ -335,7 +360,7 @@ impl Guard {
 
     /// The filler is dead, or has let go of us.
     fn lost_filler(&mut self, filler: &Peer) {
-        reap(filler);
+        let killed = reap(filler);
         if self.candidate.is_none() && !self.any_alive() {
             return;
         }
@@ -343,12 +368,14 @@ impl Guard {
             return self.promote();
         }
         say("the process that served the mounts is gone; starting its successor");
-        let waited = self.table.left().next().is_some();
+        // What it had read comes to light. Before Linux 6.9 it does not, and counts for nothing here.
+        self.sessions().for_each(|fd| drop(session::resend(fd)));
+        let waited = self.table.left().next().is_some() || self.sessions().any(session::is_asked);
         let useless = waited && self.table.answered() == filler.answered;
         if useless && filler.child.is_some() && filler.since.elapsed() < LONG {
-            self.died_in_vain();
+            self.died_in_vain(killed);
         } else {
-            self.vain = 0;
+            (self.vain, self.killed_since) = (0, None);
         }
     }
 
@@ -386,12 +413,12 @@ impl Guard {
             }
         }
         if let Some(candidate) = self.candidate.take() {
-            reap(&candidate);
+            let killed = reap(&candidate);
             if self.filler.is_some() {
                 self.launcher.restore();
                 self.tell_filler(&Word::Failed);
             } else {
-                self.died_in_vain();
+                self.died_in_vain(killed);
             }
         }
         Next::GoOn
@@ -399,8 +426,12 @@ impl Guard {
 
     /// Someone died without having been of use: the next one comes after a pause, each longer than the
     /// one before, and after many of them a long one in which nobody is left waiting.
-    fn died_in_vain(&mut self) {
-        self.vain += 1;
+    fn died_in_vain(&mut self, killed: bool) {
+        if killed && self.killed_since.get_or_insert_with(Instant::now).elapsed() < KILLED_MOST {
+            self.pause_until = Some(Instant::now() + PAUSE);
+            return;
+        }
+        self.vain = if killed { VAIN_MOST.max(self.vain + 1) } else { self.vain + 1 };
         let beyond = self.vain.saturating_sub(VAIN_MOST);
         if self.vain >= VAIN_MOST {
             let pause = DENY[0].saturating_mul(1 << beyond.min(8)).min(DENY[1]);
@@ -419,9 +450,23 @@ impl Guard {
         }
         self.denying = true;
         self.pause_until = Some(Instant::now() + pause);
-        for asked in self.table.adopt(&self.group, |_| None) {
+        for asked in self.table.adopt(self.group.as_ref(), |_| None) {
             // Fails where the reader was killed or already has its answer.
             let _ = asked.answer(Answer::Deny(libc::EIO));
+        }
+        self.deposits.retain(|(name, fd)| {
+            let good = !session::is_one(name) || session::begin_refusing(fd).is_ok();
+            if !good && session::is_connected(fd) {
+                // Closed by its last holder it fails for good: better than readers who wait for nobody.
+                say("a FUSE mount is given up: this kernel cannot say what a dead process was asked");
+            }
+            good
+        });
+    }
+
+    fn stop_denying(&mut self) {
+        if std::mem::replace(&mut self.denying, false) {
+            self.sessions().for_each(|fd| drop(session::end_refusing(fd)));
         }
     }
 }
@@ -437,12 +482,14 @@ fn say(what: &str) {
     let _ = writeln!(io::stderr(), "{NAME}: {what}");
 }
 
-/// Sees to it that a child which is dead, or has let go of us and is of no use, is gone.
-fn reap(peer: &Peer) {
-    if let Some(pid) = peer.child {
-        let _ = pidfd_send_signal(&peer.life, Signal::KILL);
-        let _ = waitpid(Some(pid), WaitOptions::empty());
-    }
+/// Sees to it that a child which is dead, or has let go of us and is of no use, is gone. Had somebody killed it?
+fn reap(peer: &Peer) -> bool {
+    let by_itself = !ended(&peer.life);
+    let Some(pid) = peer.child else { return !by_itself };
+    let _ = pidfd_send_signal(&peer.life, Signal::KILL);
+    let status = waitpid(Some(pid), WaitOptions::empty());
+    let signal = status.ok().flatten().and_then(|(_, status)| status.terminating_signal());
+    !by_itself && signal == Some(libc::SIGKILL)
 }
 
 /// The highest number of a descriptor that the process has open.
@@ -454,9 +501,14 @@ fn highest_descriptor(life: &OwnedFd) -> io::Result<RawFd> {
 }
 
 /// Best effort, each for itself: a keeper without them still keeps.
-fn prepare() {
+fn prepare(privileged: bool) {
+    crate::limits::raise_open_files();
     let _ = rustix::thread::set_name(c"hoist-keeper");
     let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
+    if !privileged {
+        // With the little that others may lock, what is allocated later would fail.
+        return;
+    }
     // Its code may lie on the very file system whose reads it answers.
     let _ = rustix::mm::mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE);
 }
@@ -465,20 +517,25 @@ fn usage() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, "it is started by hoist, not by hand")
 }
 
-/// Takes ownership of the inherited descriptors and closes all others.
-fn take_descriptors(arguments: &mut impl Iterator<Item = OsString>) -> io::Result<[OwnedFd; DESCRIPTORS]> {
-    let mut numbers = [0; DESCRIPTORS];
-    for number in &mut numbers {
-        let fd: RawFd = arguments.next().and_then(|a| a.to_str()?.parse().ok()).ok_or_else(usage)?;
+/// Takes ownership of the inherited descriptors, the last of them the group, and closes all others.
+fn take_descriptors(
+    arguments: &mut impl Iterator<Item = OsString>,
+) -> io::Result<([OwnedFd; DESCRIPTORS], Option<OwnedFd>)> {
+    let mut numbers: Vec<RawFd> = Vec::with_capacity(DESCRIPTORS + 1);
+    for argument in arguments.take(DESCRIPTORS + 1) {
+        if numbers.len() == DESCRIPTORS && argument == NONE {
+            break;
+        }
+        let fd: RawFd = argument.to_str().and_then(|a| a.parse().ok()).ok_or_else(usage)?;
         // SAFETY: F_GETFD only asks whether the number is that of an open descriptor.
         if fd < 3 || unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
             return Err(usage());
         }
-        *number = fd;
+        numbers.push(fd);
     }
-    let mut sorted = numbers;
+    let mut sorted = numbers.clone();
     sorted.sort_unstable();
-    if sorted.windows(2).any(|w| w[0] == w[1]) {
+    if sorted.len() < DESCRIPTORS || sorted.windows(2).any(|w| w[0] == w[1]) {
         return Err(usage());
     }
     let mut next = 3;
@@ -489,10 +546,12 @@ fn take_descriptors(arguments: &mut impl Iterator<Item = OsString>) -> io::Resul
         }
         next = fd.saturating_add(1);
     }
-    for fd in numbers {
+    for &fd in &numbers {
         // SAFETY: sets the only descriptor flag there is; a successor gets what it is to have by packet.
         unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
     // SAFETY: open, all different, inherited for us and owned by nobody else in this process.
-    Ok(numbers.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }))
+    let mut taken = numbers.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let first: Vec<OwnedFd> = taken.by_ref().take(DESCRIPTORS).collect();
+    Ok((first.try_into().map_err(|_| usage())?, taken.next()))
 }

@@ -26,7 +26,7 @@ const SPARE: u64 = 512;
 /// What a dead or leaving filler left to this process.
 #[derive(Debug)]
 pub struct Inheritance {
-    group: Arc<Group>,
+    group: Option<Arc<Group>>,
     table: Table,
     mounts: Vec<Presence>,
     deposits: BTreeMap<String, OwnedFd>,
@@ -43,6 +43,7 @@ impl Inheritance {
     /// It was not started by a keeper, or one of another version; or the keeper is gone.
     pub(super) fn receive() -> io::Result<Self> {
         let by_hand = || io::Error::new(io::ErrorKind::InvalidInput, "it is started by hoist, not by hand");
+        crate::limits::raise_open_files();
         // SAFETY: F_GETFD only asks whether the number is that of an open descriptor.
         let flags = unsafe { libc::fcntl(SOCKET, libc::F_GETFD) };
         // SAFETY: at the start of main nobody in this process owns it; F_SETFD sets its one flag.
@@ -56,11 +57,12 @@ impl Inheritance {
             return Err(by_hand());
         };
         let placeholders = take_numbers(reserve)?;
-        let (Word::Group(group), Word::Table(table)) = (next()?, next()?) else { return Err(by_hand()) };
-        let (group, table) = (Arc::new(Group::of(group)?), Table::of(File::from(table))?);
-        let (mut mounts, mut deposits) = (Vec::new(), BTreeMap::new());
+        let Word::Table(table) = next()? else { return Err(by_hand()) };
+        let table = Table::of(File::from(table))?;
+        let (mut group, mut mounts, mut deposits) = (None, Vec::new(), BTreeMap::new());
         loop {
             match next()? {
+                Word::Group(fd) => group = Some(Arc::new(Group::of(fd)?)),
                 Word::Watch(mount) => mounts.push(mount),
                 Word::Deposit(name, fd) => drop(deposits.insert(name, fd)),
                 Word::All => break,
@@ -70,9 +72,9 @@ impl Inheritance {
         Ok(Self { group, table, mounts, deposits, socket, keeper, placeholders, beside })
     }
 
-    /// The fanotify group: its marks are the predecessor's.
-    pub fn group(&self) -> &Arc<Group> {
-        &self.group
+    /// The fanotify group: its marks are the predecessor's. None where that had only FUSE sessions.
+    pub fn group(&self) -> Option<&Arc<Group>> {
+        self.group.as_ref()
     }
 
     /// The table of events in work.
@@ -125,7 +127,7 @@ impl Inheritance {
             waited?;
         }
         let Self { group, table, mounts, deposits, socket, keeper, mut placeholders, .. } = self;
-        let orphans = table.adopt(&group, |number| placeholders.remove(&number));
+        let orphans = table.adopt(group.as_ref(), |number| placeholders.remove(&number));
         drop(placeholders);
         let keeper = Keeper::inherited(group, table, start, socket, keeper, mounts, deposits, told)?;
         Ok((keeper, orphans))

@@ -167,9 +167,14 @@ impl Table {
         bytes
     }
 
-    /// How many events were ever answered.
+    /// How many events, and requests of FUSE, were ever answered.
     pub fn answered(&self) -> u64 {
         self.words()[1].load(Ordering::Acquire)
+    }
+
+    /// A request of FUSE was answered: this process is of use.
+    pub fn note_answered(&self) {
+        self.words()[1].fetch_add(1, Ordering::AcqRel);
     }
 
     /// The numbers of the events that a dead process left.
@@ -186,10 +191,12 @@ impl Table {
     /// this process. Only for the one process that reads the group next, before it does.
     pub(super) fn adopt(
         &self,
-        group: &Arc<Group>,
+        group: Option<&Arc<Group>>,
         mut holder: impl FnMut(RawFd) -> Option<OwnedFd>,
     ) -> Vec<Asked> {
         let mut found = Vec::new();
+        // Without one nothing was ever asked.
+        let Some(group) = group else { return found };
         for (i, slot) in self.words()[HEADER..].chunks_exact(SLOT).enumerate() {
             let state = slot[0].load(Ordering::Acquire);
             if state == CLAIMED {

@@ -13,7 +13,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::table::Table;
 use super::wire::{self, Word};
-use super::{Link, Start, Told};
+use super::{Link, Start, Told, session};
 use crate::fanotify::Group;
 use crate::presence::Presence;
 
@@ -29,7 +29,7 @@ pub struct Keeper {
 }
 
 struct Shared {
-    group: Arc<Group>,
+    group: Option<Arc<Group>>,
     table: Table,
     start: Start,
     state: Mutex<State>,
@@ -45,24 +45,24 @@ struct State {
 }
 
 impl Keeper {
-    /// Starts a keeper of `group`. What happens to it is told from a thread of its own.
+    /// Starts a keeper of `group`, or where there is none, of what will be deposited. What happens to it is told from a thread of its own.
     ///
     /// # Errors
     /// The kernel's from starting a process or a thread.
     pub fn spawn(
-        group: Arc<Group>,
+        group: Option<Arc<Group>>,
         table: Table,
         start: Start,
         told: impl Fn(Told) + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let link = Link::spawn(&group, &table, &start)?;
+        let link = Link::spawn(group.as_deref(), &table, &start)?;
         let state = State { link, mounts: Vec::new(), deposits: BTreeMap::new() };
         Self::run(group, table, start, state, told)
     }
 
     #[expect(clippy::too_many_arguments, reason = "what is inherited is many things")]
     pub(super) fn inherited(
-        group: Arc<Group>,
+        group: Option<Arc<Group>>,
         table: Table,
         start: Start,
         socket: OwnedFd,
@@ -76,7 +76,7 @@ impl Keeper {
     }
 
     fn run(
-        group: Arc<Group>,
+        group: Option<Arc<Group>>,
         table: Table,
         start: Start,
         state: State,
@@ -129,6 +129,45 @@ impl Keeper {
         unless_gone(state.link.deposit(name, fd))?;
         state.deposits.insert(name.to_owned(), fd.try_clone_to_owned()?);
         Ok(())
+    }
+
+    /// Keeps a FUSE session, all of it, for every successor under this name; a successor has it from
+    /// [`Keeper::session`]. While nobody serves, the keeper fails what it is asked.
+    ///
+    /// # Errors
+    /// As for [`Keeper::deposit`].
+    pub fn deposit_session<'f>(
+        &self,
+        name: &str,
+        fds: impl Iterator<Item = BorrowedFd<'f>>,
+    ) -> io::Result<()> {
+        let mut fds = fds.enumerate();
+        fds.try_for_each(|(queue, fd)| self.deposit(&session::deposit_name(name, queue), fd))
+    }
+
+    /// Copies of a session's descriptors, the first first; none where there is none of this name.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub fn session(&self, name: &str) -> io::Result<Vec<OwnedFd>> {
+        let state = self.shared.lock();
+        let queues = (0..).map_while(|queue| state.deposits.get(&session::deposit_name(name, queue)));
+        queues.map(OwnedFd::try_clone).collect()
+    }
+
+    /// Takes a session back: it ends with the last copy elsewhere.
+    ///
+    /// # Errors
+    /// As for [`Keeper::watch`].
+    pub fn withdraw_session(&self, name: &str) -> io::Result<()> {
+        let queues = self.session(name)?.len();
+        (0..queues).try_for_each(|queue| self.withdraw(&session::deposit_name(name, queue)))
+    }
+
+    /// The names of all deposits but sessions.
+    pub fn deposits(&self) -> Vec<String> {
+        let state = self.shared.lock();
+        state.deposits.keys().filter(|name| !session::is_one(name)).cloned().collect()
     }
 
     /// A copy of what was deposited under this name, by this process or one before it.
@@ -246,7 +285,7 @@ impl Shared {
         loop {
             let started = {
                 let mut state = self.lock();
-                Link::spawn(&self.group, &self.table, &self.start).and_then(|link| {
+                Link::spawn(self.group.as_deref(), &self.table, &self.start).and_then(|link| {
                     state.mounts.iter().try_for_each(|mount| link.watch(mount))?;
                     state.deposits.iter().try_for_each(|(name, fd)| link.deposit(name, fd.as_fd()))?;
                     let pid = link.child.as_ref().map_or(0, std::process::Child::id);

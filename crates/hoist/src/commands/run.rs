@@ -185,9 +185,7 @@ impl Plan<'_> {
         std::fs::write(container.bundle().join("config.json"), serde_json::to_vec(&config)?)
             .context("writing the container's config.json")?;
         let stdin = if options.interactive || options.tty { Stdio::inherit() } else { Stdio::null() };
-        self.runtime
-            .run(container.name(), &container.bundle(), &container.state(), stdin, options.tty, signals)
-            .await
+        self.runtime.run(container, stdin, options.tty, signals).await
     }
 
     /// Mounts the overlay and looks up user and program, all at once: each may wait for the registry.

@@ -16,42 +16,68 @@ use hoist_sys::fuse::{
 use hoist_sys::loop_device::LoopDevice;
 
 use super::super::layer::{LazyLayer, MountedLayer};
-use super::Show;
 use super::data::Data;
+use super::{Keep, Show};
+use crate::store::mounts::{FuseRecord, LoopRecord};
 
-/// What EROFS is mounted on.
+/// What EROFS is mounted on. It holds none of it: so the session ends when the mount is gone, whoever had it.
 pub(super) struct Carrier {
-    /// By layer; none where EROFS has files.
-    loops: Vec<(Option<PathBuf>, LoopDevice)>,
+    /// The layers that come through FUSE, by their data file.
+    carried: Vec<(PathBuf, LoopRecord)>,
 }
 
 /// EROFS's block.
 const BLOCK: u32 = 4096;
 
 impl Carrier {
-    pub fn mount(show: &Show<'_>) -> Result<(Self, Vec<JoinHandle<()>>), String> {
+    pub fn mount(
+        show: &Show<'_>,
+        keep: &Keep<'_>,
+    ) -> Result<(Self, FuseRecord, Vec<JoinHandle<()>>), String> {
         let files = Arc::new(Files::of(show)?);
         let text = |e: std::io::Error| e.to_string();
         let options = MountOptions { source: show.image, allow_other: true, nosuid: true, nodev: true };
         let (carrier, device) = Detached::new(&options).map_err(text)?;
-        let session = Session::start(device, super::threads(), false).map_err(text)?;
+        let mut session = Session::start(device, super::threads(), false).map_err(text)?;
+        session.count_answers(show.answers);
         let threads = super::serve(&session, &files).map_err(text)?;
         let path = |(i, layer): (usize, &MountedLayer)| match layer {
             MountedLayer::Whole(data) => data.clone(),
             MountedLayer::Lazy(_) => carrier.path(&i.to_string()),
         };
         let paths: Vec<PathBuf> = show.layers.iter().enumerate().map(path).collect();
-        let loops = attach_all(show, &paths)?;
-        let devices: Vec<_> = loops[1..].iter().map(|(_, device)| device.path()).collect();
-        hoist_sys::mount::erofs(loops[0].1.path(), &devices, show.target).map_err(text)?;
-        Ok((Self { loops }, threads))
+        let (tree, loops) = attach_all(show, &paths)?;
+        let recorded = loops.iter().zip(show.layers).map(|(device, layer)| match layer {
+            MountedLayer::Whole(_) => Ok(None),
+            MountedLayer::Lazy(_) => {
+                let backing = device.backing().map_err(text)?;
+                Ok(Some(LoopRecord { path: device.path().to_owned(), backing }))
+            }
+        });
+        let recorded: Vec<_> = recorded.collect::<Result<_, String>>()?;
+        let carrier = Self::of(show.layers, &recorded);
+        let record = super::describe(&session, show.owners, Some(recorded));
+        keep(&session, &record)?;
+        let devices: Vec<_> = loops.iter().map(LoopDevice::path).collect();
+        hoist_sys::mount::erofs(tree.path(), &devices, show.target).map_err(text)?;
+        Ok((carrier, record, threads))
+    }
+
+    /// Of what was recorded when it was mounted.
+    pub fn of(layers: &[MountedLayer], recorded: &[Option<LoopRecord>]) -> Self {
+        let carried = layers.iter().zip(recorded).filter_map(|(layer, device)| match layer {
+            MountedLayer::Whole(_) => None,
+            MountedLayer::Lazy(layer) => Some((layer.dir().file("data"), device.clone()?)),
+        });
+        Self { carried: carried.collect() }
     }
 
     /// Puts a layer's data file in the place of the one that FUSE serves.
     pub fn pass_by(&self, layer: &LazyLayer) {
         let data = layer.dir().file("data");
-        for (_, device) in self.loops.iter().filter(|(of, _)| of.as_ref() == Some(&data)) {
-            if let Err(e) = File::open(&data).and_then(|file| device.change_backing(&file)) {
+        for (_, LoopRecord { path, backing }) in self.carried.iter().filter(|(of, _)| *of == data) {
+            let change = || LoopDevice::find(path, *backing)?.change_backing(&File::open(&data)?);
+            if let Err(e) = change() {
                 // It is served as before.
                 tracing::warn!(layer = %layer.dir().blob(), "FUSE stays in the way of its readers: {e}");
             }
@@ -60,42 +86,35 @@ impl Carrier {
 }
 
 /// A loop device for the tree and one for each layer.
-fn attach_all(show: &Show<'_>, layers: &[PathBuf]) -> Result<Vec<(Option<PathBuf>, LoopDevice)>, String> {
+fn attach_all(show: &Show<'_>, layers: &[PathBuf]) -> Result<(LoopDevice, Vec<LoopDevice>), String> {
     let attach = |path: &PathBuf| {
         File::open(path)
             .and_then(|file| LoopDevice::over(&file, BLOCK))
             .map_err(|e| format!("for {}: {e}", path.display()))
     };
-    let mut all = vec![(None, attach(&show.tree.to_owned())?)];
-    for (path, layer) in layers.iter().zip(show.layers) {
-        let data = match layer {
-            MountedLayer::Whole(_) => None,
-            MountedLayer::Lazy(layer) => Some(layer.dir().file("data")),
-        };
-        all.push((data, attach(path)?));
-    }
-    Ok(all)
+    let tree = attach(&show.tree.to_owned())?;
+    Ok((tree, layers.iter().map(attach).collect::<Result<_, _>>()?))
 }
 
 /// The first inode number that is a file's.
 const FIRST: u64 = 2;
 
 /// A folder with a file for each layer, named by its number.
-struct Files {
+pub(super) struct Files {
     data: Arc<Data>,
     sizes: Vec<u64>,
 }
 
 impl Files {
-    fn of(show: &Show<'_>) -> Result<Self, String> {
+    pub fn of(show: &Show<'_>) -> Result<Self, String> {
         let size = |layer: &MountedLayer| match layer {
-            // Never looked at: EROFS has it directly.
-            MountedLayer::Whole(_) => Ok(0),
+            // EROFS has it directly; but one that became whole may still be read through a session taken over.
+            MountedLayer::Whole(path) => Ok(std::fs::metadata(path).map_or(u64::MAX, |meta| meta.len())),
             MountedLayer::Lazy(layer) => layer.data().metadata().map(|meta| meta.len()),
         };
         let sizes = show.layers.iter().map(size).collect::<Result<_, _>>();
         let sizes = sizes.map_err(|e| format!("looking at the layers' data files: {e}"))?;
-        Ok(Self { data: Data::open(show.layers, show.read_timeout)?, sizes })
+        Ok(Self { data: Data::open(show)?, sizes })
     }
 
     fn layer(&self, node: u64) -> Option<usize> {

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use hoist_sys::fuse::Answer;
 use tokio::sync::Notify;
 
 use super::super::layer::{LazyLayer, MountedLayer};
+use super::Show;
 use crate::fill::FillError;
 
 /// The data files of an image's layers, lowest first.
@@ -25,6 +27,8 @@ pub(super) struct Data {
 enum Held {
     Whole(File),
     Lazy(Arc<LazyLayer>),
+    /// Taken out of service before this process took over.
+    Gone,
 }
 
 /// One read that has to wait.
@@ -36,18 +40,20 @@ struct Wait {
 }
 
 impl Data {
-    pub fn open(layers: &[MountedLayer], timeout: Duration) -> Result<Arc<Self>, String> {
+    pub fn open(show: &Show<'_>) -> Result<Arc<Self>, String> {
         let hold = |layer: &MountedLayer| {
             Ok(match layer {
-                MountedLayer::Whole(path) => {
-                    Held::Whole(File::open(path).map_err(|e| format!("opening {}: {e}", path.display()))?)
-                }
+                MountedLayer::Whole(path) => match File::open(path) {
+                    Ok(file) => Held::Whole(file),
+                    Err(e) if show.resumed && e.kind() == ErrorKind::NotFound => Held::Gone,
+                    Err(e) => return Err(format!("opening {}: {e}", path.display())),
+                },
                 MountedLayer::Lazy(layer) => Held::Lazy(Arc::clone(layer)),
             })
         };
         Ok(Arc::new(Self {
-            layers: layers.iter().map(hold).collect::<Result<_, String>>()?,
-            timeout,
+            layers: show.layers.iter().map(hold).collect::<Result<_, String>>()?,
+            timeout: show.read_timeout,
             runtime: tokio::runtime::Handle::current(),
             waiting: Mutex::default(),
         }))
@@ -56,7 +62,7 @@ impl Data {
     /// Answers with `len` bytes from `start` of a layer's data file, at once if they are here.
     pub fn read(self: &Arc<Self>, layer: usize, start: u64, len: usize, pid: u32, answer: Answer) {
         let layer = match self.layers.get(layer) {
-            None => return answer.fail(libc::EIO),
+            None | Some(Held::Gone) => return answer.fail(libc::EIO),
             Some(Held::Whole(file)) => return give(file, start, len, answer),
             Some(Held::Lazy(layer)) => layer,
         };
