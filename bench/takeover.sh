@@ -1,8 +1,10 @@
 #!/bin/bash
 # A filler that is killed again and again while an image is read: KILLS times (1000), aim 0 wrong or failed reads.
+# bench/takeover.sh [DRIVER]
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 kills=${KILLS:-1000}
+export HOIST_DRIVER=${1:-${HOIST_DRIVER:-erofs}}
 
 mkdir -p "$work/tree"
 for i in $(seq 400); do
@@ -41,7 +43,7 @@ while ((killed < kills)); do
     "$hoist" --root "$work/store" unmount "$work/mnt" >/dev/null
     rounds=$((rounds + 1))
 done
-echo "== a filler killed while all of a 200 MB image is read and checked"
+echo "== a filler killed while all of a 200 MB image is read and checked, driver $HOIST_DRIVER"
 row "" kills "times read" "bad files" "median ms" "worst ms"
 ms() { awk '{ printf "%.1f", $1 * 1000 }'; }
 row "until a successor serves" "$killed" "$rounds" "$bad" "$(median <"$work/took" | ms)" \
