@@ -6,6 +6,7 @@ use std::time::Instant;
 use tokio::sync::Semaphore;
 
 use crate::config::Config;
+use crate::counters::Counters;
 use crate::error::Error;
 use crate::fill::Meter;
 use crate::mount::Serving;
@@ -20,6 +21,7 @@ pub struct Engine {
     pub(crate) client: Client,
     pub(crate) stats: Arc<registry::Stats>,
     pub(crate) known: Arc<Known>,
+    pub(crate) total: Arc<registry::Stats>,
     pub(crate) meter: Arc<Meter>,
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) started: Instant,
@@ -39,17 +41,14 @@ impl Engine {
         if let Err(e) = crate::mount::retire_lost(&store) {
             tracing::error!("looking for mounts that nobody serves: {e}");
         }
-        let stats: Arc<registry::Stats> = Arc::default();
-        let mut client = ClientConfig { stats: Arc::clone(&stats), ..ClientConfig::default() };
-        client.plain_http = config.plain_http;
-        if !config.certs_dirs.is_empty() {
-            client.certs_dirs.clone_from(&config.certs_dirs);
-        }
+        let total: Arc<registry::Stats> = Arc::default();
+        let stats = Arc::new(registry::Stats::part_of(&total));
         Ok(Self {
             known: Arc::new(Known::of(store.root())),
             store,
-            client: Client::new(client),
+            client: client(&config, &stats),
             stats,
+            total,
             meter: Arc::default(),
             slots: Arc::new(Semaphore::new(SLOTS)),
             config: Arc::new(config),
@@ -58,8 +57,51 @@ impl Engine {
         })
     }
 
+    /// The same store, mounts and pace under other settings. What it costs is counted from zero, and in
+    /// [`Engine::totals`] too. The store's place and the reads' timeout stay as they are.
+    #[must_use]
+    pub fn with(&self, change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = (*self.config).clone();
+        change(&mut config);
+        config.root.clone_from(&self.config.root);
+        let stats = Arc::new(registry::Stats::part_of(&self.total));
+        let alike =
+            config.plain_http == self.config.plain_http && config.certs_dirs == self.config.certs_dirs;
+        Self {
+            client: if alike { self.client.counting(Arc::clone(&stats)) } else { client(&config, &stats) },
+            stats,
+            started: Instant::now(),
+            config: Arc::new(config),
+            ..self.clone()
+        }
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What the fill path of all its mounts did.
+    pub fn counters(&self) -> &Counters {
+        &self.meter.counters
+    }
+
+    /// What this engine and all that were made [`with`](Engine::with) other settings asked of registries.
+    pub fn totals(&self) -> &registry::Stats {
+        &self.total
+    }
+
     /// The store.
     pub fn store(&self) -> &Store {
         &self.store
     }
+}
+
+fn client(config: &Config, stats: &Arc<registry::Stats>) -> Client {
+    let mut client = ClientConfig { stats: Arc::clone(stats), ..ClientConfig::default() };
+    client.plain_http = config.plain_http;
+    if !config.certs_dirs.is_empty() {
+        client.certs_dirs.clone_from(&config.certs_dirs);
+    }
+    Client::new(client)
 }

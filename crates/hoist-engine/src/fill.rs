@@ -222,6 +222,12 @@ impl LayerFill {
     pub fn is_present(&self, start: u64, end: u64) -> bool {
         self.table.extents.touching(start, end).all(|i| self.live.get(i as u64))
     }
+    /// Bytes of extents that are readable, and of all.
+    pub fn present_bytes(&self) -> (u64, u64) {
+        let all = &self.table.extents.extents;
+        let here = all.iter().enumerate().filter(|(i, _)| self.live.get(*i as u64));
+        (here.map(|(_, extent)| extent.len).sum(), all.iter().map(|extent| extent.len).sum())
+    }
     /// True when every extent is published.
     pub fn is_complete(&self) -> bool {
         self.live.count_set() as usize == self.table.extents.extents.len()

@@ -149,6 +149,15 @@ impl Engine {
             .then_some(index)
     }
 
+    /// The image `digest`, which `name` once meant, as it is here; None if it is not. Nobody is asked.
+    ///
+    /// # Errors
+    /// When the name is wrong, or what is here of it is damaged.
+    pub async fn known(&self, name: &str, digest: Digest) -> Result<Option<Image>, Error> {
+        let source = ImageSource::open(&self.client, &name.parse()?).await?;
+        self.recall(name, digest, &source)
+    }
+
     /// The image as the store knows it, without asking anyone.
     fn recall(&self, name: &str, digest: Digest, source: &ImageSource) -> Result<Option<Image>, Error> {
         let Some((manifest, config)) = self.store.image(&digest).load(&digest) else { return Ok(None) };

@@ -3,6 +3,7 @@
 
 mod check;
 mod config;
+pub mod counters;
 mod engine;
 mod error;
 mod evict;
@@ -27,7 +28,7 @@ pub use error::Error;
 pub use fsck::{Checked, Problem};
 pub use house::{ImageRecord, Inspection, LayerInspection, Pruned};
 pub use image::Image;
-pub use mount::{DriverState, Mount, Use, drivers};
+pub use mount::{DriverState, LayerStatus, Mount, Needs, Use, drivers};
 pub use progress::Progress;
 pub use pull::{Indexed, Pulled};
 pub use stats::Stats;

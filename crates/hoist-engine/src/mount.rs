@@ -12,6 +12,7 @@ mod lazy;
 mod lost;
 mod resume;
 mod serve;
+mod status;
 mod upkeep;
 mod verify;
 
@@ -42,6 +43,8 @@ pub use fuse::Owners;
 use guard::{By, Guarded};
 use layer::{LazyLayer, MountedLayer};
 use serve::Server;
+
+pub use status::{LayerStatus, Needs};
 
 /// What will be done with a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +127,8 @@ pub(crate) struct Serving {
     server: Mutex<Option<Arc<Server>>>,
     /// The layers of mounts that FUSE serves, by their data file: those who ask for the same share it.
     unwatched: Mutex<HashMap<(u64, u64), Weak<LazyLayer>>>,
+    /// One mount is made at a time: superblocks are told apart by which is new.
+    mounting: Mutex<()>,
 }
 
 impl Serving {
@@ -238,7 +243,10 @@ impl Engine {
             Some(server) if driver != Driver::Erofs => {
                 self.show_by_fuse(driver, &tree, &layers, &mut record, &lease, server).await.map(Some)
             }
-            _ => show(&tree, presence, guarded.as_ref(), &mut record, &lease).map(|()| None),
+            _ => {
+                let _alone = self.serving.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+                show(&tree, guarded.as_ref(), &mut record, &lease).map(|()| None)
+            }
         };
         let served = match shown {
             Ok(served) => served,
@@ -306,12 +314,13 @@ impl Engine {
 /// Mounts what is recorded: guarded first, so that there is no instant in which a hole could be read.
 fn show(
     tree: &Path,
-    mut presence: Presence,
     server: Option<&Arc<Server>>,
     record: &mut MountRecord,
     lease: &Arc<Lease>,
 ) -> Result<(), String> {
     let text = |e: Error| e.to_string();
+    let mut presence = Presence::before(&record.target).map_err(|e| e.to_string())?;
+    record.before = presence.before;
     if let Some(server) = server {
         let mount = Guarded { id: &record.id, lease: lease.as_fd(), by: By::Group(&presence) };
         server.guard.add(server, &mount).map_err(text)?;

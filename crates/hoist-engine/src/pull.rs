@@ -89,7 +89,8 @@ impl Engine {
         if !todo.is_empty() {
             progress.begin(&format!("pulling {}", image.name), todo.iter().map(|e| e.size).sum());
             let source = &image.source;
-            let work = todo.into_iter().map(|e| self.pull_layer(e, source, progress));
+            // Collected, for a closure with borrows could not be sent to another thread while it runs.
+            let work: Vec<_> = todo.into_iter().map(|e| self.pull_layer(e, source, progress)).collect();
             let mut running = futures_util::stream::iter(work).buffer_unordered(LAYERS);
             while let Some(done) = running.next().await {
                 done?;

@@ -51,8 +51,8 @@ pub struct Client(Arc<Inner>);
 struct Inner {
     config: ClientConfig,
     wire: wire::Wire,
-    auth: auth::Auth,
-    hosts: Mutex<HashMap<String, Arc<[Arc<send::Endpoint>]>>>,
+    auth: Arc<auth::Auth>,
+    hosts: Arc<Mutex<HashMap<String, Arc<[Arc<send::Endpoint>]>>>>,
 }
 
 impl Client {
@@ -60,8 +60,19 @@ impl Client {
     pub fn new(config: ClientConfig) -> Self {
         Self(Arc::new(Inner {
             wire: wire::Wire { stats: config.stats.clone(), timeouts: config.timeouts.clone() },
-            auth: auth::Auth::new(config.credentials.clone()),
-            hosts: Mutex::default(),
+            auth: Arc::new(auth::Auth::new(config.credentials.clone())),
+            hosts: Arc::default(),
+            config,
+        }))
+    }
+
+    /// The same client, adding to these counters instead.
+    pub fn counting(&self, stats: Arc<Stats>) -> Self {
+        let config = ClientConfig { stats: Arc::clone(&stats), ..self.0.config.clone() };
+        Self(Arc::new(Inner {
+            wire: wire::Wire { stats, timeouts: config.timeouts.clone() },
+            auth: Arc::clone(&self.0.auth),
+            hosts: Arc::clone(&self.0.hosts),
             config,
         }))
     }

@@ -217,6 +217,7 @@ impl LayerFill {
         bytes: &[u8],
     ) -> Result<(), FillError> {
         if *blake3::hash(bytes).as_bytes() != extent.digest {
+            self.meter.counters.digest_failures.fetch_add(1, Ordering::Relaxed);
             return Err(FillError::Corrupt(format!(
                 "extent {i} (data bytes {} + {}) has another digest",
                 extent.data_offset, extent.len
@@ -227,6 +228,7 @@ impl LayerFill {
         }
         self.data.write_all_at(bytes, extent.data_offset).map_err(|e| FillError::Store(Arc::new(e)))?;
         self.live.set(i as u64);
+        self.meter.counters.published(extent.len);
         self.dirty.store(true, Ordering::Release);
         Ok(())
     }

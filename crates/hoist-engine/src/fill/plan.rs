@@ -8,6 +8,8 @@ use std::time::Duration;
 use hoist_format::span::SpanTable;
 use tokio::sync::Notify;
 
+use crate::counters::Counters;
+
 /// Largest request of one job, blob bytes: more run side by side, so that nobody waits long for
 /// a span at a job's end.
 pub const JOB_MAX: u64 = 4 << 20;
@@ -28,6 +30,8 @@ pub struct Meter {
     /// Requests ever begun.
     begun: AtomicU64,
     idle: Notify,
+    /// What the fill path did.
+    pub counters: Counters,
 }
 
 #[derive(Debug, Clone, Copy)]

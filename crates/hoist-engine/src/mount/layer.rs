@@ -14,6 +14,7 @@ use hoist_format::extent::BLOCK;
 use hoist_format::table::Table;
 use tokio::sync::{OnceCell, Semaphore};
 
+use crate::counters::Counters;
 use crate::error::Error;
 use crate::fill::{FillCounts, FillError, LayerFill, Meter};
 use crate::ingest::Expected;
@@ -138,6 +139,10 @@ impl LazyLayer {
     /// Does it hold no file contents at all?
     pub fn is_empty(&self) -> bool {
         self.data_size == 0
+    }
+    /// What the fill path of all layers did.
+    pub fn counters(&self) -> &Counters {
+        &self.meter.counters
     }
     /// The fill path, if anything was read yet.
     pub fn filling(&self) -> Option<&Arc<LayerFill>> {

@@ -273,7 +273,9 @@ impl Server {
     async fn fill(self: Arc<Self>, layer: Arc<LazyLayer>, asked: Asked) {
         let since = Instant::now();
         let ((start, end), pid, bytes) = (asked.range(), asked.pid(), asked.count());
-        match self.fill_range(&layer, start, end, true).await {
+        let filled = self.fill_range(&layer, start, end, true).await;
+        layer.counters().waited(bytes, since.elapsed(), filled.is_err());
+        match filled {
             Ok(()) => {
                 answer(asked, Answer::Allow);
                 let waited = since.elapsed();

@@ -1,0 +1,101 @@
+//! What a mount shows and how far its layers are, for those who ask.
+
+use std::path::Path;
+
+use hoist_format::digest::Digest;
+use serde::{Deserialize, Serialize};
+
+use super::Mount;
+use super::layer::{LazyLayer, MountedLayer};
+use crate::config::Driver;
+use crate::store::LayerState;
+
+/// A layer of a mount.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LayerStatus {
+    /// Its blob.
+    pub digest: Digest,
+    /// Bytes of file contents that are here.
+    pub present_bytes: u64,
+    /// Of how many.
+    pub total_bytes: u64,
+    /// All of it is here: the kernel serves it alone.
+    pub complete: bool,
+    /// Blob digest and diffID were checked.
+    pub verified: bool,
+    /// Why it is out of service, if it is.
+    pub condemned: Option<String>,
+}
+
+/// Who must be there for a mount to be readable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// The kernel alone.
+    Nobody,
+    /// This process, or a successor that its keeper starts.
+    AnyServer,
+    /// This very process.
+    ThisProcess,
+}
+
+impl Mount {
+    /// Who must be there for it to be readable.
+    pub fn needs(&self) -> Needs {
+        match (self.driver, self.record.lazy) {
+            (Driver::Erofs, false) => Needs::Nobody,
+            (Driver::Erofs, true) => Needs::AnyServer,
+            _ => Needs::ThisProcess,
+        }
+    }
+
+    /// Its layers, lowest first.
+    pub fn layers(&self) -> Vec<LayerStatus> {
+        self.layers.all.iter().filter_map(status).collect()
+    }
+
+    /// What shows it.
+    pub fn driver(&self) -> Driver {
+        self.driver
+    }
+
+    /// Reads of its layers that had to wait since it was mounted.
+    pub fn demand_stalls(&self) -> u64 {
+        self.layers.counts().1.saturating_sub(self.before.1)
+    }
+}
+
+fn status(layer: &MountedLayer) -> Option<LayerStatus> {
+    match layer {
+        MountedLayer::Whole(data) => whole(data),
+        MountedLayer::Lazy(layer) => Some(lazy(layer)),
+    }
+}
+
+/// The folder's name begins with the blob's digest.
+fn whole(data: &Path) -> Option<LayerStatus> {
+    let dir = data.parent()?;
+    let digest = format!("sha256:{}", dir.file_name()?.to_str()?.split('.').next()?).parse().ok()?;
+    let bytes = std::fs::read(dir.join("state.json")).unwrap_or_default();
+    let state: LayerState = serde_json::from_slice(&bytes).unwrap_or_default();
+    let total_bytes = data.metadata().map_or(0, |meta| meta.len());
+    Some(LayerStatus {
+        digest,
+        present_bytes: if state.complete { total_bytes } else { 0 },
+        total_bytes,
+        complete: state.complete,
+        verified: state.verified,
+        condemned: state.lied,
+    })
+}
+
+fn lazy(layer: &LazyLayer) -> LayerStatus {
+    let state = layer.dir().state();
+    let (present_bytes, total_bytes) = match layer.filling() {
+        Some(fill) => fill.present_bytes(),
+        // Nobody has read of it yet in this process.
+        None => (0, layer.data().metadata().map_or(0, |meta| meta.len())),
+    };
+    let condemned = layer.filling().and_then(|fill| fill.condemned()).or(state.lied);
+    let (complete, verified) = (state.complete, state.verified);
+    LayerStatus { digest: *layer.dir().blob(), present_bytes, total_bytes, complete, verified, condemned }
+}
