@@ -48,11 +48,14 @@ pub use crate::reference::{Reference, Repo, Source};
 #[derive(Clone)]
 pub struct Client(Arc<Inner>);
 
+/// The servers of each host that was asked for.
+type Hosts = HashMap<String, Arc<[Arc<send::Endpoint>]>>;
+
 struct Inner {
     config: ClientConfig,
     wire: wire::Wire,
     auth: Arc<auth::Auth>,
-    hosts: Arc<Mutex<HashMap<String, Arc<[Arc<send::Endpoint>]>>>>,
+    hosts: Arc<Mutex<Hosts>>,
 }
 
 impl Client {

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 /// Start any container image at once.
 ///
@@ -87,6 +88,9 @@ pub struct Global {
     /// Talk plain HTTP to the registry; `=false` demands TLS [default: plain on loopback only]
     #[arg(long, global = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub plain_http: Option<bool>,
+    /// Do the work in this process, though a daemon runs
+    #[arg(long, global = true, env = "HOIST_NO_DAEMON", hide_env_values = true, action = ArgAction::SetTrue, value_parser = clap::builder::FalseyValueParser::new())]
+    pub no_daemon: bool,
     /// What to log to stderr: a level (error, warn, info, debug, trace) or target=level filters
     #[arg(
         long,
@@ -134,7 +138,8 @@ impl std::fmt::Display for BackgroundFetch {
 }
 
 /// See `--trust-index`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TrustIndex {
     /// Those found in the registry beside the image, checked against the layer when it is complete
     Registry,
@@ -145,7 +150,8 @@ pub enum TrustIndex {
 }
 
 /// See `--driver`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Driver {
     /// The kernel's EROFS, filled by fanotify: Linux 6.14, root, a store on ext4, xfs or btrfs
     Erofs,
@@ -170,6 +176,8 @@ pub enum Command {
     Pin(Pin),
     /// Let an image's data go when the store's limit asks for it
     Unpin(Pin),
+    Status(Status),
+    Daemon(Daemon),
     Doctor(Doctor),
     /// Go on with the mounts of a process that has died; started by its keeper alone
     #[command(hide = true)]
@@ -397,6 +405,39 @@ pub struct Prune {
     pub json: bool,
 }
 
+/// Tell what is mounted from the store, and how much of it is here
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Print it as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Serve a store and all its mounts from one process
+///
+/// Every other command uses it where its socket is there: /run/hoist/hoist.sock for the store
+/// /var/lib/hoist, hoist.sock in the store for any other. It stays in the foreground and logs to stderr.
+/// What `hoist mount` mounted through it comes back when it starts again.
+#[derive(Debug, Args)]
+#[command(after_long_help = crate::daemon::settings::help())]
+pub struct Daemon {
+    /// Configuration
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Form of the log
+    #[arg(long, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// See `--log-format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people
+    Text,
+    /// A JSON object a line
+    Json,
+}
+
 /// Tell what this machine can do, and what to change
 ///
 /// Exits with 1 if images can't be mounted here.
@@ -440,11 +481,14 @@ impl Global {
     }
 }
 
+/// The store of the machine.
+pub const ROOT_STORE: &str = "/var/lib/hoist";
+
 /// `None` if an ordinary user has neither of the folders. A relative XDG_DATA_HOME is ignored, as the XDG
 /// base directory specification demands.
 fn default_root(is_root: bool, xdg: Option<PathBuf>, home: Option<PathBuf>) -> Option<PathBuf> {
     if is_root {
-        return Some("/var/lib/hoist".into());
+        return Some(ROOT_STORE.into());
     }
     let data = xdg.filter(|dir| dir.is_absolute()).or_else(|| home.map(|home| home.join(".local/share")));
     data.map(|data| data.join("hoist"))

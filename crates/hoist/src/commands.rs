@@ -1,5 +1,6 @@
 //! The commands, one module each.
 
+mod daemon;
 mod fsck;
 mod images;
 mod index;
@@ -11,12 +12,16 @@ mod pull;
 mod rm;
 mod run;
 mod serve;
+mod status;
 mod unmount;
 
 use hoist_sys::keeper::Inheritance;
 use serde::Serialize;
 
 use crate::cli::{Cli, Command};
+
+pub(crate) use mount::free_target;
+pub(crate) use unmount::unmount as unmount_target;
 
 /// Does what the command line says; returns the exit code.
 pub fn run(cli: Cli, inheritance: Option<Inheritance>) -> anyhow::Result<u8> {
@@ -35,6 +40,8 @@ pub fn run(cli: Cli, inheritance: Option<Inheritance>) -> anyhow::Result<u8> {
         Command::Fsck(options) => return fsck::run(global, &options),
         Command::Pin(options) => pin::run(global, &options, true)?,
         Command::Unpin(options) => pin::run(global, &options, false)?,
+        Command::Status(options) => status::run(global, &options)?,
+        Command::Daemon(options) => daemon::run(global, &options)?,
         Command::Prune(options) => prune::run(global, &options)?,
     }
     Ok(0)
@@ -60,4 +67,9 @@ fn print_value<T: Serialize>(value: &T, json: bool) -> anyhow::Result<()> {
 
 pub(crate) fn print_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
     print(&serde_json::to_string_pretty(value)?)
+}
+
+/// Does what takes no threads.
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }

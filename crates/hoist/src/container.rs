@@ -97,6 +97,19 @@ impl Container {
         Ok(Container { name, dir, lock })
     }
 
+    /// A container that somebody else has made; waits until who has it is gone.
+    ///
+    /// # Errors
+    /// There is none any more.
+    pub fn reopen(root: &Path, name: &str) -> anyhow::Result<Container> {
+        check_name(name)?;
+        let dir = containers(root).join(name);
+        let open = File::options().write(true).open(dir.join("lock"));
+        let lock = open.with_context(|| format!("opening the container {name}"))?;
+        lock.lock().with_context(|| format!("locking the container {name}"))?;
+        Ok(Container { name: name.to_owned(), dir, lock })
+    }
+
     /// The container's name, its id for the runtime.
     pub fn name(&self) -> &str {
         &self.name
@@ -160,6 +173,15 @@ impl Container {
         }
         Ok(())
     }
+}
+
+/// Where the image of the container of this name is mounted.
+///
+/// # Errors
+/// The name is none: the user's to mend.
+pub fn image_of(root: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    check_name(name)?;
+    Ok(containers(root).join(name).join("image"))
 }
 
 /// What became of a container that was to be removed.

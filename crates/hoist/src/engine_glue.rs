@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::ffi::OsString;
 
-use hoist_engine::{Background, Config, Engine, Image, Owners, Successor, Trust};
+use hoist_engine::{Background, Config, Engine, Image, Owners, Platform, Successor, Trust};
 
 use crate::bundle::process::ImageProcess;
 use crate::cli::{BackgroundFetch, Driver, Global, TrustIndex};
@@ -27,33 +27,65 @@ pub fn open(global: &Global) -> anyhow::Result<Engine> {
 
 /// The same for this kind of root.
 pub fn open_as(global: &Global, root: Root) -> anyhow::Result<Engine> {
-    let mut config = Config::new(global.root()?);
-    config.trust = match global.trust_index {
+    open_with(global, |config| {
+        if root == Root::Alone {
+            config.owners = Owners::Root;
+        }
+    })
+}
+
+/// The engine's word for an option.
+pub fn trust(index: TrustIndex) -> Trust {
+    match index {
         TrustIndex::Registry => Trust::Registry,
         TrustIndex::Local => Trust::Local,
         TrustIndex::None => Trust::None,
-    };
-    if root == Root::Alone {
-        config.owners = Owners::Root;
     }
-    config.driver = global.driver.map(|driver| match driver {
+}
+
+/// The same for `--driver`.
+pub fn driver(driver: Driver) -> hoist_engine::Driver {
+    match driver {
         Driver::Erofs => hoist_engine::Driver::Erofs,
         Driver::ErofsFuse => hoist_engine::Driver::ErofsFuse,
         Driver::Fuse => hoist_engine::Driver::Fuse,
-    });
-    if let Some(platform) = &global.platform {
-        config.platform = platform.parse().map_err(|error| user(format!("--platform: {error}")))?;
     }
-    (config.read_timeout, config.store_limit) = (global.read_timeout, global.store_limit);
-    config.plain_http = global.plain_http;
-    config.background = match global.background {
+}
+
+/// The same for `--background`.
+pub fn background(fetch: BackgroundFetch) -> Option<Background> {
+    match fetch {
         BackgroundFetch::Off => None,
         BackgroundFetch::On => Some(Background::DEFAULT),
         BackgroundFetch::AtMost(rate) => {
             Some(Background { bytes_per_second: Some(rate), ..Background::DEFAULT })
         }
-    };
+    }
+}
+
+/// A value of `--platform`.
+pub fn parse_platform(text: &str) -> anyhow::Result<Platform> {
+    text.parse().map_err(|error| user(format!("--platform: {error}")))
+}
+
+/// The platform asked for.
+pub fn platform(global: &Global) -> anyhow::Result<Option<Platform>> {
+    global.platform.as_deref().map(parse_platform).transpose()
+}
+
+/// The same, changed.
+pub fn open_with(global: &Global, change: impl FnOnce(&mut Config)) -> anyhow::Result<Engine> {
+    let mut config = Config::new(global.root()?);
+    config.trust = trust(global.trust_index);
+    config.driver = global.driver.map(driver);
+    if let Some(platform) = platform(global)? {
+        config.platform = platform;
+    }
+    (config.read_timeout, config.store_limit) = (global.read_timeout, global.store_limit);
+    config.plain_http = global.plain_http;
+    config.background = background(global.background);
     config.successor = Some(Successor { program: std::env::current_exe()?, arguments: successor(global)? });
+    change(&mut config);
     Ok(Engine::open(config)?)
 }
 

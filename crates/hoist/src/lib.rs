@@ -6,10 +6,13 @@ pub mod bundle;
 pub mod cli;
 pub mod commands;
 pub mod container;
+pub mod container_image;
+pub mod daemon;
 pub mod doctor;
 pub mod engine_glue;
 pub mod failure;
 pub mod human;
+pub mod log;
 pub mod mount_table;
 pub mod printer;
 pub mod program;
@@ -20,6 +23,7 @@ pub mod serving;
 pub mod signals;
 pub mod stats_file;
 pub mod units;
+pub mod worker;
 
 use std::process::ExitCode;
 
@@ -39,7 +43,12 @@ pub fn main(inheritance: Option<Inheritance>) -> ExitCode {
             return ExitCode::from(if asked { 0 } else { failure::EXIT_USER });
         }
     };
-    let outcome = start_log(&cli.global.log).and_then(|()| commands::run(cli, inheritance));
+    // The daemon's configuration may say how it is to log.
+    let log = match &cli.command {
+        cli::Command::Daemon(_) => Ok(()),
+        _ => log::start(&cli.global.log, cli::LogFormat::Text).map(drop),
+    };
+    let outcome = log.and_then(|()| commands::run(cli, inheritance));
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -47,18 +56,4 @@ pub fn main(inheritance: Option<Inheritance>) -> ExitCode {
             ExitCode::from(engine_glue::exit_code(&error))
         }
     }
-}
-
-fn start_log(filter: &str) -> anyhow::Result<()> {
-    use std::io::IsTerminal;
-    let filter = tracing_subscriber::EnvFilter::try_new(filter)
-        .map_err(|error| failure::user(format!("--log {filter:?} is no filter: {error}")))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        // Where the log cannot be written, as on a full disk, it would panic for want of a log.
-        .log_internal_errors(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    Ok(())
 }

@@ -23,7 +23,7 @@ fn stderr(output: &Output) -> String {
 fn help_is_as_reviewed() {
     let commands = [
         "", "run", "mount", "unmount", "pull", "index", "images", "inspect", "rm", "prune", "fsck", "pin",
-        "unpin", "doctor",
+        "unpin", "status", "daemon", "doctor",
     ];
     for command in commands {
         let mut args = vec![command, "--help"];

@@ -33,9 +33,7 @@ pub enum Needs {
     /// The kernel alone.
     Nobody,
     /// This process, or a successor that its keeper starts.
-    AnyServer,
-    /// This very process.
-    ThisProcess,
+    Server,
 }
 
 impl Mount {
@@ -43,8 +41,7 @@ impl Mount {
     pub fn needs(&self) -> Needs {
         match (self.driver, self.record.lazy) {
             (Driver::Erofs, false) => Needs::Nobody,
-            (Driver::Erofs, true) => Needs::AnyServer,
-            _ => Needs::ThisProcess,
+            _ => Needs::Server,
         }
     }
 

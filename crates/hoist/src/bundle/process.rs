@@ -1,12 +1,14 @@
 //! What is run: arguments and environment, out of the image's configuration and the command line.
 
+use serde::{Deserialize, Serialize};
+
 use crate::failure::{user, user_hint};
 
 /// PATH for images that set none: Docker's.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The part of an image's configuration that says how to run it (OCI image specification, config.md).
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ImageProcess {
     /// `Entrypoint`.
     pub entrypoint: Vec<String>,

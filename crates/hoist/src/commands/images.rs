@@ -1,8 +1,9 @@
 //! `hoist images`.
 
 use crate::cli::{Global, Images};
+use crate::worker::Worker;
 
 pub(super) fn run(global: &Global, options: &Images) -> anyhow::Result<()> {
-    let images = crate::engine_glue::open(global)?.images()?;
+    let images = super::block_on(async { Worker::find(global).await?.images().await })?;
     super::print_value(&images, options.json)
 }

@@ -1,9 +1,9 @@
 //! `hoist inspect`.
 
 use crate::cli::{Global, Inspect};
+use crate::worker::Worker;
 
 pub(super) fn run(global: &Global, options: &Inspect) -> anyhow::Result<()> {
-    let engine = crate::engine_glue::open(global)?;
-    let image = crate::engine_glue::tokio_runtime()?.block_on(engine.resolve(&options.image))?;
-    super::print_value(&engine.inspect(&image)?, options.json)
+    let inspection = super::block_on(async { Worker::find(global).await?.inspect(&options.image).await })?;
+    super::print_value(&inspection, options.json)
 }

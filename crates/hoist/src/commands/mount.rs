@@ -14,7 +14,10 @@ use crate::signals::{Signals, interrupted};
 
 pub(super) fn run(global: &Global, options: &Mount) -> anyhow::Result<()> {
     if !options.foreground {
-        free_target(&options.target)?;
+        let target = free_target(&options.target)?;
+        if by_daemon(global, options, &target)? {
+            return Ok(());
+        }
         return background::start(global, options, &Printer::new());
     }
     let runtime = crate::engine_glue::tokio_runtime()?;
@@ -29,8 +32,23 @@ pub(super) fn run(global: &Global, options: &Mount) -> anyhow::Result<()> {
     outcome
 }
 
+/// True if there is a daemon, and it has mounted it.
+fn by_daemon(global: &Global, options: &Mount, target: &Path) -> anyhow::Result<bool> {
+    let stats = options.stats.path.as_deref().map(std::path::absolute).transpose()?;
+    let printer = Printer::new();
+    let done = super::block_on(async {
+        let mut signals = Signals::catch().context("catching signals")?;
+        tokio::select! {
+            done = crate::worker::mount(global, &options.image, target, stats, &printer) => done,
+            signal = signals.next_fatal() => Err(interrupted(signal)),
+        }
+    });
+    printer.end();
+    done
+}
+
 /// The mount point's canonical path.
-fn free_target(target: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn free_target(target: &Path) -> anyhow::Result<PathBuf> {
     let path = target.canonicalize().map_err(|error| {
         user_hint(
             format!("can't mount on {}: {error}", target.display()),

@@ -5,16 +5,13 @@ use hoist_engine::Progress;
 use crate::cli::{Global, Pull};
 use crate::printer::Printer;
 use crate::signals::{Signals, interrupted};
+use crate::worker::Worker;
 
 pub(super) fn run(global: &Global, options: &Pull) -> anyhow::Result<()> {
     let printer = Printer::new();
     let pulled = crate::engine_glue::tokio_runtime()?.block_on(async {
         let mut signals = Signals::catch()?;
-        let work = async {
-            let engine = crate::engine_glue::open(global)?;
-            let image = engine.resolve(&options.image).await?;
-            anyhow::Ok(engine.pull(&image, &printer).await?)
-        };
+        let work = async { Worker::find(global).await?.pull(&options.image, &printer).await };
         tokio::select! {
             pulled = work => pulled,
             signal = signals.next_fatal() => Err(interrupted(signal)),
@@ -23,7 +20,7 @@ pub(super) fn run(global: &Global, options: &Pull) -> anyhow::Result<()> {
     printer.end();
     let pulled = pulled?;
     if let Some(path) = &options.stats.path {
-        crate::stats_file::write(path, &pulled.stats)?;
+        crate::stats_file::write(path, &pulled["stats"])?;
     }
     super::print_value(&pulled, options.json)
 }

@@ -2,6 +2,7 @@
 
 use crate::cli::{Global, Rm};
 use crate::container::{self, Removal};
+use crate::worker::Worker;
 
 pub(super) fn run(global: &Global, options: &Rm) -> anyhow::Result<()> {
     // What an ordinary user's container wrote may be another's outside of its user namespace.
@@ -9,7 +10,7 @@ pub(super) fn run(global: &Global, options: &Rm) -> anyhow::Result<()> {
     let root = global.root()?;
     for name in &options.names {
         if container::remove(&root, name)? == Removal::Unknown {
-            crate::engine_glue::open(&global)?.remove(name)?;
+            super::block_on(async { Worker::find(&global).await?.remove(name).await })?;
         }
     }
     Ok(())

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use hoist_engine::{Engine, Image, Mount, Progress, Use};
+use hoist_engine::Progress;
 
 use crate::bundle::process::{self, DEFAULT_PATH, ImageProcess};
 use crate::bundle::user::{self, User};
@@ -17,6 +17,7 @@ use crate::bundle::volume::{self, Volume};
 use crate::bundle::{self, Bundle};
 use crate::cli::{Global, Net, Run, Seccomp};
 use crate::container::Container;
+use crate::container_image::{Mounted, Resolved};
 use crate::failure::user_hint;
 use crate::printer::Printer;
 use crate::program;
@@ -70,20 +71,15 @@ pub(super) fn run(global: &Global, options: &Run) -> anyhow::Result<u8> {
 impl Plan<'_> {
     async fn run(&self) -> anyhow::Result<u8> {
         let mut signals = Signals::catch().context("catching signals")?;
-        let resolving = async {
-            let engine = crate::engine_glue::open_as(self.global, self.root)?;
-            let image = engine.resolve(self.options.image()).await?;
-            anyhow::Ok((engine, image))
-        };
-        let (engine, image) = tokio::select! {
+        let resolving = Resolved::find(self.global, self.root, self.options.image());
+        let (image, image_process) = tokio::select! {
             resolved = resolving => resolved?,
             signal = signals.next_fatal() => return Err(interrupted(signal)),
         };
-        let image_process = crate::engine_glue::process_of(&image);
         let command =
             process::args(&image_process, self.options.entrypoint.as_deref(), self.options.command())?;
         let container = Container::create(&self.global.root()?, self.options.name.as_deref())?;
-        let outcome = self.run_in(&container, &engine, &image, &image_process, command, &mut signals).await;
+        let outcome = self.run_in(&container, image, &image_process, command, &mut signals).await;
         // A container that never ran is kept for nobody.
         let cleaned = container.clean(self.options.rm || outcome.is_err());
         let code = outcome?;
@@ -94,18 +90,17 @@ impl Plan<'_> {
     async fn run_in(
         &self,
         container: &Container,
-        engine: &Engine,
-        image: &Image,
+        image: Resolved,
         image_process: &ImageProcess,
         command: Vec<String>,
         signals: &mut Signals,
     ) -> anyhow::Result<u8> {
         let printer = Printer::new();
-        let target = container.image();
         let hostname = self.hostname(container)?;
         let mounting = async {
             let files = async { self.write_bound_files(&container.bundle(), &hostname) };
-            let (mount, files) = tokio::join!(engine.mount(image, &target, Use::Run, &printer), files);
+            let mount = image.mount(container, self.options.rm, self.runtime.program(), &printer);
+            let (mount, files) = tokio::join!(mount, files);
             printer.end();
             let mut mount = mount?;
             if let Err(error) = files {
@@ -114,7 +109,7 @@ impl Plan<'_> {
             }
             Ok(mount)
         };
-        let mut mount: Mount = tokio::select! {
+        let mut mount: Mounted = tokio::select! {
             mount = mounting => mount?,
             signal = signals.next_fatal() => return Err(interrupted(signal)),
         };

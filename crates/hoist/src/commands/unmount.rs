@@ -11,6 +11,9 @@ use crate::mount_table::mounted_type;
 
 pub(super) fn run(global: &Global, options: &Unmount) -> anyhow::Result<()> {
     let target = canonical(&options.target)?;
+    if super::block_on(crate::worker::unmount(global, &target, options.lazy))? {
+        return Ok(());
+    }
     let engine = crate::engine_glue::open(global)?;
     let records = engine.store().mounts().context("reading the mount records")?;
     let record = records.into_iter().filter(|record| record.target == target).max_by_key(|r| r.before);
@@ -41,7 +44,8 @@ fn canonical(target: &Path) -> anyhow::Result<PathBuf> {
     .map_err(|error| user(format!("can't unmount {}: {error}", target.display())))
 }
 
-fn unmount(target: &Path, lazy: bool) -> anyhow::Result<()> {
+/// Unmounts, or says what keeps it.
+pub(crate) fn unmount(target: &Path, lazy: bool) -> anyhow::Result<()> {
     let Err(error) = hoist_sys::fuse::unmount(target, lazy) else { return Ok(()) };
     match (error.kind(), error.raw_os_error()) {
         // Someone else has just unmounted it.

@@ -2,6 +2,7 @@
 // Each test program uses its own part of this.
 #![allow(dead_code)]
 
+pub mod daemon;
 pub mod disk;
 pub mod tar;
 pub mod tree;

@@ -1,0 +1,20 @@
+//! The node daemon: one process that owns a store and all its mounts, asked through a socket.
+//!
+//! `hoist daemon` is the one side (`serve`, `mounts`), every other command is the other (`client`): it uses
+//! a daemon of its store where there is one, and else does the work itself, on the same store.
+
+pub mod client;
+mod connection;
+mod container;
+mod intents;
+mod metrics;
+mod mounts;
+mod notify;
+pub mod protocol;
+mod requests;
+mod serve;
+pub mod settings;
+mod socket;
+pub mod status;
+
+pub use serve::run;

@@ -1,0 +1,296 @@
+//! What the daemon does for its clients.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use hoist_engine::{Engine, Image, Progress, Use};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::container::Running;
+use super::intents::{Intent, Intents};
+use super::mounts::{Mounts, Wanted};
+use super::protocol::{Options, Request};
+use super::settings::Settings;
+use crate::cli::TrustIndex;
+use crate::failure::user;
+
+/// What all clients share.
+pub struct Daemon {
+    engine: Mutex<Engine>,
+    settings: Mutex<Settings>,
+    /// Its mounts.
+    pub mounts: Arc<Mounts>,
+    /// Those it is to have.
+    pub intents: Intents,
+    /// When it started.
+    pub started: Instant,
+}
+
+/// What one client has under way.
+#[derive(Default)]
+pub struct Session {
+    resolved: Option<(Engine, Image)>,
+    /// Its container.
+    pub running: Option<Running>,
+}
+
+impl Daemon {
+    /// With nothing mounted yet.
+    pub fn new(engine: Engine, settings: Settings) -> Daemon {
+        Daemon {
+            intents: Intents::of(&settings.root),
+            engine: Mutex::new(engine),
+            settings: Mutex::new(settings),
+            mounts: Arc::default(),
+            started: Instant::now(),
+        }
+    }
+
+    /// The engine with the daemon's own settings.
+    pub fn engine(&self) -> Engine {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What it goes by now.
+    pub fn settings(&self) -> MutexGuard<'_, Settings> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Goes by other settings from now on, as far as that can be.
+    pub fn change(&self, settings: Settings) {
+        let engine = self.engine().with(|config| {
+            config.certs_dirs.clone_from(&settings.certs_dirs);
+            config.plain_http = settings.plain_http;
+            config.platform = settings.platform.clone().unwrap_or_default();
+            config.trust = crate::engine_glue::trust(settings.trust_index);
+            config.store_limit = settings.store_limit;
+            config.background = crate::engine_glue::background(settings.background);
+        });
+        *self.engine.lock().unwrap_or_else(PoisonError::into_inner) = engine;
+        *self.settings() = settings;
+    }
+
+    /// The engine as a client wants it.
+    fn engine_for(&self, options: &Options) -> anyhow::Result<Engine> {
+        let trust = stricter(self.settings().trust_index, options.trust_index);
+        let platform = options.platform.as_deref().map(crate::engine_glue::parse_platform).transpose()?;
+        Ok(self.engine().with(|config| {
+            config.trust = crate::engine_glue::trust(trust);
+            config.platform = platform.unwrap_or_else(|| config.platform.clone());
+            config.plain_http = options.plain_http.or(config.plain_http);
+            config.driver = options.driver.map(crate::engine_glue::driver).or(config.driver);
+        }))
+    }
+
+    /// Does what is asked. Dropped in its middle, it leaves nothing by halves.
+    ///
+    /// # Errors
+    /// Those the command itself has.
+    pub async fn handle(
+        &self,
+        session: &mut Session,
+        request: Request,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Value> {
+        match request {
+            Request::Ping => Ok(Value::Null),
+            Request::Mount { image, target, stats, options } => {
+                let wanted = Wanted { target, purpose: Use::Look, container: None, stats };
+                self.mount(image, wanted, options, progress).await
+            }
+            Request::Resolve { image, options } => {
+                let engine = self.engine_for(&options)?;
+                let image = engine.resolve(&image).await?;
+                let process = crate::engine_glue::process_of(&image);
+                session.resolved = Some((engine, image));
+                value(&process)
+            }
+            Request::Run { container, remove, runtime } => {
+                self.run(session, container, remove, runtime, progress).await
+            }
+            Request::Release => {
+                let Some(running) = &session.running else {
+                    return Err(user("this connection has no container"));
+                };
+                super::mounts::unmount_patiently(&running.served.target).await?;
+                let stats = self.mounts.end(&running.served).await?;
+                session.running = None;
+                value(&stats)
+            }
+            Request::Unmount { target, lazy } => self.unmount(&target, lazy).await,
+            Request::Pull { image, options } => {
+                let engine = self.engine_for(&options)?;
+                let image = engine.resolve(&image).await?;
+                value(&engine.pull(&image, progress).await?)
+            }
+            Request::Images => {
+                let engine = self.engine();
+                blocking(move || value(&engine.images()?)).await
+            }
+            Request::Inspect { image, options } => {
+                let engine = self.engine_for(&options)?;
+                let image = engine.resolve(&image).await?;
+                blocking(move || value(&engine.inspect(&image)?)).await
+            }
+            Request::Remove { image } => value(&self.engine().remove(&image)?),
+            Request::Prune => {
+                let engine = self.engine();
+                blocking(move || value(&engine.prune()?)).await
+            }
+            Request::Status => {
+                let (engine, mounts, started) = (self.engine(), Arc::clone(&self.mounts), self.started);
+                blocking(move || value(&super::status::of_daemon(&engine, &mounts, started)?)).await
+            }
+            Request::Stats => {
+                let engine = self.engine();
+                value(&hoist_engine::Stats::of_client(engine.totals(), self.started.elapsed()))
+            }
+        }
+    }
+
+    async fn mount(
+        &self,
+        image: String,
+        wanted: Wanted,
+        options: Options,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Value> {
+        let engine = self.engine_for(&options)?;
+        let image = engine.resolve(&image).await?;
+        let served = self.mounts.mount(&engine, &image, wanted, progress).await?;
+        let intent = Intent {
+            target: served.target.clone(),
+            image: image.name.clone(),
+            manifest: image.digest,
+            options,
+        };
+        if let Err(error) = self.intents.add(intent) {
+            // It is mounted, and that is what was asked for.
+            tracing::error!("the mount on {} will not be restored: {error}", served.target.display());
+        }
+        tracing::info!(target = %served.target.display(), image = image.name, "mounted");
+        Ok(Value::Null)
+    }
+
+    async fn run(
+        &self,
+        session: &mut Session,
+        name: String,
+        remove: bool,
+        runtime: PathBuf,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Value> {
+        let Some((engine, image)) = &session.resolved else {
+            return Err(user("this connection has resolved no image"));
+        };
+        if session.running.is_some() {
+            return Err(user("this connection has a container already"));
+        }
+        let target = crate::container::image_of(engine.store().root(), &name)?;
+        let wanted = Wanted { target, purpose: Use::Run, container: Some(name.clone()), stats: None };
+        let served = self.mounts.mount(engine, image, wanted, progress).await?;
+        tracing::info!(container = name, image = image.name, "mounted");
+        session.running = Some(Running { served, name, remove, runtime });
+        Ok(Value::Null)
+    }
+
+    async fn unmount(&self, target: &Path, lazy: bool) -> anyhow::Result<Value> {
+        let Some(served) = self.mounts.get(target) else {
+            // A process of its own may serve it.
+            self.forget(target);
+            return Ok(Value::Bool(false));
+        };
+        super::mounts::unmount(target, lazy).await?;
+        self.forget(target);
+        if !lazy {
+            self.mounts.end(&served).await?;
+        }
+        Ok(Value::Bool(true))
+    }
+
+    /// The client that wanted a mount went away before it heard of it: it is not to be.
+    pub async fn withdraw(&self, target: &Path) {
+        if let Some(served) = self.mounts.get(target) {
+            tracing::warn!(target = %target.display(), "who asked for this mount is gone: unmounting it");
+            self.forget(target);
+            match super::mounts::unmount(target, false).await {
+                Ok(()) => drop(self.mounts.end(&served).await),
+                Err(error) => tracing::warn!("{error:#}"),
+            }
+        }
+    }
+
+    /// A mount is not to be any more.
+    pub fn forget(&self, target: &Path) {
+        if let Err(error) = self.intents.remove(target) {
+            tracing::error!("the mount on {} will come back at the next start: {error}", target.display());
+        }
+    }
+
+    /// Makes the mounts anew that it is to have and that are not there.
+    pub async fn restore(&self) {
+        for intent in self.intents.all() {
+            let target = intent.target.clone();
+            match self.restore_one(intent).await {
+                Ok(true) => tracing::info!(target = %target.display(), "mounted as before"),
+                Ok(false) => {}
+                Err(error) => tracing::error!(
+                    target = %target.display(),
+                    "a mount can't be restored, and is tried again at the next start: {error:#}"
+                ),
+            }
+        }
+    }
+
+    /// False where something is mounted already.
+    async fn restore_one(&self, intent: Intent) -> anyhow::Result<bool> {
+        if crate::mount_table::mounted_type(&intent.target)?.is_some() {
+            return Ok(false);
+        }
+        let engine = self.engine_for(&intent.options)?;
+        let Some(image) = engine.known(&intent.image, intent.manifest).await? else {
+            return Err(user(format!("{} is not in the store any more", intent.image)));
+        };
+        let wanted = Wanted { target: intent.target, purpose: Use::Look, container: None, stats: None };
+        self.mounts.mount(&engine, &image, wanted, &hoist_engine::progress::Silent).await?;
+        Ok(true)
+    }
+}
+
+/// A client may trust less than the daemon does, never more.
+fn stricter(a: TrustIndex, b: TrustIndex) -> TrustIndex {
+    let looseness = |trust| match trust {
+        TrustIndex::None => 0,
+        TrustIndex::Local => 1,
+        TrustIndex::Registry => 2,
+    };
+    if looseness(a) <= looseness(b) { a } else { b }
+}
+
+fn value<T: Serialize>(of: &T) -> anyhow::Result<Value> {
+    Ok(serde_json::to_value(of)?)
+}
+
+async fn blocking(work: impl FnOnce() -> anyhow::Result<Value> + Send + 'static) -> anyhow::Result<Value> {
+    tokio::task::spawn_blocking(work).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trust_is_never_widened() {
+        use TrustIndex::{Local, None, Registry};
+        for (daemon, client, got) in [
+            (Registry, Registry, Registry),
+            (Registry, None, None),
+            (Local, Registry, Local),
+            (None, Local, None),
+        ] {
+            assert_eq!(stricter(daemon, client), got);
+        }
+    }
+}

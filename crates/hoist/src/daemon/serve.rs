@@ -1,0 +1,285 @@
+//! `hoist daemon`: from its start to its end.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use hoist_engine::{Engine, Needs};
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+use rustix::process::Signal;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use super::connection::{self, Connection, Outcome};
+use super::metrics::{Endpoint, Source};
+use super::notify;
+use super::protocol::{Greeting, VERSION};
+use super::requests::{Daemon, Session};
+use super::settings::{MetricsAt, Settings};
+use super::socket::{self, Ownership};
+use crate::cli::{self, Global};
+use crate::failure::user;
+use crate::log::LogFilter;
+use crate::signals::Signals;
+
+/// Clients that are served at once; more wait for their turn.
+const CLIENTS: usize = 1024;
+
+/// Serves until told to end, by SIGTERM or SIGINT.
+///
+/// # Errors
+/// The configuration is wrong, there is a daemon already, or what it needs can't be had.
+pub fn run(global: &Global, options: &cli::Daemon) -> anyhow::Result<()> {
+    let settings = Settings::of(global, options.log_format)?;
+    let settings = match &options.config {
+        Some(file) => settings.read(file)?,
+        None => settings,
+    };
+    let log = crate::log::start(&settings.log, settings.log_format)?;
+    let runtime = crate::engine_glue::tokio_runtime()?;
+    let outcome = runtime.block_on(async {
+        let mut signals = Signals::catch().context("catching signals")?;
+        let engine = open(global, &settings)?;
+        // Nothing below is relative to the folder this was started in.
+        let config = options.config.as_deref().map(std::path::absolute).transpose()?;
+        std::env::set_current_dir("/")?;
+        let root = engine.store().root().to_owned();
+        let _ownership = Ownership::take(&root)?;
+        let path = socket::path(&root);
+        let listener = socket::listen(&path)?;
+        let at = settings.metrics.clone();
+        let restore = settings.restore;
+        let daemon = Arc::new(Daemon::new(engine, settings));
+        let metrics = Metrics::start(&daemon, at).await?;
+        let ending = Arc::<AtomicBool>::default();
+        tokio::spawn(watch(Arc::clone(&daemon), Arc::clone(&ending)));
+        if restore {
+            daemon.restore().await;
+        }
+        tokio::spawn(accept(listener, Arc::clone(&daemon)));
+        tracing::info!(root = %root.display(), socket = %path.display(), "ready");
+        notify::ready("serving");
+        let mut running = Running { global, options, config, daemon, log, metrics, ending };
+        running.until_told(&mut signals).await;
+        let _ = std::fs::remove_file(&path);
+        Ok(())
+    });
+    // Some threads may wait for what comes no more.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// As options, for a successor is told of them as options.
+fn open(global: &Global, settings: &Settings) -> anyhow::Result<Engine> {
+    let global = Global {
+        root: Some(settings.root.clone()),
+        trust_index: settings.trust_index,
+        platform: settings.platform.as_ref().map(ToString::to_string),
+        plain_http: settings.plain_http,
+        read_timeout: settings.read_timeout,
+        store_limit: settings.store_limit,
+        background: settings.background,
+        log: settings.log.clone(),
+        ..global.clone()
+    };
+    crate::engine_glue::open_with(&global, |config| config.certs_dirs.clone_from(&settings.certs_dirs))
+}
+
+/// The daemon between its start and its end.
+struct Running<'a> {
+    global: &'a Global,
+    options: &'a cli::Daemon,
+    config: Option<PathBuf>,
+    daemon: Arc<Daemon>,
+    log: LogFilter,
+    metrics: Metrics,
+    /// What goes now is not to be forgotten.
+    ending: Arc<AtomicBool>,
+}
+
+impl Running<'_> {
+    async fn until_told(&mut self, signals: &mut Signals) {
+        loop {
+            match signals.next().await {
+                Signal::HUP => {
+                    notify::reloading();
+                    match self.reload().await {
+                        Ok(()) => tracing::info!("the configuration was read again"),
+                        Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
+                    }
+                    notify::ready("serving");
+                }
+                signal @ (Signal::TERM | Signal::INT | Signal::QUIT) => {
+                    notify::stopping();
+                    tracing::info!(?signal, "asked to end");
+                    if self.end().await {
+                        return;
+                    }
+                    notify::ready("serving on: mounts are in use");
+                }
+                // As every process that serves mounts does.
+                Signal::USR2 => self.hand_over(),
+                _ => {}
+            }
+        }
+    }
+
+    /// What can be changed is; what can't is said. Wrong, it changes nothing.
+    async fn reload(&mut self) -> anyhow::Result<()> {
+        let file = self.config.as_deref().ok_or_else(|| user("the daemon was started without --config"))?;
+        let new = Settings::of(self.global, self.options.log_format)?.read(file)?;
+        let old = self.daemon.settings().clone();
+        self.log.change(&new.log)?;
+        if new.metrics != old.metrics {
+            self.metrics.change(&self.daemon, new.metrics.clone()).await?;
+        }
+        for key in old.fixed_that_differ(&new) {
+            tracing::warn!("a reload does not change {key}: it takes a restart");
+        }
+        let (root, log_format, read_timeout) = (old.root, old.log_format, old.read_timeout);
+        self.daemon.change(Settings { root, log_format, read_timeout, restore: old.restore, ..new });
+        Ok(())
+    }
+
+    /// Unmounts everything, if nothing is in use, for the next daemon to make it anew. What is in use goes on:
+    /// a successor takes all over, and with that this process ends. False if it has to stay.
+    async fn end(&self) -> bool {
+        let mounts = self.daemon.mounts.all();
+        let (used, unused): (Vec<_>, Vec<_>) =
+            mounts.iter().partition(|served| served.container.is_some() || is_in_use(&served.target));
+        for served in &used {
+            tracing::warn!(target = %served.target.display(), image = served.image, "in use");
+        }
+        self.ending.store(true, Ordering::Relaxed);
+        for served in unused {
+            if used.is_empty() && hoist_sys::fuse::unmount(&served.target, false).is_ok() {
+                let _ = self.daemon.mounts.end(served).await;
+            }
+        }
+        match self.daemon.mounts.all().iter().any(|served| served.needs == Needs::Server) {
+            true => {
+                tracing::warn!("handing the mounts over");
+                self.hand_over();
+                false
+            }
+            false => true,
+        }
+    }
+
+    /// Has a successor take all mounts; this process ends when that one is ready.
+    fn hand_over(&self) {
+        if let Err(error) = self.daemon.engine().upgrade() {
+            self.ending.store(false, Ordering::Relaxed);
+            tracing::error!("the mounts can't be handed over, serving on: {error}");
+        }
+    }
+}
+
+/// Whether anybody is in a mount. The first of two such calls does nothing but say so (umount2(2), MNT_EXPIRE).
+fn is_in_use(target: &Path) -> bool {
+    rustix::mount::unmount(target, UnmountFlags::EXPIRE | UnmountFlags::NOFOLLOW) == Err(Errno::BUSY)
+}
+
+/// The metrics' endpoint, where there is one.
+struct Metrics(Option<JoinHandle<()>>);
+
+impl Metrics {
+    async fn start(daemon: &Daemon, at: Option<MetricsAt>) -> anyhow::Result<Metrics> {
+        let Some(at) = at else { return Ok(Metrics(None)) };
+        let source = Source { engine: daemon.engine(), mounts: Arc::clone(&daemon.mounts) };
+        let endpoint = Endpoint::bind(&at).await?;
+        Ok(Metrics(Some(tokio::spawn(endpoint.serve(source)))))
+    }
+
+    /// The new one comes first: if it can't be had, the old one stays.
+    async fn change(&mut self, daemon: &Daemon, at: Option<MetricsAt>) -> anyhow::Result<()> {
+        let new = Metrics::start(daemon, at).await?;
+        if let Some(old) = std::mem::replace(self, new).0 {
+            old.abort();
+        }
+        Ok(())
+    }
+}
+
+/// A mount that somebody unmounts behind its back is not to come back.
+async fn watch(daemon: Arc<Daemon>, ending: Arc<AtomicBool>) {
+    let gone = |target: &Path| {
+        if !ending.load(Ordering::Relaxed) {
+            daemon.forget(target);
+        }
+    };
+    daemon.mounts.watch(gone).await;
+}
+
+async fn accept(listener: UnixListener, daemon: Arc<Daemon>) {
+    let slots = Arc::new(Semaphore::new(CLIENTS));
+    let greeting = Greeting {
+        protocol: VERSION,
+        version: connection::crate_version().to_owned(),
+        pid: std::process::id(),
+        mount_namespace: socket::mount_namespace().unwrap_or(0),
+    };
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (daemon, greeting) = (Arc::clone(&daemon), greeting.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = serve(stream, &greeting, &daemon).await {
+                        tracing::debug!("a client's connection ended: {error:#}");
+                    }
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                tracing::error!("accepting a client: {error}");
+                // Out of descriptors, most likely: some come back.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve(stream: UnixStream, greeting: &Greeting, daemon: &Arc<Daemon>) -> anyhow::Result<()> {
+    if let Err(uid) = socket::admit(&stream)? {
+        let own = rustix::process::geteuid().as_raw();
+        tracing::warn!(uid, "a client was refused: it is another user's");
+        let refusal = crate::failure::user_hint(
+            format!("this daemon serves root and user {own}, not user {uid}"),
+            "run it with sudo, or use a store of your own with --root",
+        );
+        Connection::refuse(stream, &refusal).await;
+        return Ok(());
+    }
+    let mut session = Session::default();
+    let outcome = converse(stream, greeting, daemon, &mut session).await;
+    if let Some(running) = session.running.take() {
+        running.bury(daemon.engine().store().root(), &daemon.mounts).await;
+    }
+    outcome
+}
+
+async fn converse(
+    stream: UnixStream,
+    greeting: &Greeting,
+    daemon: &Arc<Daemon>,
+    session: &mut Session,
+) -> anyhow::Result<()> {
+    let mut connection = Connection::open(stream, greeting).await?;
+    loop {
+        let Some(request) = connection.request(session.running.is_some()).await? else { return Ok(()) };
+        let target = request.mounts();
+        let (teller, relay) = connection::relay();
+        let work = daemon.handle(session, request, &teller);
+        if let Outcome::Gone = connection.answer(work, relay).await? {
+            if let Some(target) = target {
+                daemon.withdraw(&target).await;
+            }
+            return Ok(());
+        }
+    }
+}
