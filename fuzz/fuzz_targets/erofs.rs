@@ -44,6 +44,9 @@ fn check(mut image: Vec<u8>) {
     if let Some(compat) = image.get_mut(1024 + 8) {
         *compat &= !1;
     }
+    if let Ok(image) = Image::new(&image) {
+        let _ = image.owner_of(0, 0);
+    }
     let Ok(tree) = decode(&image) else { return };
     let devices = Image::new(&image).expect("it was just decoded").devices().to_vec();
     if let Ok(again) = encode(&tree, &devices) {

@@ -12,6 +12,7 @@ mod lazy;
 mod lost;
 mod resume;
 mod serve;
+mod slow;
 mod status;
 mod upkeep;
 mod verify;

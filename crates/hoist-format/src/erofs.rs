@@ -15,6 +15,7 @@ mod error;
 mod image;
 mod inode;
 mod layout;
+mod owner;
 mod place;
 mod superblock;
 mod walk;

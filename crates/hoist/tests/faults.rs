@@ -60,6 +60,12 @@ impl Case {
         let mount = node.mount(&self.image.name, &[]);
         let right = self.source.assert_right_or_failing(mount.root());
         assert!(right < FILES.len(), "{kind:?} had no effect");
+        // The log says which file it was.
+        process::wait_until("the log of a failed read", std::time::Duration::from_secs(20), || {
+            let logs = node.logs();
+            Ok(logs.contains("a read failed") && FILES.iter().any(|(file, _)| logs.contains(file)))
+        })
+        .unwrap();
         let other = Node::new();
         let said = other.fails(&["pull", &self.image.name]);
         assert!(said.contains(&self.layer), "{kind:?}: {said}");

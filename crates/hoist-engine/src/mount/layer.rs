@@ -14,6 +14,7 @@ use hoist_format::extent::BLOCK;
 use hoist_format::table::Table;
 use tokio::sync::{OnceCell, Semaphore};
 
+use super::slow::Names;
 use crate::counters::Counters;
 use crate::error::Error;
 use crate::fill::{FillCounts, FillError, LayerFill, Meter};
@@ -87,6 +88,7 @@ pub(crate) struct LazyLayer {
     table: Arc<TableSource>,
     data: File,
     data_size: u64,
+    names: Names,
     /// A descriptor whose writes raise no events, where `data`'s do.
     writer: OnceLock<Arc<File>>,
     known: Arc<Known>,
@@ -104,6 +106,7 @@ impl LazyLayer {
     pub fn open(
         table: Arc<TableSource>,
         data_size: u64,
+        names: Names,
         known: Arc<Known>,
         meter: Arc<Meter>,
         slots: Arc<Semaphore>,
@@ -114,6 +117,7 @@ impl LazyLayer {
             table,
             data,
             data_size,
+            names,
             writer: OnceLock::new(),
             known,
             meter,
@@ -135,6 +139,10 @@ impl LazyLayer {
     /// The sparse data file, opened before any mark was set on it.
     pub fn data(&self) -> &File {
         &self.data
+    }
+    /// What its files are called.
+    pub fn names(&self) -> &Names {
+        &self.names
     }
     /// Does it hold no file contents at all?
     pub fn is_empty(&self) -> bool {

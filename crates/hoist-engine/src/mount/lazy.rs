@@ -8,6 +8,7 @@ use std::sync::Arc;
 use hoist_format::erofs;
 
 use super::layer::{LazyLayer, MountedLayer, TableSource};
+use super::slow::Names;
 use super::{Layers, Use};
 use crate::config::Driver;
 use crate::engine::Engine;
@@ -53,13 +54,15 @@ impl Engine {
             Driver::ErofsFuse | Driver::Fuse => None,
         };
         let mut layers = Layers { all: Vec::new(), server: server.clone(), shown: false };
-        for (table, size) in tables.into_iter().zip(sizes) {
+        for (i, (table, size)) in tables.into_iter().zip(sizes).enumerate() {
             let layer = match self.whole_alike(&table).await? {
                 Some(data) => MountedLayer::Whole(data),
                 None => {
                     let known = Arc::clone(&self.known);
                     let (meter, slots) = (Arc::clone(&self.meter), Arc::clone(&self.slots));
-                    let layer = LazyLayer::open(table, size, known, meter, slots)?;
+                    // A tree has no more devices than fit.
+                    let names = Names { tree: tree.clone(), layer: i as u16 };
+                    let layer = LazyLayer::open(table, size, names, known, meter, slots)?;
                     MountedLayer::Lazy(match &server {
                         Some(server) => server.add(layer)?,
                         None => self.serving.share(layer)?,

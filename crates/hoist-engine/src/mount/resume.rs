@@ -10,6 +10,7 @@ use hoist_sys::presence::Snapshot;
 
 use super::layer::{LazyLayer, MountedLayer};
 use super::serve::Server;
+use super::slow::Names;
 use super::{Layers, Mount, Owners, Shown, fuse, guard, lost};
 use crate::config::Driver;
 use crate::engine::Engine;
@@ -182,7 +183,7 @@ impl Engine {
         if sizes.len() != expected.len() || record.data.len() != expected.len() {
             return Err(gone(format!("what it has of {} is not what was mounted", record.image)));
         }
-        for ((expected, size), data) in expected.into_iter().zip(sizes).zip(&record.data) {
+        for (i, ((expected, size), data)) in expected.into_iter().zip(sizes).zip(&record.data).enumerate() {
             let dir = self.store.layer(&expected.blob, Some(&index.digest));
             let state = dir.state();
             let whole = dir.file("data") != *data || (state.complete && state.verified);
@@ -198,7 +199,8 @@ impl Engine {
                 let table = Arc::new(self.table_source(&image, index, expected)?);
                 let known = Arc::clone(&self.known);
                 let (meter, slots) = (Arc::clone(&self.meter), Arc::clone(&self.slots));
-                let layer = LazyLayer::open(table, size, known, meter, slots)?;
+                let names = Names { tree: tree.clone(), layer: i as u16 };
+                let layer = LazyLayer::open(table, size, names, known, meter, slots)?;
                 MountedLayer::Lazy(match &layers.server {
                     Some(server) => server.add(layer)?,
                     None => self.serving.share(layer)?,

@@ -14,6 +14,7 @@ use hoist_sys::keeper::{Asked, FileId, Inheritance, Table as InWork};
 
 use super::guard::Guard;
 use super::layer::LazyLayer;
+use super::slow::SLOW;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::fill::FillError;
@@ -28,6 +29,8 @@ pub(crate) struct Server {
     files: Mutex<Files>,
     leases: Mutex<Vec<Arc<Lease>>>,
     timeout: Duration,
+    /// Of the registry client, for telling what a slow read took.
+    stats: Arc<crate::registry::Stats>,
     runtime: tokio::runtime::Handle,
     pub(super) guard: Guard,
     /// It has the group of a process before it.
@@ -71,6 +74,7 @@ impl Server {
             files: Mutex::default(),
             leases: Mutex::default(),
             timeout: engine.config.read_timeout,
+            stats: Arc::clone(&engine.stats),
             runtime: tokio::runtime::Handle::current(),
             guard: Guard::new(engine.store.clone(), engine.config.successor.clone()),
             resumed,
@@ -271,7 +275,7 @@ impl Server {
     }
 
     async fn fill(self: Arc<Self>, layer: Arc<LazyLayer>, asked: Asked) {
-        let since = Instant::now();
+        let (since, before) = (Instant::now(), self.stats.requests());
         let ((start, end), pid, bytes) = (asked.range(), asked.pid(), asked.count());
         let filled = self.fill_range(&layer, start, end, true).await;
         layer.counters().waited(bytes, since.elapsed(), filled.is_err());
@@ -280,10 +284,20 @@ impl Server {
                 answer(asked, Answer::Allow);
                 let waited = since.elapsed();
                 tracing::debug!(layer = %layer.dir().blob(), offset = start, bytes, pid, ?waited, "a read waited");
+                if waited >= SLOW {
+                    let requests = self.stats.requests() - before;
+                    tell(&layer, start, move |file| {
+                        let waited_ms = waited.as_millis() as u64;
+                        tracing::warn!(file, waited_ms, requests, bytes, pid, "a read was slow");
+                    });
+                }
             }
             Err(e) => {
                 answer(asked, Answer::Deny(e.errno()));
-                tracing::error!(layer = %layer.dir().blob(), offset = start, bytes, pid, "a read failed: {e}");
+                let (blob, waited_ms) = (*layer.dir().blob(), since.elapsed().as_millis() as u64);
+                tell(&layer, start, move |file| {
+                    tracing::error!(layer = %blob, file, waited_ms, bytes, pid, "a read failed: {e}");
+                });
             }
         }
     }
@@ -356,6 +370,12 @@ fn is_here(layer: &LazyLayer, asked: &Asked) -> bool {
         fill.note_read(start, end);
     }
     here.is_some()
+}
+
+/// Finds out what the file is called, beside everything else, and tells.
+fn tell(layer: &LazyLayer, offset: u64, tell: impl FnOnce(String) + Send + 'static) {
+    let names = layer.names().clone();
+    tokio::task::spawn_blocking(move || tell(names.of(offset)));
 }
 
 fn answer(asked: Asked, answer: Answer) {

@@ -46,7 +46,17 @@ fn every_path_is_found_in_place() {
         );
         match (node.kind, &inode.kind) {
             (NodeKind::File(_), Kind::File { size: 0, .. }) => assert_eq!(node.size, 0),
-            (NodeKind::File(at), Kind::File { size, data }) => assert_eq!((at, node.size), (*data, *size)),
+            (NodeKind::File(at), Kind::File { size, data }) => {
+                assert_eq!((at, node.size), (*data, *size));
+                for byte in [0, size / 2, size - 1] {
+                    // Some files of this tree share their bytes.
+                    let owner = image.owner_of(at.layer, at.offset + byte).unwrap().unwrap();
+                    let owner = image.inode(image.lookup(&owner).unwrap().unwrap()).unwrap();
+                    let NodeKind::File(has) = owner.kind else { panic!("{owner:?}") };
+                    let range = has.offset..has.offset + owner.size;
+                    assert!(has.layer == at.layer && range.contains(&(at.offset + byte)));
+                }
+            }
             (NodeKind::Symlink(target), Kind::Symlink(t)) => assert_eq!(target, &**t),
             (NodeKind::Dir, Kind::Dir(_)) => {
                 let id = tree.lookup(&path).unwrap();
