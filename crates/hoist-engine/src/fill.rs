@@ -26,6 +26,7 @@ use crate::error::Error;
 use crate::registry::{ImageSource, RegistryError};
 use crate::store::{Known, LayerDir, LayerState};
 
+pub(crate) use here::Here;
 pub use plan::Meter;
 use plan::Pace;
 

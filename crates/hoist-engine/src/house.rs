@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::config::Trust;
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::fill::Here;
 use crate::image::Image;
 use crate::oci::{Manifest, codec_of};
 use crate::store::LayerDir;
@@ -131,10 +132,11 @@ impl Engine {
                 _ => None,
             };
             let present = table.map(|t| {
-                let bits = dir.load_presence(t.extents.extents.len());
+                // A table has fewer extents than 2^32.
+                let here = Here::of(&dir, &state, t.extents.extents.len() as u32);
                 let all = t.extents.extents.iter();
-                let here = |i: usize| state.complete || bits[i / 8] >> (i % 8) & 1 == 1;
-                let sum = all.clone().enumerate().filter(|(i, _)| here(*i)).map(|(_, e)| e.len).sum();
+                let sum =
+                    all.clone().enumerate().filter(|(i, _)| here.has(*i as u32)).map(|(_, e)| e.len).sum();
                 (sum, all.map(|e| e.len).sum())
             });
             layers.push(LayerInspection {

@@ -102,6 +102,7 @@ impl Engine {
         let index = self.find_index(&digest, &source);
         let (config, index) = tokio::join!(config, index);
         let config = config?;
+        self.warn_of_platform(name, &config);
         self.store.image(&digest).save(&bytes, &config)?;
         let pinned = self.store.lookup(name).is_some_and(|record| record.pinned);
         self.store.remember(&RefRecord { name: name.to_owned(), manifest: digest, pinned })?;
@@ -116,6 +117,16 @@ impl Engine {
             false => asking.await,
         }
         .map_err(Unasked::Failed)
+    }
+
+    /// An image of one platform alone is taken as it is; that it is another's is said, not refused: it may
+    /// be for an emulator, or only to be looked at.
+    fn warn_of_platform(&self, name: &str, config: &[u8]) {
+        let Ok(config) = serde_json::from_slice::<ImageConfig>(config) else { return };
+        let wanted = &self.config.platform;
+        if !config.architecture.is_empty() && config.architecture != wanted.architecture {
+            tracing::warn!(image = name, "it is for {}/{}, not for {wanted}", config.os, config.architecture);
+        }
     }
 
     /// The index to use: the one kept here, else one that is found beside the image now.

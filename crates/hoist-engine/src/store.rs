@@ -28,6 +28,8 @@ pub use mounts::{MountRecord, Servers};
 pub use record::{ImageDir, RefRecord};
 
 const VERSION: &str = "hoist store 1\n";
+/// What a new store has.
+const FOLDERS: [&str; 4] = ["images", "layers", "refs", "distrusted"];
 
 /// The store's root folder.
 #[derive(Debug, Clone)]
@@ -36,7 +38,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store, or makes one in an absent or empty folder.
+    /// Opens the store, or makes one in an absent or empty folder. A folder of anything else is refused:
+    /// what is not ours must never be pruned.
     pub fn open(root: &Path) -> Result<Self, Error> {
         use std::os::unix::fs::DirBuilderExt;
         fs::DirBuilder::new()
@@ -57,7 +60,15 @@ impl Store {
                 });
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                for dir in ["images", "layers", "refs", "distrusted"] {
+                if let Some(foreign) = first_foreign(&root)? {
+                    return Err(Error::Store {
+                        why: format!(
+                            "is no store of hoist's: it has {foreign:?} in it; name an empty or new folder with --root"
+                        ),
+                        path: root,
+                    });
+                }
+                for dir in FOLDERS {
                     let dir = root.join(dir);
                     fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
                 }
@@ -123,6 +134,22 @@ impl Store {
     }
 }
 
+/// What in a folder without a version keeps it from becoming a store. Empty folders of ours do not: whoever
+/// made them may have been killed before writing the version.
+fn first_foreign(root: &Path) -> Result<Option<std::ffi::OsString>, Error> {
+    let list = |dir: &Path| fs::read_dir(dir).map_err(Error::io("list", dir));
+    for entry in list(root)?.flatten() {
+        let name = entry.file_name();
+        let ours = FOLDERS.iter().any(|folder| name == *folder) && list(&entry.path())?.next().is_none();
+        // The version itself, as it was being written.
+        let unfinished = name.to_string_lossy().starts_with(".tmp");
+        if !ours && !unfinished && name != "log" {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
 /// The names in a folder that are UTF-8; ours all are.
 fn names(dir: &Path) -> Result<Vec<String>, Error> {
     let entries = fs::read_dir(dir).map_err(Error::io("list", dir))?;
@@ -157,4 +184,29 @@ pub(crate) fn write_durable(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// Makes the names in a folder outlive a power cut.
 pub(crate) fn sync_dir(dir: &Path) -> Result<(), Error> {
     fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_of_anything_else_is_no_store() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["layers/cake", "holiday.jpg"] {
+            let root = dir.path().join(name.replace('/', "-"));
+            let foreign = root.join(name);
+            fs::create_dir_all(foreign.parent().unwrap()).unwrap();
+            fs::write(&foreign, "mine").unwrap();
+            let said = Store::open(&root).unwrap_err().to_string();
+            assert!(said.contains("no store of hoist's") && said.contains("--root"), "{said}");
+            assert_eq!(fs::read_to_string(foreign).unwrap(), "mine");
+            assert!(!root.join("version").exists() && !root.join("refs").exists());
+        }
+        // Begun and not finished.
+        let root = dir.path().join("begun");
+        fs::create_dir_all(root.join("layers")).unwrap();
+        Store::open(&root).unwrap();
+        Store::open(&root).unwrap();
+    }
 }

@@ -6,6 +6,19 @@ use std::path::Path;
 use anyhow::Context;
 use serde::Serialize;
 
+/// Says before the work what would only fail after it.
+pub fn check(path: Option<&Path>) -> anyhow::Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !path.exists() && !dir.is_dir() {
+        return Err(crate::failure::user_hint(
+            format!("can't write statistics to {}: there is no folder {}", path.display(), dir.display()),
+            format!("make it first: mkdir -p {}", dir.display()),
+        ));
+    }
+    Ok(())
+}
+
 /// Writes `stats` to `path`.
 pub fn write<T: Serialize>(path: &Path, stats: &T) -> anyhow::Result<()> {
     let mut text = serde_json::to_vec_pretty(stats)?;

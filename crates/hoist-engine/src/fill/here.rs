@@ -15,7 +15,7 @@ use std::time::Duration;
 use hoist_sys::shm::SharedBits;
 
 use super::LayerFill;
-use crate::store::{LayerDir, Place};
+use crate::store::{LayerDir, LayerState, Place};
 
 /// A layer that another process serves is read through that process's answers: if it hangs, a reader of
 /// ours shall not.
@@ -90,8 +90,8 @@ struct Holder {
     here: Here,
 }
 
-/// Which of its extents are readable.
-enum Here {
+/// Which of a layer's extents are readable.
+pub(crate) enum Here {
     All,
     /// What this boot's processes share.
     Live(SharedBits),
@@ -107,16 +107,27 @@ impl Holder {
             return None;
         }
         let data = File::open(dir.file("data")).ok()?;
-        let here = match SharedBits::open_existing(&dir.file("live"), u64::from(extents)) {
-            _ if state.complete => Here::All,
-            Ok(Some(live)) => Here::Live(live),
-            _ => Here::Durable(dir.load_presence(extents as usize)),
-        };
-        Some(Holder { data, here })
+        Some(Holder { data, here: Here::of(&dir, &state, extents) })
     }
 
     fn has(&self, extent: u32) -> bool {
-        match &self.here {
+        self.here.has(extent)
+    }
+}
+
+impl Here {
+    /// What a layer of so many extents has.
+    pub fn of(dir: &LayerDir, state: &LayerState, extents: u32) -> Here {
+        match SharedBits::open_existing(&dir.file("live"), u64::from(extents)) {
+            _ if state.complete => Here::All,
+            Ok(Some(live)) => Here::Live(live),
+            _ => Here::Durable(dir.load_presence(extents as usize)),
+        }
+    }
+
+    /// Is this extent readable?
+    pub fn has(&self, extent: u32) -> bool {
+        match self {
             Here::All => true,
             Here::Live(bits) => bits.get(u64::from(extent)),
             Here::Durable(bits) => bits.get(extent as usize / 8).is_some_and(|b| b >> (extent % 8) & 1 == 1),

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use hoist_engine::store::Store;
 use hoist_engine::{Progress, Use};
 
 use crate::background::{self, Reporter};
@@ -13,8 +14,9 @@ use crate::printer::Printer;
 use crate::signals::{Signals, interrupted};
 
 pub(super) fn run(global: &Global, options: &Mount) -> anyhow::Result<()> {
+    crate::stats_file::check(options.stats.path.as_deref())?;
     if !options.foreground {
-        let target = free_target(&options.target)?;
+        let target = free_target(global, &options.target)?;
         if by_daemon(global, options, &target)? {
             return Ok(());
         }
@@ -47,8 +49,8 @@ fn by_daemon(global: &Global, options: &Mount, target: &Path) -> anyhow::Result<
     done
 }
 
-/// The mount point's canonical path.
-pub(crate) fn free_target(target: &Path) -> anyhow::Result<PathBuf> {
+/// The mount point's canonical path. Opens the store: what is none is to be told before a log is made in it.
+pub(crate) fn free_target(global: &Global, target: &Path) -> anyhow::Result<PathBuf> {
     let path = target.canonicalize().map_err(|error| {
         user_hint(
             format!("can't mount on {}: {error}", target.display()),
@@ -57,6 +59,13 @@ pub(crate) fn free_target(target: &Path) -> anyhow::Result<PathBuf> {
     })?;
     if !path.is_dir() {
         return Err(user(format!("can't mount on {}: it is no folder", path.display())));
+    }
+    let store = Store::open(&global.root()?)?;
+    if store.root().starts_with(&path) {
+        return Err(user_hint(
+            format!("{} has the store in it, which a mount there would hide", path.display()),
+            "choose another folder",
+        ));
     }
     if let Some(kind) = mounted_type(&path)? {
         return Err(user_hint(
@@ -73,7 +82,7 @@ async fn serve(
     progress: &dyn Progress,
     reporter: Option<&Reporter>,
 ) -> anyhow::Result<()> {
-    let target = free_target(&options.target)?;
+    let target = free_target(global, &options.target)?;
     let stats_path = options.stats.path.as_deref().map(std::path::absolute).transpose()?;
     let mut signals = Signals::catch().context("catching signals")?;
     let parent_gone = async {

@@ -8,6 +8,7 @@ use crate::signals::{Signals, interrupted};
 use crate::worker::Worker;
 
 pub(super) fn run(global: &Global, options: &Pull) -> anyhow::Result<()> {
+    crate::stats_file::check(options.stats.path.as_deref())?;
     let printer = Printer::new();
     let pulled = crate::engine_glue::tokio_runtime()?.block_on(async {
         let mut signals = Signals::catch()?;

@@ -52,6 +52,7 @@ pub(super) fn run(global: &Global, options: &Run) -> anyhow::Result<u8> {
             "leave out -t; -i alone passes input on",
         ));
     }
+    crate::stats_file::check(options.stats.path.as_deref())?;
     let cwd = std::env::current_dir().context("finding the current folder")?;
     let volumes =
         options.volume.iter().map(|option| volume::parse(option, &cwd)).collect::<Result<_, _>>()?;
