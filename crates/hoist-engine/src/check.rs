@@ -54,7 +54,7 @@ impl Engine {
             if own.state().complete { own } else { self.store.layer(blob, Some(index)) }
         })?;
         if theirs == own {
-            return Ok(());
+            return dir.save_judged(index);
         }
         let why = format!("index {index} lied: its tree is not that of image {}", image.digest);
         for layer in &image.manifest.layers {

@@ -414,6 +414,48 @@ impl LayerFill {
         self.native.load(Ordering::Acquire)
     }
 
+    /// Holds every extent that stands in the data file against the table. What is not what it should be is
+    /// not readable from then on, and fetched again.
+    ///
+    /// # Errors
+    /// As [`LayerFill::fill`].
+    pub async fn mend(self: &Arc<Self>) -> Result<(), FillError> {
+        let this = Arc::clone(self);
+        let looked = tokio::task::spawn_blocking(move || this.find_bad()).await;
+        let bad = looked.unwrap_or_else(|e| Err(std::io::Error::other(e.to_string())));
+        let bad = bad.map_err(|e| FillError::Store(Arc::new(e)))?;
+        if !bad.is_empty() {
+            tracing::error!(
+                layer = %self.dir.blob(),
+                extents = bad.len(),
+                "the data file had not what was verified when it was written: fetching it again"
+            );
+        }
+        bad.iter().for_each(|&i| self.live.clear(i as u64));
+        for i in bad {
+            let extent = &self.table.extents.extents[i];
+            self.fill(extent.data_offset, extent.data_offset + extent.len).await?;
+        }
+        Ok(())
+    }
+
+    fn find_bad(&self) -> std::io::Result<Vec<usize>> {
+        use std::os::unix::fs::FileExt;
+        let mut bad = Vec::new();
+        let mut bytes = Vec::new();
+        for (i, extent) in self.table.extents.extents.iter().enumerate() {
+            if !self.live.get(i as u64) {
+                continue;
+            }
+            bytes.resize(extent.len as usize, 0);
+            self.data.read_exact_at(&mut bytes, extent.data_offset)?;
+            if *blake3::hash(&bytes).as_bytes() != extent.digest {
+                bad.push(i);
+            }
+        }
+        Ok(bad)
+    }
+
     /// The layer is complete and verified: the kept blob is not needed any more, and its readers
     /// go past us from now on.
     pub fn become_native(&self) -> Result<(), Error> {

@@ -19,6 +19,7 @@ mod verify;
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -94,6 +95,15 @@ impl Layers {
         let path = |l: &MountedLayer| match l {
             MountedLayer::Whole(path) => path.clone(),
             MountedLayer::Lazy(layer) => layer.dir().file("data"),
+        };
+        self.all.iter().map(path).collect()
+    }
+
+    /// The same as this process has them open: a path may be another file's by now.
+    fn opened(&self) -> Vec<PathBuf> {
+        let path = |l: &MountedLayer| match l {
+            MountedLayer::Whole(path) => path.clone(),
+            MountedLayer::Lazy(layer) => format!("/proc/self/fd/{}", layer.data().as_raw_fd()).into(),
         };
         self.all.iter().map(path).collect()
     }
@@ -192,8 +202,20 @@ impl Engine {
         let mut choosing = self.store.choosing()?;
         let own = self.has_own_layout(&image.digest);
         let index = image.index.as_ref().filter(|_| self.config.trust == Trust::Registry && !own);
-        let (tree, mut layers) = match index {
-            Some(index) => self.lazy(image, index, purpose, driver).await?,
+        let lazy = match index {
+            Some(index) => match self.lazy(image, index, purpose, driver).await {
+                // Just found to be bad: that counts as none.
+                Err(e) if self.store.distrusted(&index.digest).is_some() => {
+                    tracing::warn!("the published index is not used: {e}");
+                    None
+                }
+                lazy => Some(lazy?),
+            },
+            None => None,
+        };
+        let index = index.filter(|_| lazy.is_some());
+        let (tree, mut layers) = match lazy {
+            Some(lazy) => lazy,
             None => {
                 if !own {
                     progress.note(&format!("{} has no trusted index: fetching all of it first", image.name));
@@ -246,7 +268,7 @@ impl Engine {
             }
             _ => {
                 let _alone = self.serving.mounting.lock().unwrap_or_else(PoisonError::into_inner);
-                show(&tree, guarded.as_ref(), &mut record, &lease).map(|()| None)
+                show((&tree, &layers), guarded.as_ref(), &mut record, &lease).map(|()| None)
             }
         };
         let served = match shown {
@@ -314,7 +336,7 @@ impl Engine {
 
 /// Mounts what is recorded: guarded first, so that there is no instant in which a hole could be read.
 fn show(
-    tree: &Path,
+    (tree, layers): (&Path, &Layers),
     server: Option<&Arc<Server>>,
     record: &mut MountRecord,
     lease: &Arc<Lease>,
@@ -326,7 +348,8 @@ fn show(
         let mount = Guarded { id: &record.id, lease: lease.as_fd(), by: By::Group(&presence) };
         server.guard.add(server, &mount).map_err(text)?;
     }
-    let devices: Vec<&Path> = record.data.iter().map(PathBuf::as_path).collect();
+    let devices = layers.opened();
+    let devices: Vec<&Path> = devices.iter().map(PathBuf::as_path).collect();
     // In this very process reads of absent data would wait for the thread that asks: mount(2) itself
     // reads metadata only, which is whole.
     sys::erofs(tree, &devices, &record.target).map_err(|e| e.to_string())?;

@@ -98,6 +98,11 @@ impl SharedBits {
         self.word(i).load(Ordering::Acquire) >> (i % 64) & 1 == 1
     }
 
+    /// Clears bit `i`.
+    pub fn clear(&self, i: u64) {
+        self.word(i).fetch_and(!(1 << (i % 64)), Ordering::AcqRel);
+    }
+
     /// Sets bit `i`; true if it was clear.
     pub fn set(&self, i: u64) -> bool {
         self.word(i).fetch_or(1 << (i % 64), Ordering::AcqRel) >> (i % 64) & 1 == 0

@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use crate::cli::{Cli, Command};
 
-pub(crate) use mount::free_target;
+pub(crate) use mount::free_from;
 pub(crate) use unmount::unmount as unmount_target;
 
 /// Does what the command line says; returns the exit code.

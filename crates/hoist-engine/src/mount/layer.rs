@@ -21,7 +21,7 @@ use crate::fill::{FillCounts, FillError, LayerFill, Meter};
 use crate::ingest::Expected;
 use crate::oci::Descriptor;
 use crate::registry::ImageSource;
-use crate::store::{Known, LayerDir};
+use crate::store::{Known, LayerDir, Store};
 
 /// See the module.
 #[derive(Clone)]
@@ -34,6 +34,7 @@ pub(crate) enum MountedLayer {
 
 /// The table of a layer as an index gives it: in the store, or in the registry.
 pub(crate) struct TableSource {
+    store: Store,
     pub dir: LayerDir,
     pub index: Digest,
     pub expected: Expected,
@@ -45,19 +46,21 @@ pub(crate) struct TableSource {
 
 impl TableSource {
     pub fn new(
+        store: Store,
         dir: LayerDir,
         index: Digest,
         expected: Expected,
         (table, windows): (Descriptor, Option<Descriptor>),
         source: ImageSource,
     ) -> Self {
-        Self { dir, index, expected, table, windows, source, bytes: OnceCell::new() }
+        Self { store, dir, index, expected, table, windows, source, bytes: OnceCell::new() }
     }
 
     /// The stored or published table, not decoded; fetched at most once at a time.
     pub async fn bytes(&self) -> Result<&[u8], Error> {
         let bytes = self.bytes.get_or_try_init(|| async {
-            if let Some(bytes) = self.dir.table_bytes() {
+            // What stands here may have been damaged since: that accuses no index.
+            if let Some(bytes) = self.dir.table_bytes().filter(|b| Digest::of(b) == self.table.digest) {
                 return Ok(bytes);
             }
             let fetched = self.source.blob(&self.table.digest, Some(self.table.size)).await?;
@@ -69,7 +72,14 @@ impl TableSource {
 
     /// The table, checked; `data_size` is what the index's tree says of the data file.
     async fn decode(&self, data_size: u64) -> Result<Table, Error> {
-        let bad = |why: String| Error::image("published index", self.index, why);
+        // Its bytes are what the index names: the index itself is no good, now and ever.
+        let bad = |why: String| {
+            let error = Error::image("published index", self.index, why);
+            if let Err(e) = self.store.distrust(&self.index, &error.to_string()) {
+                tracing::warn!("remembering that an index is bad: {e}");
+            }
+            error
+        };
         let bytes = self.bytes().await?;
         let table = Table::decode(bytes).map_err(|e| bad(e.to_string()))?;
         if table.spans.blob_size != self.expected.size || table.spans.codec != self.expected.codec {
@@ -112,7 +122,7 @@ impl LazyLayer {
         slots: Arc<Semaphore>,
     ) -> Result<Self, Error> {
         table.dir.create()?;
-        let data = table.dir.open_sparse("data", data_size.max(BLOCK))?;
+        let data = table.dir.open_data(data_size.max(BLOCK))?;
         Ok(Self {
             table,
             data,

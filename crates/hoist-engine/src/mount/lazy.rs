@@ -55,7 +55,7 @@ impl Engine {
         };
         let mut layers = Layers { all: Vec::new(), server: server.clone(), shown: false };
         for (i, (table, size)) in tables.into_iter().zip(sizes).enumerate() {
-            let layer = match self.whole_alike(&table).await? {
+            let layer = match self.whole_alike(&table, size).await? {
                 Some(data) => MountedLayer::Whole(data),
                 None => {
                     let known = Arc::clone(&self.known);
@@ -87,19 +87,26 @@ impl Engine {
         let dir = self.store.layer(&expected.blob, Some(&index.digest));
         match dir.state().lied {
             Some(why) => Err(bad(why)),
-            None => Ok(TableSource::new(dir, index.digest, expected, parts, image.source.clone())),
+            None => Ok(TableSource::new(
+                self.store.clone(),
+                dir,
+                index.digest,
+                expected,
+                parts,
+                image.source.clone(),
+            )),
         }
     }
 
     /// The data file of a layer that is here whole and laid out as the index says, if there is one: of
     /// an earlier mount, or of another image that was pulled.
-    async fn whole_alike(&self, table: &TableSource) -> Result<Option<PathBuf>, Error> {
+    async fn whole_alike(&self, table: &TableSource, size: u64) -> Result<Option<PathBuf>, Error> {
         let state = table.dir.state();
-        if state.complete && state.verified {
+        if state.complete && state.verified && table.dir.has_data(size) {
             return Ok(Some(table.dir.file("data")));
         }
         let own = self.store.layer(&table.expected.blob, None);
-        if !own.state().complete {
+        if !own.state().complete || !own.has_data(size) {
             return Ok(None);
         }
         let Some(ours) = own.table_bytes() else { return Ok(None) };
@@ -115,7 +122,14 @@ impl Engine {
     ) -> Result<(PathBuf, Vec<u64>), Error> {
         let dir = self.store.image(&image.digest);
         let path = dir.tree_path(Some(&index.digest));
-        let bad = |e: &dyn std::fmt::Display| Error::image("published index", index.digest, e.to_string());
+        // Said of bytes that are what the index names: the index itself is no good, now and ever.
+        let bad = |e: &dyn std::fmt::Display| {
+            let error = Error::image("published index", index.digest, e.to_string());
+            if let Err(e) = self.store.distrust(&index.digest, &error.to_string()) {
+                tracing::warn!("remembering that an index is bad: {e}");
+            }
+            error
+        };
         if path.exists() {
             // Superblock and device table stand at the start: no need to read names and attributes.
             let most = 8192 + DEVICE_SLOT * image.manifest.layers.len() as u64;

@@ -26,10 +26,12 @@ pub(super) async fn when_whole(
     image: Image,
     index: Digest,
 ) {
-    let mut left = layers;
-    if left.is_empty() {
+    let tree = engine.store.image(&image.digest);
+    if tree.is_judged(&index) {
         return;
     }
+    // All may be whole already, by other images or an earlier filler: then the tree is still to be judged.
+    let mut left = layers;
     let mut all_checked = true;
     let mut tick = tokio::time::interval(LOOK_EVERY);
     while !left.is_empty() {
@@ -109,6 +111,11 @@ async fn judge(
     }
     engine.judge(index, layer.dir(), lie.as_deref())?;
     if lie.is_none() {
+        // The verdict was on the blob: what readers get is what stands in the data file.
+        fill.mend().await.map_err(|e| Error::Store {
+            path: layer.dir().file("data"),
+            why: format!("has not what was verified, and it can't be fetched again: {e}"),
+        })?;
         let native = tokio::task::spawn_blocking(move || fill.become_native()).await;
         native.map_err(|e| Error::Internal(e.to_string()))??;
         pass_by(layer);

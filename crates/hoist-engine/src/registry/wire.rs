@@ -199,13 +199,33 @@ fn words(body: &[u8]) -> Option<String> {
     }
     let errors: Errors = serde_json::from_slice(body).ok()?;
     let texts = errors.errors.iter().take(3).map(|entry| format!("{} {}", entry.code, entry.message));
-    let text = texts.collect::<Vec<_>>().join("; ");
+    let text = redacted(&texts.collect::<Vec<_>>().join("; "));
     Some(text.chars().filter(|c| !c.is_control()).take(300).collect())
+}
+
+/// A server may say what it was sent: no credential of ours goes on to a terminal or log.
+fn redacted(text: &str) -> String {
+    let mut secret = false;
+    let words = text.split(' ').map(|word| {
+        let told = if secret { "***" } else { word };
+        secret = ["basic", "bearer"].iter().any(|scheme| {
+            word.trim_matches(|c: char| !c.is_ascii_alphanumeric()).eq_ignore_ascii_case(scheme)
+        });
+        told
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_server_echoes_of_credentials_is_not_said() {
+        let said =
+            words(br#"{"errors":[{"code":"DENIED","message":"you sent 'Basic dTpw' and Bearer abc"}]}"#);
+        assert_eq!(said.unwrap(), "DENIED you sent 'Basic *** and Bearer ***");
+    }
 
     #[test]
     fn retry_after_in_seconds_and_as_a_date() {

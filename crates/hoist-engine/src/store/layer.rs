@@ -83,6 +83,27 @@ impl LayerDir {
         self.create()?;
         write_atomic(&self.file(name), bytes)
     }
+    /// Opens the data file, making it if absent. One that is missing or short has not what the maps of it say:
+    /// they go first, so that whoever is killed in between leaves nothing that a hole could pass for.
+    pub fn open_data(&self, size: u64) -> Result<File, Error> {
+        if !self.has_data(size) {
+            for name in ["live", "present"] {
+                let path = self.file(name);
+                match fs::remove_file(&path) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(Error::io("remove", &path)(e));
+                    }
+                    _ => {}
+                }
+            }
+            super::sync_dir(&self.path)?;
+        }
+        self.open_sparse("data", size)
+    }
+    /// Is there a data file of at least this size?
+    pub fn has_data(&self, size: u64) -> bool {
+        fs::metadata(self.file("data")).is_ok_and(|meta| meta.len() >= size)
+    }
     /// Opens (making it if absent) a sparse file of the layer, of at least `size` bytes.
     pub fn open_sparse(&self, name: &str, size: u64) -> Result<File, Error> {
         let path = self.file(name);

@@ -54,6 +54,14 @@ impl ImageDir {
         super::write_if_new(&self.path.join("config.json"), config)?;
         super::write_if_new(&self.path.join("manifest.json"), manifest)
     }
+    /// Was the tree of this index found to be the image's own?
+    pub fn is_judged(&self, index: &Digest) -> bool {
+        self.tree_path(Some(index)).with_extension("judged").exists()
+    }
+    /// Remembers that it was.
+    pub fn save_judged(&self, index: &Digest) -> Result<(), Error> {
+        write_atomic(&self.tree_path(Some(index)).with_extension("judged"), b"")
+    }
     /// Keeps a merged tree.
     pub fn save_tree(&self, index: Option<&Digest>, erofs: &[u8]) -> Result<PathBuf, Error> {
         fs::create_dir_all(&self.path).map_err(Error::io("create", &self.path))?;

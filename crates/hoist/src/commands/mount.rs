@@ -50,7 +50,13 @@ fn by_daemon(global: &Global, options: &Mount, target: &Path) -> anyhow::Result<
 }
 
 /// The mount point's canonical path. Opens the store: what is none is to be told before a log is made in it.
-pub(crate) fn free_target(global: &Global, target: &Path) -> anyhow::Result<PathBuf> {
+fn free_target(global: &Global, target: &Path) -> anyhow::Result<PathBuf> {
+    let store = Store::open(&global.root()?)?;
+    free_from(store.root(), target)
+}
+
+/// The same for the store at `root`.
+pub(crate) fn free_from(root: &Path, target: &Path) -> anyhow::Result<PathBuf> {
     let path = target.canonicalize().map_err(|error| {
         user_hint(
             format!("can't mount on {}: {error}", target.display()),
@@ -60,8 +66,7 @@ pub(crate) fn free_target(global: &Global, target: &Path) -> anyhow::Result<Path
     if !path.is_dir() {
         return Err(user(format!("can't mount on {}: it is no folder", path.display())));
     }
-    let store = Store::open(&global.root()?)?;
-    if store.root().starts_with(&path) {
+    if root.starts_with(&path) {
         return Err(user_hint(
             format!("{} has the store in it, which a mount there would hide", path.display()),
             "choose another folder",

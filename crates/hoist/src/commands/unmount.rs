@@ -9,6 +9,9 @@ use crate::cli::{Global, Unmount};
 use crate::failure::{user, user_hint};
 use crate::mount_table::mounted_type;
 
+/// After this long a wait is explained.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+
 pub(super) fn run(global: &Global, options: &Unmount) -> anyhow::Result<()> {
     let target = canonical(&options.target)?;
     if super::block_on(crate::worker::unmount(global, &target, options.lazy))? {
@@ -27,7 +30,21 @@ pub(super) fn run(global: &Global, options: &Unmount) -> anyhow::Result<()> {
         unmount(&target, options.lazy)?;
     }
     if !options.lazy {
-        engine.store().wait_for_end(&record.id).context("waiting for the process that served the mount")?;
+        let (ended, waiting) = std::sync::mpsc::channel::<()>();
+        let said = target.clone();
+        let teller = std::thread::spawn(move || {
+            use std::sync::mpsc::RecvTimeoutError;
+            if waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                eprintln!(
+                    "{} is unmounted here, but another mount namespace still has it: it is served until that one lets go (interrupt this to wait no longer)",
+                    said.display()
+                );
+            }
+        });
+        let waited = engine.store().wait_for_end(&record.id);
+        drop(ended);
+        let _ = teller.join();
+        waited.context("waiting for the process that served the mount")?;
     }
     Ok(())
 }

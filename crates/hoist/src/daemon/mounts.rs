@@ -114,7 +114,7 @@ impl Mounts {
         wanted: Wanted,
         progress: &dyn Progress,
     ) -> anyhow::Result<Arc<Served>> {
-        let target = crate::commands::free_target(&wanted.target)?;
+        let target = crate::commands::free_from(engine.store().root(), &wanted.target)?;
         let place = Place::reserve(self, &target)?;
         let mount = engine.mount(image, &target, wanted.purpose, progress).await?;
         let served = Arc::new(Served {
