@@ -34,8 +34,7 @@ impl LayerFill {
         let queued = asked.elapsed();
         let attempted = self.attempt(spans.clone()).await;
         let took = asked.elapsed();
-        let bytes =
-            self.table.spans.blob_range(spans.end - 1).end - self.table.spans.blob_range(spans.start).start;
+        let bytes = whole.end - whole.start;
         tracing::debug!(layer = %self.dir.blob(), ?spans, bytes, ?queued, ?took, "a job ended");
         match attempted {
             Err(FillError::Corrupt(why)) => {

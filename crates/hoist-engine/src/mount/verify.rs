@@ -26,11 +26,6 @@ pub(super) async fn when_whole(
     image: Image,
     index: Digest,
 ) {
-    let tree = engine.store.image(&image.digest);
-    if tree.is_judged(&index) {
-        return;
-    }
-    // All may be whole already, by other images or an earlier filler: then the tree is still to be judged.
     let mut left = layers;
     let mut all_checked = true;
     let mut tick = tokio::time::interval(LOOK_EVERY);
@@ -66,7 +61,9 @@ pub(super) async fn when_whole(
         }
         left = still;
     }
-    if !all_checked {
+    // Layers may have been removed and be filled anew after the tree was judged; or all be whole already, by
+    // other images or an earlier filler, before it was.
+    if !all_checked || engine.store.image(&image.digest).is_judged(&index) {
         return;
     }
     let judged = tokio::task::spawn_blocking(move || engine.judge_tree(&image, &index)).await;
