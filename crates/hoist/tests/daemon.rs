@@ -10,45 +10,14 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use hoist_testkit::layout::{Builder, Compression};
 use hoist_testkit::{Fault, FaultKind, When, process};
+use node::case::{Case, PATIENCE};
 use node::daemon::Daemon;
-use node::tree::Source;
 use node::{Node, Published, count, stderr};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-
-/// Longer than any of this takes on a loaded machine; nothing is measured by it.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Case {
-    source: Source,
-    image: Published,
-    layer: String,
-}
-
-impl Case {
-    fn new() -> Case {
-        let source = Source::new();
-        let layout = source.layout(Compression::Gzip(6));
-        let image = Published::indexed(&layout.directory);
-        Case { source, image, layer: layout.layers[0].clone() }
-    }
-
-    fn hang(&self) {
-        let matching = format!("GET /v2/{}/blobs/{}", node::REPO, self.layer);
-        self.image.proxy.inject(Fault::new(matching, When::Always, FaultKind::Hang));
-    }
-
-    fn wait_for_a_request(&self) {
-        process::wait_until("the request", PATIENCE, || {
-            Ok(self.image.proxy.log().iter().any(|r| r.path.contains(&self.layer)))
-        })
-        .unwrap();
-    }
-}
 
 fn status(node: &Node) -> Value {
     serde_json::from_str(&node.says(&["status", "--json"])).unwrap()

@@ -6,13 +6,16 @@ mod node;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use hoist_testkit::layout::{Builder, Compression};
-use hoist_testkit::{Exceptions, Fault, FaultKind, When, compare_tree, fixtures_dir, process};
-use node::disk::SmallDisk;
-use node::tree::{FILES, Source};
+use hoist_testkit::{Exceptions, FaultKind, When, compare_tree, fixtures_dir, process};
+use node::case::Case;
+use node::disk;
+use node::pids::kill_both;
+use node::tree::FILES;
 use node::{Mounted, Node, Published, count, user};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -100,51 +103,13 @@ fn the_fastest_driver_that_works_is_taken() {
     node::unmount_below(dir.path());
 }
 
-/// An image of one gzip layer with an index, and where faults of its layer are injected.
-struct Case {
-    source: Source,
-    image: Published,
-    layer: String,
-}
-
-impl Case {
-    fn new() -> Case {
-        let source = Source::new();
-        let layout = source.layout(Compression::Gzip(6));
-        let image = Published::indexed(&layout.directory);
-        Case { source, image, layer: layout.layers[0].clone() }
-    }
-
-    fn inject(&self, kind: FaultKind) {
-        let of = format!("GET /v2/{}/blobs/{}", node::REPO, self.layer);
-        self.image.proxy.inject(Fault::new(of, When::Always, kind));
-    }
-
-    fn asked_for_layer(&self) {
-        process::wait_until("a read's request", Duration::from_secs(20), || {
-            Ok(self.image.proxy.log().iter().any(|r| r.path.contains(&self.layer)))
-        })
-        .unwrap();
-    }
-}
-
-/// A SIGKILL to filler and keeper at once.
-fn kill_both(node: &Node) {
-    let both = [node.servers(), node.keepers()].concat();
-    assert_eq!(both.len(), 2, "{both:?}");
-    // Stopped first, or one would start the other anew.
-    for signal in [Signal::STOP, Signal::KILL] {
-        both.iter().for_each(|&pid| kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap());
-    }
-}
-
 #[test]
 fn damage_and_absence_are_errors_that_pass() {
     for driver in DRIVERS {
         for kind in [FaultKind::FlipBit(70_000), FaultKind::Status(404, vec![]), FaultKind::WrongContentRange]
         {
             let case = Case::new();
-            case.inject(kind.clone());
+            case.inject(When::Always, kind.clone());
             let node = Node::new().with_driver(driver);
             let mount = node.mount(&case.image.name, &[]);
             let right = case.source.assert_right_or_failing(mount.root());
@@ -158,24 +123,8 @@ fn damage_and_absence_are_errors_that_pass() {
 #[test]
 fn a_full_disk_fails_reads_until_there_is_room() {
     for driver in DRIVERS {
-        let case = Case::new();
-        let disk = SmallDisk::new(60);
-        let ballast = disk.fill(4 << 20);
-        let node = Node::with_store(&disk.root().join("store")).with_driver(driver);
-        let mount = node.mount(&case.image.name, &[]);
-        let mut failed = 0;
-        for (path, _) in FILES {
-            match mount.read(path) {
-                Ok(bytes) => assert!(bytes == case.source.read(path), "{path} has wrong bytes"),
-                Err(e) => {
-                    assert!(matches!(e.raw_os_error(), Some(libc::EIO | libc::ENOSPC)), "{path}: {e}");
-                    failed += 1;
-                }
-            }
-        }
-        assert!(failed > 0);
-        fs::remove_file(ballast).unwrap();
-        case.source.assert_shown(mount.root());
+        let node = |store: &Path| Node::with_store(store).with_driver(driver);
+        disk::reads_fail_until_there_is_room(&Case::new(), node, |_| {});
     }
 }
 
@@ -186,10 +135,10 @@ fn filler_and_keeper_killed_together_leave_errors_and_never_zeros() {
         let node = Node::new().with_driver(driver);
         let mount = node.mount(&case.image.name, &[]);
         assert_eq!(mount.read("etc/motd").unwrap(), case.source.read("etc/motd"));
-        case.inject(FaultKind::Hang);
+        case.hang();
         let path = mount.root().join("lib/d.so");
         let reader = std::thread::spawn(move || fs::read(path));
-        case.asked_for_layer();
+        case.wait_for_a_request();
         kill_both(&node);
         let failed = reader.join().unwrap().unwrap_err().raw_os_error();
         assert!(matches!(failed, Some(libc::EIO | libc::ENOTCONN | libc::ECONNABORTED)), "{failed:?}");
@@ -213,10 +162,10 @@ fn a_reader_that_waits_can_be_killed() {
     let case = Case::new();
     let node = Node::new().with_driver("fuse");
     let mount = node.mount(&case.image.name, &[]);
-    case.inject(FaultKind::Hang);
+    case.hang();
     let mut reader =
         Command::new("cat").arg(mount.root().join("lib/d.so")).stdout(Stdio::null()).spawn().unwrap();
-    case.asked_for_layer();
+    case.wait_for_a_request();
     kill_process(Pid::from_child(&reader), Signal::KILL).unwrap();
     assert_eq!(reader.wait().unwrap().signal(), Some(libc::SIGKILL));
     case.image.proxy.clear_faults();

@@ -7,8 +7,9 @@ use std::path::Path;
 use std::process::Command;
 
 use hoist_testkit::layout::{Builder, Compression};
-use hoist_testkit::{Fault, FaultKind, When, digest, process};
-use node::disk::SmallDisk;
+use hoist_testkit::{FaultKind, When, digest, process};
+use node::case::Case;
+use node::disk::{self, SmallDisk};
 use node::tree::{FILES, Source, noise};
 use node::{Node, Published};
 
@@ -16,70 +17,47 @@ const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
-struct Case {
-    source: Source,
-    image: Published,
-    layer: String,
+/// A lazy mount and a pull go right in spite of the fault.
+fn survives(case: &Case, when: When, kind: FaultKind) {
+    case.inject(when, kind.clone());
+    let node = Node::new();
+    let mount = node.mount(&case.image.name, &[]);
+    case.source.assert_shown(mount.root());
+    case.image.proxy.clear_faults();
+    case.inject(when, kind);
+    let node = Node::new();
+    node.says(&["pull", &case.image.name]);
+    case.image.proxy.clear_faults();
+    case.source.assert_shown(node.mount(&case.image.name, &[]).root());
 }
 
-impl Case {
-    fn new(compression: Compression) -> Case {
-        let source = Source::new();
-        let layout = source.layout(compression);
-        let image = Published::indexed(&layout.directory);
-        Case { source, image, layer: layout.layers[0].clone() }
-    }
-
-    fn inject(&self, when: When, kind: FaultKind) {
-        self.image.proxy.inject(Fault::new(
-            format!("GET /v2/{}/blobs/{}", node::REPO, self.layer),
-            when,
-            kind,
-        ));
-    }
-
-    /// A lazy mount and a pull go right in spite of the fault.
-    fn survives(&self, when: When, kind: FaultKind) {
-        self.inject(when, kind.clone());
-        let node = Node::new();
-        let mount = node.mount(&self.image.name, &[]);
-        self.source.assert_shown(mount.root());
-        self.image.proxy.clear_faults();
-        self.inject(when, kind);
-        let node = Node::new();
-        node.says(&["pull", &self.image.name]);
-        self.image.proxy.clear_faults();
-        self.source.assert_shown(node.mount(&self.image.name, &[]).root());
-    }
-
-    /// A lazy mount gives right bytes or EIO, a pull an error that names the layer; both are well again once
-    /// the registry is.
-    fn fails_clearly(&self, kind: FaultKind) {
-        self.inject(When::Always, kind.clone());
-        let node = Node::new();
-        let mount = node.mount(&self.image.name, &[]);
-        let right = self.source.assert_right_or_failing(mount.root());
-        assert!(right < FILES.len(), "{kind:?} had no effect");
-        // The log says which file it was.
-        process::wait_until("the log of a failed read", std::time::Duration::from_secs(20), || {
-            let logs = node.logs();
-            Ok(logs.contains("a read failed") && FILES.iter().any(|(file, _)| logs.contains(file)))
-        })
-        .unwrap();
-        let other = Node::new();
-        let said = other.fails(&["pull", &self.image.name]);
-        assert!(said.contains(&self.layer), "{kind:?}: {said}");
-        self.image.proxy.clear_faults();
-        self.source.assert_shown(mount.root());
-        other.says(&["pull", &self.image.name]);
-        self.source.assert_shown(other.mount(&self.image.name, &[]).root());
-    }
+/// A lazy mount gives right bytes or EIO, a pull an error that names the layer; both are well again once
+/// the registry is.
+fn fails_clearly(case: &Case, kind: FaultKind) {
+    case.inject(When::Always, kind.clone());
+    let node = Node::new();
+    let mount = node.mount(&case.image.name, &[]);
+    let right = case.source.assert_right_or_failing(mount.root());
+    assert!(right < FILES.len(), "{kind:?} had no effect");
+    // The log says which file it was.
+    process::wait_until("the log of a failed read", std::time::Duration::from_secs(20), || {
+        let logs = node.logs();
+        Ok(logs.contains("a read failed") && FILES.iter().any(|(file, _)| logs.contains(file)))
+    })
+    .unwrap();
+    let other = Node::new();
+    let said = other.fails(&["pull", &case.image.name]);
+    assert!(said.contains(&case.layer), "{kind:?}: {said}");
+    case.image.proxy.clear_faults();
+    case.source.assert_shown(mount.root());
+    other.says(&["pull", &case.image.name]);
+    case.source.assert_shown(other.mount(&case.image.name, &[]).root());
 }
 
 #[test]
 fn a_flipped_bit_once_is_fetched_again() {
     for compression in [Compression::None, Compression::Gzip(6)] {
-        let case = Case::new(compression);
+        let case = Case::of(Source::new(), compression);
         case.inject(When::First(1), FaultKind::FlipBit(70_000));
         let node = Node::new();
         let mount = node.mount(&case.image.name, &[]);
@@ -90,40 +68,40 @@ fn a_flipped_bit_once_is_fetched_again() {
 #[test]
 fn flipped_bits_are_never_shown() {
     for compression in [Compression::None, Compression::Gzip(6), Compression::Zstd(3)] {
-        Case::new(compression).fails_clearly(FaultKind::FlipBit(70_000));
+        fails_clearly(&Case::of(Source::new(), compression), FaultKind::FlipBit(70_000));
     }
 }
 
 #[test]
 fn passing_trouble_is_waited_out() {
-    let case = Case::new(Compression::Gzip(6));
-    case.survives(When::First(2), FaultKind::Status(500, vec![]));
-    case.survives(When::First(1), FaultKind::Status(429, vec![("retry-after".into(), "0".into())]));
-    case.survives(When::First(2), FaultKind::CloseAfter(100_000));
-    case.survives(When::First(1), FaultKind::ShortBody(100_000));
-    case.survives(When::First(1), FaultKind::WrongContentRange);
+    let case = Case::new();
+    survives(&case, When::First(2), FaultKind::Status(500, vec![]));
+    survives(&case, When::First(1), FaultKind::Status(429, vec![("retry-after".into(), "0".into())]));
+    survives(&case, When::First(2), FaultKind::CloseAfter(100_000));
+    survives(&case, When::First(1), FaultKind::ShortBody(100_000));
+    survives(&case, When::First(1), FaultKind::WrongContentRange);
 }
 
 #[test]
 fn a_registry_without_ranges_will_do() {
-    Case::new(Compression::Gzip(6)).survives(When::Always, FaultKind::IgnoreRange);
+    survives(&Case::new(), When::Always, FaultKind::IgnoreRange);
 }
 
 #[test]
 fn lying_ranges_fail() {
-    Case::new(Compression::Gzip(6)).fails_clearly(FaultKind::WrongContentRange);
+    fails_clearly(&Case::new(), FaultKind::WrongContentRange);
 }
 
 #[test]
 fn a_blob_that_is_gone_fails() {
-    Case::new(Compression::Gzip(6)).fails_clearly(FaultKind::Status(404, vec![]));
+    fails_clearly(&Case::new(), FaultKind::Status(404, vec![]));
 }
 
 /// A blob that the registry itself holds wrongly.
 #[test]
 fn damage_in_the_registry_fails() {
     for damage in ["truncated", "flipped", "grown"] {
-        let case = Case::new(Compression::Gzip(6));
+        let case = Case::new();
         let stored = case.image.registry.blob_path(&case.layer);
         let whole = fs::read(&stored).unwrap();
         let mut bytes = whole.clone();
@@ -269,7 +247,7 @@ fn bombs_are_refused() {
 
 #[test]
 fn a_pull_onto_a_full_disk_fails_and_succeeds_when_there_is_room() {
-    let case = Case::new(Compression::Gzip(6));
+    let case = Case::new();
     let disk = SmallDisk::new(40);
     let ballast = disk.fill(4 << 20);
     let node = Node::with_store(&disk.root().join("store"));
@@ -282,23 +260,6 @@ fn a_pull_onto_a_full_disk_fails_and_succeeds_when_there_is_room() {
 
 #[test]
 fn reads_that_find_the_disk_full_fail_and_succeed_when_there_is_room() {
-    let case = Case::new(Compression::Gzip(6));
-    let disk = SmallDisk::new(60);
-    let ballast = disk.fill(4 << 20);
-    let node = Node::with_store(&disk.root().join("store"));
     // The log is on the full disk too.
-    let mount = node.mount(&case.image.name, &[]);
-    let mut failed = 0;
-    for (path, _) in FILES {
-        match mount.read(path) {
-            Ok(bytes) => assert!(bytes == case.source.read(path), "{path} has wrong bytes"),
-            Err(e) => {
-                assert!(matches!(e.raw_os_error(), Some(libc::EIO | libc::ENOSPC)), "{path}: {e}");
-                failed += 1;
-            }
-        }
-    }
-    assert!(failed > 0);
-    fs::remove_file(ballast).unwrap();
-    case.source.assert_shown(mount.root());
+    disk::reads_fail_until_there_is_room(&Case::new(), Node::with_store, |_| {});
 }

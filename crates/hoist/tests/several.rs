@@ -9,17 +9,15 @@ use std::fs::{self, File, TryLockError};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use hoist_engine::progress::Silent;
 use hoist_engine::{Config, Driver, Engine, Successor, Use};
 use hoist_testkit::layout::Compression;
 use hoist_testkit::process;
+use node::case::PATIENCE;
 use node::tree::{Source, noise};
 use node::{Node, Published};
 
-/// Longer than any of this takes on a loaded machine; nothing is measured by it.
-const PATIENCE: Duration = Duration::from_secs(60);
 const DRIVERS: [Driver; 3] = Driver::ALL;
 
 fn main() {

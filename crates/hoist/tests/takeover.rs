@@ -9,62 +9,22 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use hoist_testkit::layout::{Builder, Compression};
 use hoist_testkit::{Fault, FaultKind, ProxyOptions, When, process};
+use node::case::{Case, PATIENCE};
+use node::pids::{kill_both, send, the_one};
 use node::tree::{FILES, Source, noise};
 use node::{Node, Published, user};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
-/// Longer than any of this takes on a loaded machine; nothing is measured by it.
-const PATIENCE: Duration = Duration::from_secs(60);
 const KILLS: usize = 25;
 const DRIVERS: [&str; 3] = ["erofs", "erofs-fuse", "fuse"];
 
-struct Case {
-    source: Source,
-    image: Published,
-    layer: String,
-}
-
-impl Case {
-    fn new() -> Case {
-        Case::of(Source::new())
-    }
-
-    fn of(source: Source) -> Case {
-        let layout = source.layout(Compression::Gzip(6));
-        let image = Published::indexed(&layout.directory);
-        Case { source, image, layer: layout.layers[0].clone() }
-    }
-
-    /// From now on the registry is slow.
-    fn slow_down(&self, bytes_per_second: u64) {
-        let options = ProxyOptions { rate: Some(bytes_per_second), ..ProxyOptions::default() };
-        self.image.proxy.set_options(options);
-    }
-
-    fn hang(&self) {
-        let matching = format!("GET /v2/{}/blobs/{}", node::REPO, self.layer);
-        self.image.proxy.inject(Fault::new(matching, When::Always, FaultKind::Hang));
-    }
-
-    fn wait_for_a_request(&self) {
-        process::wait_until("the read's request", PATIENCE, || {
-            Ok(self.image.proxy.log().iter().any(|r| r.path.contains(&self.layer)))
-        })
-        .unwrap();
-    }
-}
-
-fn the_one(pids: Vec<i32>) -> i32 {
-    let [pid] = pids[..] else { panic!("{pids:?} serve one mount") };
-    pid
-}
-
-fn send(pid: i32, signal: Signal) {
-    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+/// From now on the registry is slow.
+fn slow_down(case: &Case, bytes_per_second: u64) {
+    let options = ProxyOptions { rate: Some(bytes_per_second), ..ProxyOptions::default() };
+    case.image.proxy.set_options(options);
 }
 
 /// Waits for another process to be in this one's place.
@@ -104,7 +64,7 @@ fn slow_case() -> Case {
     for file in 0..60 {
         source.write(&format!("many/{file}"), &noise(100 + file, 100_000));
     }
-    Case::of(source)
+    Case::of(source, Compression::Gzip(6))
 }
 
 /// The filler is killed again and again, each as soon as it serves, while all is read.
@@ -126,7 +86,7 @@ fn is_killed_while_an_image_is_read(driver: &'static str) {
     let case = slow_case();
     let node = Node::new().with_driver(driver);
     let mount = node.mount(&case.image.name, &[]);
-    case.slow_down(3_000_000);
+    slow_down(&case, 3_000_000);
     kill_while_reading(&node, &case.source.root(), mount.root());
     case.source.assert_shown(mount.root());
 }
@@ -160,7 +120,7 @@ fn killed_again_and_again_while_an_ordinary_user_reads() {
     common::output(Command::new("chmod").args(["-R", "a+rX"]).arg(case.source.root()));
     let above = case.source.root().parent().unwrap().to_owned();
     common::output(Command::new("chmod").arg("a+rx").arg(above));
-    case.slow_down(3_000_000);
+    slow_down(&case, 3_000_000);
     let tree = case.source.root();
     user::run_test_as_user(TEST, &format!("{} {}", case.image.name, tree.display()), "");
 }
@@ -254,7 +214,7 @@ fn is_upgraded_under_load(driver: &'static str) {
     mount.env("HOIST_ROOT", node.store("")).env("HOIST_DRIVER", driver);
     mount.args(["mount", &case.image.name]).arg(&point);
     common::output(&mut mount);
-    case.slow_down(3_000_000);
+    slow_down(&case, 3_000_000);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| read_until(&stop, &case.source.root(), &point));
@@ -301,21 +261,6 @@ fn reads_fail_without_a_successor(driver: &'static str) {
     // The next one that is tried finds it, and serves.
     process::wait_until("a successor", PATIENCE, || Ok(mount.read("lib/a.so").is_ok())).unwrap();
     case.source.assert_shown(mount.root());
-}
-
-/// A SIGKILL to both at once.
-fn kill_both(node: &Node) {
-    let both = [the_one(node.servers()), the_one(node.keepers())];
-    // Stopped first, or one would start the other anew.
-    both.iter().for_each(|&pid| send(pid, Signal::STOP));
-    both.iter().for_each(|&pid| send(pid, Signal::KILL));
-    for pid in both {
-        process::wait_until("the end of a killed process", PATIENCE, || {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            Ok(stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z')))
-        })
-        .unwrap();
-    }
 }
 
 #[test]

@@ -1,10 +1,14 @@
 //! A file system that is soon full.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use hoist_testkit::process;
+
+use super::case::Case;
+use super::tree::FILES;
+use super::{Mounted, Node};
 
 /// A small ext4 of the test's own, in a file.
 pub struct SmallDisk {
@@ -48,4 +52,30 @@ impl Drop for SmallDisk {
     fn drop(&mut self) {
         super::unmount_below(self.dir.path());
     }
+}
+
+/// Of a store on a full disk: reads that need room fail, all others give right bytes, and all do once there is room.
+pub fn reads_fail_until_there_is_room(case: &Case, node: impl Fn(&Path) -> Node, check: impl Fn(&Node)) {
+    let disk = SmallDisk::new(60);
+    let ballast = disk.fill(4 << 20);
+    let node = node(&disk.root().join("store"));
+    let mount = node.mount(&case.image.name, &[]);
+    assert!(how_many_fail(case, &mount) > 0);
+    check(&node);
+    fs::remove_file(ballast).unwrap();
+    case.source.assert_shown(mount.root());
+}
+
+fn how_many_fail(case: &Case, mount: &Mounted<'_>) -> usize {
+    let fails = |path: &str| match mount.read(path) {
+        Ok(bytes) => {
+            assert!(bytes == case.source.read(path), "{path} has wrong bytes");
+            false
+        }
+        Err(e) => {
+            assert!(matches!(e.raw_os_error(), Some(libc::EIO | libc::ENOSPC)), "{path}: {e}");
+            true
+        }
+    };
+    FILES.iter().filter(|(path, _)| fails(path)).count()
 }

@@ -2,8 +2,10 @@
 // Each test program uses its own part of this.
 #![allow(dead_code)]
 
+pub mod case;
 pub mod daemon;
 pub mod disk;
+pub mod pids;
 pub mod tar;
 pub mod tree;
 pub mod user;
