@@ -11,6 +11,7 @@ demo: deps build
 
 test: deps check
 	$(CARGO) test --workspace
+	scripts/containerd-suite
 
 check:
 	$(CARGO) fmt --all --check

@@ -6,8 +6,9 @@
 //! ever-growing N (the name `super_setup_bdi` in fs/super.c gives).
 
 use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsString;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 const SUPERBLOCKS: &str = "/sys/fs/erofs";
@@ -47,6 +48,14 @@ impl Snapshot {
     /// Is anything mounted on this very path?
     pub fn mounted(&self, target: &Path) -> bool {
         self.points.contains(&in_mountinfo(target.as_os_str().as_bytes()))
+    }
+
+    /// Where something is mounted on a folder (canonical) or below it, the innermost first.
+    pub fn below(&self, folder: &Path) -> Vec<PathBuf> {
+        let points = self.points.iter().map(|point| PathBuf::from(OsString::from_vec(from_mountinfo(point))));
+        let mut below: Vec<PathBuf> = points.filter(|point| point.starts_with(folder)).collect();
+        below.sort_by(|a, b| b.cmp(a));
+        below
     }
 }
 
@@ -97,4 +106,36 @@ fn in_mountinfo(path: &[u8]) -> Vec<u8> {
         }
     }
     spelt
+}
+
+fn from_mountinfo(spelt: &[u8]) -> Vec<u8> {
+    let mut path = Vec::with_capacity(spelt.len());
+    let mut rest = spelt;
+    while let Some((&b, behind)) = rest.split_first() {
+        rest = behind;
+        let octal = behind.get(..3).filter(|_| b == b'\\').and_then(|octal| std::str::from_utf8(octal).ok());
+        match octal.and_then(|octal| u8::from_str_radix(octal, 8).ok()) {
+            Some(byte) => {
+                path.push(byte);
+                rest = &behind[3..];
+            }
+            None => path.push(b),
+        }
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_spelt_and_read_alike() {
+        for path in ["/a b\tc\nd\\e", "/\\040", "/plain"] {
+            assert_eq!(from_mountinfo(&in_mountinfo(path.as_bytes())), path.as_bytes());
+        }
+        let points = ["/s", "/s/1/fs", "/s/1", "/s2"].map(|point| point.as_bytes().to_vec());
+        let snapshot = Snapshot { points: points.into(), superblocks: BTreeSet::new() };
+        assert_eq!(snapshot.below(Path::new("/s")), ["/s/1/fs", "/s/1", "/s"].map(PathBuf::from));
+    }
 }

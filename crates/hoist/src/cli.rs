@@ -427,6 +427,9 @@ pub struct Daemon {
     /// Form of the log
     #[arg(long, value_enum, default_value = "text")]
     pub log_format: LogFormat,
+    /// Serve containerd as a snapshotter, on this socket
+    #[arg(long, value_name = "SOCKET")]
+    pub snapshotter_socket: Option<PathBuf>,
 }
 
 /// See `--log-format`.

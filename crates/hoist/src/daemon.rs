@@ -14,6 +14,7 @@ pub mod protocol;
 mod requests;
 mod serve;
 pub mod settings;
+mod snapshotter;
 mod socket;
 pub mod status;
 

@@ -34,7 +34,7 @@ const CLIENTS: usize = 1024;
 /// # Errors
 /// The configuration is wrong, there is a daemon already, or what it needs can't be had.
 pub fn run(global: &Global, options: &cli::Daemon) -> anyhow::Result<()> {
-    let settings = Settings::of(global, options.log_format)?;
+    let settings = Settings::of(global, options)?;
     let settings = match &options.config {
         Some(file) => settings.read(file)?,
         None => settings,
@@ -53,6 +53,7 @@ pub fn run(global: &Global, options: &cli::Daemon) -> anyhow::Result<()> {
         let listener = socket::listen(&path)?;
         let at = settings.metrics.clone();
         let restore = settings.restore;
+        let snapshotter_socket = settings.snapshotter_socket.clone();
         let daemon = Arc::new(Daemon::new(engine, settings));
         let metrics = Metrics::start(&daemon, at).await?;
         let ending = Arc::<AtomicBool>::default();
@@ -60,12 +61,17 @@ pub fn run(global: &Global, options: &cli::Daemon) -> anyhow::Result<()> {
         if restore {
             daemon.restore().await;
         }
+        if let Some(socket) = &snapshotter_socket {
+            tokio::spawn(super::snapshotter::serve(&root, socket).await?);
+        }
         tokio::spawn(accept(listener, Arc::clone(&daemon)));
         tracing::info!(root = %root.display(), socket = %path.display(), "ready");
         notify::ready("serving");
         let mut running = Running { global, options, config, daemon, log, metrics, ending };
         running.until_told(&mut signals).await;
-        let _ = std::fs::remove_file(&path);
+        for socket in [Some(path), snapshotter_socket].iter().flatten() {
+            let _ = std::fs::remove_file(socket);
+        }
         Ok(())
     });
     // Some threads may wait for what comes no more.
@@ -131,7 +137,7 @@ impl Running<'_> {
     /// What can be changed is; what can't is said. Wrong, it changes nothing.
     async fn reload(&mut self) -> anyhow::Result<()> {
         let file = self.config.as_deref().ok_or_else(|| user("the daemon was started without --config"))?;
-        let new = Settings::of(self.global, self.options.log_format)?.read(file)?;
+        let new = Settings::of(self.global, self.options)?.read(file)?;
         let old = self.daemon.settings().clone();
         self.log.change(&new.log)?;
         if new.metrics != old.metrics {
@@ -141,7 +147,8 @@ impl Running<'_> {
             tracing::warn!("a reload does not change {key}: it takes a restart");
         }
         let (root, log_format, read_timeout) = (old.root, old.log_format, old.read_timeout);
-        self.daemon.change(Settings { root, log_format, read_timeout, restore: old.restore, ..new });
+        let (restore, snapshotter_socket) = (old.restore, old.snapshotter_socket);
+        self.daemon.change(Settings { root, log_format, read_timeout, restore, snapshotter_socket, ..new });
         Ok(())
     }
 

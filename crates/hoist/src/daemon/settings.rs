@@ -10,7 +10,7 @@ use std::time::Duration;
 use hoist_engine::Platform;
 use toml::de::{DeTable, DeValue};
 
-use crate::cli::{BackgroundFetch, Global, LogFormat, TrustIndex};
+use crate::cli::{self, BackgroundFetch, Global, LogFormat, TrustIndex};
 use crate::failure::user;
 
 /// What the daemon goes by.
@@ -40,6 +40,8 @@ pub struct Settings {
     pub metrics: Option<MetricsAt>,
     /// Whether mounts are made anew at the start.
     pub restore: bool,
+    /// Where containerd is served.
+    pub snapshotter_socket: Option<PathBuf>,
 }
 
 /// See the key `metrics`.
@@ -180,6 +182,14 @@ pub const KEYS: &[Key] = &[
         help: "Whether to make the mounts of `hoist mount` anew at the start, as after a reboot.",
         set: |settings, value| put(&mut settings.restore, value.as_bool()),
     },
+    Key {
+        name: "snapshotter_socket",
+        allowed: "an absolute path, as \"/run/hoist/snapshotter.sock\"",
+        default: "that of --snapshotter-socket, else containerd is not served",
+        reloads: false,
+        help: "Socket of containerd's snapshots service: what containerd's proxy plugin is given as address.",
+        set: |settings, value| put(&mut settings.snapshotter_socket, absolute(value).map(Some)),
+    },
 ];
 
 fn put<T>(place: &mut T, value: Option<T>) -> Option<()> {
@@ -200,11 +210,11 @@ impl Settings {
     ///
     /// # Errors
     /// One of them is wrong: the user's to mend.
-    pub fn of(global: &Global, log_format: LogFormat) -> anyhow::Result<Settings> {
+    pub fn of(global: &Global, options: &cli::Daemon) -> anyhow::Result<Settings> {
         Ok(Settings {
             root: global.root()?,
             log: global.log.clone(),
-            log_format,
+            log_format: options.log_format,
             trust_index: global.trust_index,
             platform: crate::engine_glue::platform(global)?,
             plain_http: global.plain_http,
@@ -214,6 +224,7 @@ impl Settings {
             background: global.background,
             metrics: None,
             restore: true,
+            snapshotter_socket: options.snapshotter_socket.as_deref().map(std::path::absolute).transpose()?,
         })
     }
 
@@ -259,6 +270,7 @@ impl Settings {
             ("log_format", self.log_format != new.log_format),
             ("read_timeout", self.read_timeout != new.read_timeout),
             ("restore", self.restore != new.restore),
+            ("snapshotter_socket", self.snapshotter_socket != new.snapshotter_socket),
         ];
         debug_assert!(
             differ.iter().all(|(name, _)| KEYS.iter().any(|key| key.name == *name && !key.reloads))
@@ -315,9 +327,10 @@ mod tests {
     use super::*;
 
     fn settings() -> Settings {
-        let args = ["hoist", "--root", "/store", "prune"];
+        let args = ["hoist", "--root", "/store", "daemon"];
         let cli = <crate::cli::Cli as clap::Parser>::parse_from(args);
-        Settings::of(&cli.global, LogFormat::Text).unwrap()
+        let cli::Command::Daemon(options) = cli.command else { panic!("not the daemon") };
+        Settings::of(&cli.global, &options).unwrap()
     }
 
     fn error(text: &str) -> String {
@@ -343,6 +356,7 @@ mod tests {
             background = "20M"
             metrics = "unix:/run/x.sock"
             restore = false
+            snapshotter_socket = "/run/s.sock"
         "#;
         let mut read = settings();
         read.apply(text).unwrap();
@@ -356,6 +370,7 @@ mod tests {
         assert_eq!(read.read_timeout, Duration::from_secs(16));
         assert_eq!((read.store_limit, read.background), (Some(20 << 30), BackgroundFetch::AtMost(20 << 20)));
         assert_eq!(read.metrics, Some(MetricsAt::Unix("/run/x.sock".into())));
+        assert_eq!(read.snapshotter_socket.as_deref(), Some(Path::new("/run/s.sock")));
         let fixed: Vec<_> = KEYS.iter().filter(|key| !key.reloads).map(|key| key.name).collect();
         assert_eq!(settings().fixed_that_differ(&read), fixed);
         read.apply("metrics = \"[::1]:9464\"").unwrap();

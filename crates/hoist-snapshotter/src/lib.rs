@@ -1,0 +1,24 @@
+//! hoist as a containerd snapshotter: the snapshots service, version 1, over folders and overlayfs.
+//!
+//! A *snapshot* is a record (`meta`) and a folder (`folders`). The folder comes first and goes last, so that
+//! a record always has its folder, and a folder without a record is nobody's: it is what a crash left.
+//! What a snapshot is mounted from follows from the records alone (`mounts`). Nothing is held in memory but
+//! the next free number: a killed process loses nothing.
+
+pub mod api;
+mod error;
+mod filter;
+mod folders;
+mod ids;
+mod meta;
+mod mounts;
+mod record;
+mod serve;
+mod service;
+mod snapshotter;
+
+pub use error::Error;
+pub use record::{Info, Kind, Labels, Usage};
+pub use serve::serve;
+pub use service::Service;
+pub use snapshotter::Snapshotter;

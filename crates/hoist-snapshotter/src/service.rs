@@ -1,0 +1,159 @@
+//! The gRPC service: what containerd says, in the snapshotter's words, on threads that may wait.
+
+use std::sync::Arc;
+
+use prost_types::Timestamp;
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+
+use crate::api::snapshots_server::{Snapshots, SnapshotsServer};
+use crate::api::*;
+use crate::error::Error;
+use crate::record::{self, Info as Known};
+use crate::snapshotter::Snapshotter;
+
+/// Snapshots of one message of a list: far below gRPC's 4 MiB, with 4 KiB of each label.
+const LISTED: usize = 64;
+
+/// See the module.
+#[derive(Clone)]
+pub struct Service(Arc<Snapshotter>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+impl Service {
+    /// Serves this one.
+    pub fn new(snapshotter: Arc<Snapshotter>) -> Service {
+        Service(snapshotter)
+    }
+
+    /// As what a connection is served by.
+    pub(crate) fn server(self) -> SnapshotsServer<Service> {
+        SnapshotsServer::new(self)
+    }
+
+    /// On a thread of its own, to its end even if who asked goes away.
+    async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Snapshotter) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Status> {
+        let snapshotter = Arc::clone(&self.0);
+        let done = tokio::task::spawn_blocking(move || work(&snapshotter)).await;
+        let done = done.map_err(|e| Status::internal(format!("a request's thread died: {e}")))?;
+        done.map_err(|error| {
+            match error {
+                Error::NotFound(_) | Error::Exists(_) | Error::Precondition(_) | Error::Invalid(_) => {
+                    tracing::debug!("{error}");
+                }
+                _ => tracing::error!("{error}"),
+            }
+            error.into()
+        })
+    }
+
+    async fn create(
+        &self,
+        kind: record::Kind,
+        key: String,
+        parent: String,
+        labels: record::Labels,
+    ) -> Result<Vec<Mount>, Status> {
+        self.work(move |snapshotter| snapshotter.create(kind, &key, &parent, labels)).await
+    }
+}
+
+#[tonic::async_trait]
+impl Snapshots for Service {
+    async fn prepare(&self, request: Request<PrepareSnapshotRequest>) -> Answer<PrepareSnapshotResponse> {
+        let PrepareSnapshotRequest { key, parent, labels, .. } = request.into_inner();
+        let mounts = self.create(record::Kind::Active, key, parent, labels).await?;
+        Ok(Response::new(PrepareSnapshotResponse { mounts }))
+    }
+
+    async fn view(&self, request: Request<ViewSnapshotRequest>) -> Answer<ViewSnapshotResponse> {
+        let ViewSnapshotRequest { key, parent, labels, .. } = request.into_inner();
+        let mounts = self.create(record::Kind::View, key, parent, labels).await?;
+        Ok(Response::new(ViewSnapshotResponse { mounts }))
+    }
+
+    async fn mounts(&self, request: Request<MountsRequest>) -> Answer<MountsResponse> {
+        let key = request.into_inner().key;
+        let mounts = self.work(move |snapshotter| snapshotter.mounts(&key)).await?;
+        Ok(Response::new(MountsResponse { mounts }))
+    }
+
+    async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Answer<()> {
+        let CommitSnapshotRequest { name, key, labels, parent, .. } = request.into_inner();
+        self.work(move |snapshotter| snapshotter.commit(&name, &key, &parent, labels)).await?;
+        Ok(Response::new(()))
+    }
+
+    async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Answer<()> {
+        let key = request.into_inner().key;
+        self.work(move |snapshotter| snapshotter.remove(&key)).await?;
+        Ok(Response::new(()))
+    }
+
+    async fn stat(&self, request: Request<StatSnapshotRequest>) -> Answer<StatSnapshotResponse> {
+        let key = request.into_inner().key;
+        let known = self.work(move |snapshotter| snapshotter.stat(&key)).await?;
+        Ok(Response::new(StatSnapshotResponse { info: Some(known.into()) }))
+    }
+
+    async fn update(&self, request: Request<UpdateSnapshotRequest>) -> Answer<UpdateSnapshotResponse> {
+        let UpdateSnapshotRequest { info, update_mask, .. } = request.into_inner();
+        let info = info.ok_or_else(|| Status::invalid_argument("an update names no snapshot"))?;
+        let fields = update_mask.unwrap_or_default().paths;
+        let known =
+            self.work(move |snapshotter| snapshotter.update(&info.name, &info.labels, &fields)).await?;
+        Ok(Response::new(UpdateSnapshotResponse { info: Some(known.into()) }))
+    }
+
+    type ListStream = std::pin::Pin<Box<dyn Stream<Item = Result<ListSnapshotsResponse, Status>> + Send>>;
+
+    async fn list(&self, request: Request<ListSnapshotsRequest>) -> Answer<Self::ListStream> {
+        let filters = request.into_inner().filters;
+        let known = self.work(move |snapshotter| snapshotter.list(&filters)).await?;
+        let infos: Vec<Info> = known.into_iter().map(Info::from).collect();
+        let parts: Vec<_> =
+            infos.chunks(LISTED).map(|part| Ok(ListSnapshotsResponse { info: part.to_vec() })).collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(parts))))
+    }
+
+    async fn usage(&self, request: Request<UsageRequest>) -> Answer<UsageResponse> {
+        let key = request.into_inner().key;
+        let usage = self.work(move |snapshotter| snapshotter.usage(&key)).await?;
+        let number = |n| i64::try_from(n).unwrap_or(i64::MAX);
+        Ok(Response::new(UsageResponse { size: number(usage.size), inodes: number(usage.inodes) }))
+    }
+
+    async fn cleanup(&self, _: Request<CleanupRequest>) -> Answer<()> {
+        self.work(Snapshotter::cleanup).await?;
+        Ok(Response::new(()))
+    }
+}
+
+impl From<Known> for Info {
+    fn from(known: Known) -> Info {
+        let Known { name, record } = known;
+        let kind = match record.kind {
+            record::Kind::View => Kind::View,
+            record::Kind::Active => Kind::Active,
+            record::Kind::Committed => Kind::Committed,
+        };
+        Info {
+            name,
+            parent: record.parent,
+            kind: kind.into(),
+            created_at: Some(timestamp(record.created)),
+            updated_at: Some(timestamp(record.updated)),
+            labels: record.labels,
+        }
+    }
+}
+
+fn timestamp(time: record::Time) -> Timestamp {
+    const SECOND: u64 = 1_000_000_000;
+    // Both fit: of u64 nanoseconds.
+    Timestamp { seconds: (time / SECOND) as i64, nanos: (time % SECOND) as i32 }
+}
