@@ -2,6 +2,7 @@
 //! lookups work, stay inside what it says it describes, and it reads the same when written again.
 #![no_main]
 
+use hoist_format::span::Spans;
 use hoist_format::table::Table;
 use libfuzzer_sys::fuzz_target;
 
@@ -19,20 +20,29 @@ fn check(stored: &[u8]) {
         let pieces = extents.pieces_of(i);
         assert!(!pieces.is_empty());
         let range = extents.stream_range(i);
-        assert!(range.start < range.end && range.end <= spans.stream_size);
+        assert!(range.start < range.end && range.end <= spans.stream_size());
         let end = extent.data_offset + extent.len;
         assert!(end <= extents.data_size);
         assert!(extents.touching(extent.data_offset, end).contains(&i));
         for piece in pieces {
             assert!(piece.data_offset >= extent.data_offset && piece.data_offset + piece.len <= end);
         }
-        assert!(spans.containing(range.end - 1) < spans.spans.len());
+        assert!(spans.containing(range.end - 1) < spans.len());
     }
     assert!(extents.extents.windows(2).all(|e| e[0].data_offset + e[0].len <= e[1].data_offset));
-    assert_eq!(spans.spans.first().map(|s| s.stream_offset), Some(0));
-    for i in 0..spans.spans.len() {
+    for i in 0..spans.len() {
         let (stream, blob) = (spans.stream_range(i), spans.blob_range(i));
-        assert!(stream.start <= stream.end && stream.end <= spans.stream_size);
-        assert!(blob.start <= blob.end && blob.end <= spans.blob_size);
+        assert!(stream.start <= stream.end && stream.end <= spans.stream_size());
+        assert!(i > 0 || stream.start == 0);
+        let size = match spans {
+            Spans::Linear(spans) => spans.blob_size,
+            Spans::Chunks(table) => table.blobs[usize::from(table.chunks[i].blob)].size,
+        };
+        assert!(blob.start <= blob.end && blob.end <= size);
+        spans.is_followed(i);
+        if let Spans::Chunks(table) = spans {
+            let output = stream.end - stream.start;
+            assert!(table.parts_of(i).iter().all(|p| p.len > 0 && p.offset + p.len <= output));
+        }
     }
 }

@@ -22,7 +22,9 @@ pub fn lie(published: &[u8], own: &[u8]) -> Option<&'static str> {
     };
     if a.extents != b.extents {
         Some("its extents are not those of the layer")
-    } else if a.spans.codec != b.spans.codec || a.spans.stream_size != b.spans.stream_size {
+    } else if a.spans.linear().map(|s| s.codec) != b.spans.linear().map(|s| s.codec)
+        || a.spans.stream_size() != b.spans.stream_size()
+    {
         Some("its spans are not those of the layer")
     } else {
         None

@@ -6,8 +6,10 @@
 //! job's progress and goes on the moment its own extents are published, not when the job ends.
 
 mod assemble;
+mod chunks;
 mod here;
 mod job;
+mod keep;
 mod plan;
 mod sweep;
 mod windows;
@@ -24,7 +26,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::error::Error;
 use crate::registry::{ImageSource, RegistryError};
-use crate::store::{Known, LayerDir, LayerState};
+use crate::store::{DIGESTS, Digests, Known, LayerDir, LayerState};
 
 pub(crate) use here::Here;
 pub use plan::Meter;
@@ -133,11 +135,10 @@ pub struct LayerFill {
     table: Table,
     /// The data file, through a descriptor whose writes raise no events.
     data: Arc<File>,
-    blob: File,
     /// One bit per extent: published.
     live: SharedBits,
-    /// One bit per span: its whole blob range is in `blob`.
-    kept: SharedBits,
+    keep: keep::Keep,
+    digests: Digests,
     windows: windows::Windows,
     known: Arc<Known>,
     source: ImageSource,
@@ -166,13 +167,11 @@ impl LayerFill {
         known: Arc<Known>,
         (meter, slots): (Arc<Meter>, Arc<Semaphore>),
     ) -> Result<Arc<Self>, Error> {
-        let blob = dir.open_sparse("blob", table.spans.blob_size)?;
         let n = table.extents.extents.len();
-        let bits = |name, n| {
-            let path = dir.file(name);
-            SharedBits::open(&path, n as u64).map_err(Error::io("map", &path))
-        };
-        let (live, kept) = (bits("live", n)?, bits("kept", table.spans.spans.len())?);
+        let live =
+            SharedBits::open(&dir.file("live"), n as u64).map_err(Error::io("map", dir.file("live")))?;
+        let keep = keep::Keep::of(&dir, &table.spans)?;
+        let digests = Digests::open(&dir, &table)?;
         let mut durable = dir.load_presence(n);
         if live.count_set() == 0 {
             forget_lost(&dir, &table, &data, &mut durable);
@@ -185,14 +184,14 @@ impl LayerFill {
         let durable: u64 = durable.iter().map(|b| u64::from(b.count_ones())).sum();
         let unsynced = live.count_set() > durable;
         let windows = windows::Windows::new(&dir, &table.spans, windows, source.clone())?;
-        let state = State { spans: vec![SpanState::Idle; table.spans.spans.len()], ..State::default() };
+        let state = State { spans: vec![SpanState::Idle; table.spans.len()], ..State::default() };
         Ok(Arc::new(Self {
             dir,
             table,
             data,
-            blob,
             live,
-            kept,
+            keep,
+            digests,
             windows,
             known,
             source,
@@ -293,13 +292,17 @@ impl LayerFill {
                 break;
             }
             let first = at;
-            let start = self.table.spans.blob_range(first).start;
+            let mut bytes = 0;
             while at < end.max(span + 1)
                 && at < state.spans.len()
                 && !matches!(state.spans[at], SpanState::Claimed)
                 && self.needs(at)
-                && (at == first || self.table.spans.blob_range(at).end - start <= plan::JOB_MAX)
+                && (at == first || self.table.spans.is_followed(at - 1))
             {
+                bytes += self.table.spans.stored_bytes(at..at + 1);
+                if at > first && bytes > plan::JOB_MAX {
+                    break;
+                }
                 state.spans[at] = SpanState::Claimed;
                 at += 1;
             }
@@ -360,6 +363,8 @@ impl LayerFill {
         let mut bits = vec![0; n.div_ceil(8)];
         (0..n).filter(|&i| self.live.get(i as u64)).for_each(|i| bits[i / 8] |= 1 << (i % 8));
         let synced = self.data.sync_data().map_err(Error::io("sync", self.dir.file("data")));
+        let synced =
+            synced.and_then(|()| self.digests.sync().map_err(Error::io("sync", self.dir.file(DIGESTS))));
         let saved = synced.and_then(|()| self.dir.save_presence(&bits));
         if saved.is_err() {
             self.dirty.store(true, Ordering::Release);
@@ -369,11 +374,7 @@ impl LayerFill {
 
     /// The next bytes of the kept blob from `at`; None at its end.
     pub fn kept_bytes(&self, at: u64) -> std::io::Result<Option<bytes::Bytes>> {
-        use std::os::unix::fs::FileExt;
-        let left = self.table.spans.blob_size.saturating_sub(at).min(1 << 20);
-        let mut bytes = vec![0; left as usize];
-        self.blob.read_exact_at(&mut bytes, at)?;
-        Ok((left > 0).then(|| bytes.into()))
+        self.keep.read(at)
     }
 
     /// Notes that a reader took a range: the mount now has its own copy in the page cache, and what
@@ -398,8 +399,7 @@ impl LayerFill {
     /// Pages that wait to be written stay too, on their way to the disk; `forget` ends the trying, after a
     /// sync.
     pub fn trim_read(&self, forget: bool) {
-        let _ = hoist_sys::file::sync_range(&self.blob, 0, 0);
-        let _ = hoist_sys::file::fadvise_dontneed(&self.blob, 0, 0);
+        self.keep.trim();
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         for range in read.iter() {
             let _ = hoist_sys::file::sync_range(&self.data, range.start, range.end - range.start);
@@ -449,7 +449,7 @@ impl LayerFill {
             }
             bytes.resize(extent.len as usize, 0);
             self.data.read_exact_at(&mut bytes, extent.data_offset)?;
-            if *blake3::hash(&bytes).as_bytes() != extent.digest {
+            if self.digests.wanted(i, extent) != Some(*blake3::hash(&bytes).as_bytes()) {
                 bad.push(i);
             }
         }
@@ -462,7 +462,7 @@ impl LayerFill {
         self.data.sync_data().map_err(Error::io("sync", self.dir.file("data")))?;
         self.sync()?;
         self.native.store(true, Ordering::Release);
-        let _ = hoist_sys::file::punch_hole(&self.blob, 0, self.table.spans.blob_size);
+        self.keep.empty();
         let state = self.dir.state();
         self.dir.save_state(&LayerState { complete: true, ..state })
     }

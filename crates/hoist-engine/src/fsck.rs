@@ -18,7 +18,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::oci::Manifest;
 use crate::store::usage::Clearing;
-use crate::store::{LayerDir, LayerState, RefRecord};
+use crate::store::{Digests, LayerDir, LayerState, RefRecord};
 
 /// What a check found.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -202,10 +202,11 @@ fn check_layer(dir: &LayerDir, checked: &mut Checked) -> Vec<(String, Remedy)> {
 
 fn check_windows(dir: &LayerDir, table: &Table) -> Option<(String, Remedy)> {
     let windows = File::open(dir.file("windows")).ok()?;
-    let damaged = table.spans.spans.iter().filter(|span| span.window_len > 0).any(|span| {
-        let mut bytes = vec![0; span.window_len as usize];
-        windows.read_exact_at(&mut bytes, span.window_offset).is_err()
-            || *blake3::hash(&bytes).as_bytes() != span.window_digest
+    let states = (0..table.spans.len()).map(|i| table.spans.state(i)).filter(|state| state.len > 0);
+    let damaged = states.into_iter().any(|state| {
+        let mut bytes = vec![0; state.len as usize];
+        windows.read_exact_at(&mut bytes, state.offset).is_err()
+            || *blake3::hash(&bytes).as_bytes() != state.digest
     });
     damaged.then(|| ("its gzip windows are damaged".to_owned(), Remedy::Remove("windows")))
 }
@@ -225,6 +226,7 @@ fn presence(dir: &LayerDir, state: &LayerState, n: usize) -> Vec<u8> {
 /// The extents that count as present and have another digest, or cannot be read.
 fn check_extents(dir: &LayerDir, table: &Table, present: &[u8], checked: &mut Checked) -> Vec<usize> {
     let data = File::open(dir.file("data"));
+    let digests = Digests::existing(dir, table);
     let mut bytes = Vec::new();
     let mut bad = Vec::new();
     for (i, extent) in table.extents.extents.iter().enumerate() {
@@ -239,7 +241,7 @@ fn check_extents(dir: &LayerDir, table: &Table, present: &[u8], checked: &mut Ch
         });
         checked.extents += 1;
         checked.bytes += extent.len;
-        if !read || *blake3::hash(&bytes).as_bytes() != extent.digest {
+        if !read || digests.wanted(i, extent) != Some(*blake3::hash(&bytes).as_bytes()) {
             bad.push(i);
         }
     }

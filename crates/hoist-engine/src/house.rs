@@ -123,8 +123,10 @@ impl Engine {
             let state = dir.state();
             let table = dir.table()?;
             let codec = codec_of(&layer.media_type);
-            let whole_first =
-                table.as_ref().is_some_and(|t| t.spans.codec == Codec::Zstd && t.spans.spans.len() == 1);
+            let whole_first = table
+                .as_ref()
+                .and_then(|t| t.spans.linear())
+                .is_some_and(|s| s.codec == Codec::Zstd && s.spans.len() == 1);
             let note = match (&state.lied, codec, whole_first) {
                 (Some(lied), _, _) => Some(format!("out of service: {lied}")),
                 (_, None, _) => Some("no tar layer that hoist reads".into()),

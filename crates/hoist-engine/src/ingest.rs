@@ -15,7 +15,7 @@ use hoist_format::codec::{CodecError, Decoded, StreamDecoder};
 use hoist_format::digest::{Digest, Hasher};
 use hoist_format::extent::BLOCK;
 use hoist_format::layer::{DataSink, Layer, LayerBuilder, LayerError};
-use hoist_format::span::Codec;
+use hoist_format::span::{Codec, Spans};
 use hoist_format::table::Table;
 
 use crate::error::Error;
@@ -106,7 +106,7 @@ impl Ingest {
             let which = "its diffID";
             return Err(Error::Digest { blob, which, found: diff_id, wanted: wanted.diff_id });
         }
-        let table = Table { extents: layer.extents.clone(), spans };
+        let table = Table { extents: layer.extents.clone(), spans: Spans::Linear(spans) };
         Ok(Ingested { layer, table, windows })
     }
 }

@@ -4,6 +4,7 @@
 //! its blob digest and, where the layout comes from a published index, by that index too, because
 //! another index may lay the same layer out otherwise.
 
+mod digests;
 mod kept;
 mod known;
 mod layer;
@@ -20,7 +21,9 @@ use hoist_format::digest::Digest;
 
 use crate::error::Error;
 
+pub(crate) use digests::{DIGESTS, Digests, recorded};
 pub use kept::Kept;
+pub(crate) use known::NAMELESS;
 pub use known::{Known, Place};
 pub use layer::{LayerDir, LayerState};
 pub use log::new_log;

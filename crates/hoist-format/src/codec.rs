@@ -1,13 +1,15 @@
 //! Stored bytes to the layer's uncompressed stream: the whole blob once, taking checkpoints on the
-//! way ([`StreamDecoder`]), or from any checkpoint on ([`SpanDecoder`]).
+//! way ([`StreamDecoder`]), or from any checkpoint on ([`SpanDecoder`]); and single chunks ([`decode_chunk`]).
 //!
-//! Both are pushed: they take input in pieces of any size and hand output to a closure in large
+//! The first two are pushed: they take input in pieces of any size and hand output to a closure in large
 //! slices. Memory is bounded (output buffer, 32 KiB of history, zstd's window of at most 128 MiB)
 //! whatever the input says.
 
 mod aside;
+mod block_run;
 mod buffer;
 mod checkpoint;
+mod chunk;
 mod gzip;
 mod header;
 mod probe;
@@ -16,6 +18,8 @@ mod stream_decoder;
 mod window;
 mod zstd;
 
+pub use block_run::{BlockAlgorithm, BlockRun, checksum};
+pub use chunk::{ChunkError, decode_chunk};
 pub use span_decoder::SpanDecoder;
 pub use stream_decoder::{Decoded, StreamDecoder};
 pub use window::WindowError;
@@ -63,6 +67,12 @@ pub enum CodecError {
     TooLarge {
         /// Bytes allowed.
         limit: u64,
+    },
+    /// A chunk that does not decode to what it should.
+    #[error("{what}; the blob is damaged, or its metadata is another's")]
+    Chunk {
+        /// What is wrong.
+        what: &'static str,
     },
     /// The decoder could not be set up.
     #[error("setting up a decoder: {0}")]

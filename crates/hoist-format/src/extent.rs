@@ -31,7 +31,8 @@ pub struct Extent {
     pub data_offset: u64,
     /// Bytes from there to the end of the last piece.
     pub len: u64,
-    /// BLAKE3 of the data file's bytes `data_offset .. data_offset + len`.
+    /// BLAKE3 of the data file's bytes `data_offset .. data_offset + len`; or a mere name of them, in a table of
+    /// chunks ([`crate::chunk::Check`]).
     pub digest: [u8; 32],
     /// First of its pieces in [`ExtentTable::pieces`]; they reach to the next extent's first.
     pub first_piece: u32,

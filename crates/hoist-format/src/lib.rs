@@ -4,6 +4,8 @@
 //! an error, so that it can be fuzzed and reasoned about alone.
 #![forbid(unsafe_code)]
 
+pub mod build;
+pub mod chunk;
 pub mod codec;
 pub mod digest;
 pub mod erofs;

@@ -1,4 +1,10 @@
-//! Where decoding of a stored layer may start: the checkpoints of a compressed blob.
+//! Where decoding of a stored layer may start: the checkpoints of a compressed blob, or chunks that are each decoded
+//! alone ([`crate::chunk`]).
+
+use std::ops::Range;
+
+use crate::chunk::{Blob, ChunkTable, State};
+use crate::digest::Digest;
 
 /// How a blob stores its uncompressed stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,12 +57,119 @@ impl SpanTable {
         self.spans.partition_point(|s| s.stream_offset <= stream_offset).saturating_sub(1)
     }
     /// The uncompressed range that span `i` produces.
-    pub fn stream_range(&self, i: usize) -> std::ops::Range<u64> {
+    pub fn stream_range(&self, i: usize) -> Range<u64> {
         self.spans[i].stream_offset..self.spans.get(i + 1).map_or(self.stream_size, |s| s.stream_offset)
     }
     /// The blob range needed to decode span `i` whole. Neighbours may share a byte.
-    pub fn blob_range(&self, i: usize) -> std::ops::Range<u64> {
+    pub fn blob_range(&self, i: usize) -> Range<u64> {
         let s = &self.spans[i];
         s.blob_offset - u64::from(s.bits > 0)..self.spans.get(i + 1).map_or(self.blob_size, |n| n.blob_offset)
+    }
+}
+
+/// The spans of a table: what is fetched and decoded at once. Those of one blob follow each other, those of a table of
+/// chunks stand wherever they do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Spans {
+    /// One blob, decoded from any span on through the following ones.
+    Linear(SpanTable),
+    /// Chunks, each decoded alone.
+    Chunks(ChunkTable),
+}
+
+impl Spans {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Linear(spans) => spans.spans.len(),
+            Self::Chunks(chunks) => chunks.chunks.len(),
+        }
+    }
+    /// Is there none? A table of a layer without any contents may have no chunks.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Bytes of the stream.
+    pub fn stream_size(&self) -> u64 {
+        match self {
+            Self::Linear(spans) => spans.stream_size,
+            Self::Chunks(chunks) => chunks.stream_size,
+        }
+    }
+    /// The span whose output holds byte `stream_offset`.
+    pub fn containing(&self, stream_offset: u64) -> usize {
+        match self {
+            Self::Linear(spans) => spans.containing(stream_offset),
+            Self::Chunks(chunks) => chunks.containing(stream_offset),
+        }
+    }
+    /// The range of the stream that span `i` produces.
+    pub fn stream_range(&self, i: usize) -> Range<u64> {
+        match self {
+            Self::Linear(spans) => spans.stream_range(i),
+            Self::Chunks(chunks) => chunks.stream_range(i),
+        }
+    }
+    /// The range of its blob that is needed to decode span `i` whole.
+    pub fn blob_range(&self, i: usize) -> Range<u64> {
+        match self {
+            Self::Linear(spans) => spans.blob_range(i),
+            Self::Chunks(chunks) => chunks.stored_range(i),
+        }
+    }
+    /// The blob that span `i` stands in; `own`: the one blob of a linear table.
+    pub fn blob<'a>(&'a self, i: usize, own: &'a Digest) -> &'a Digest {
+        match self {
+            Self::Linear(_) => own,
+            Self::Chunks(chunks) => &chunks.blobs[usize::from(chunks.chunks[i].blob)].digest,
+        }
+    }
+    /// Does span `i + 1` stand right behind span `i`, so that one request brings both?
+    pub fn is_followed(&self, i: usize) -> bool {
+        match self {
+            Self::Linear(spans) => i + 1 < spans.spans.len(),
+            Self::Chunks(table) => table.chunks.get(i + 1).is_some_and(|next| {
+                let this = &table.chunks[i];
+                let end = this.start + this.len;
+                // Neighbours in mid-byte share it.
+                next.blob == this.blob && (next.start == end || next.bits > 0 && next.start + 1 == end)
+            }),
+        }
+    }
+    /// Bytes of stored spans `i`, each counted once.
+    pub fn stored_bytes(&self, spans: Range<usize>) -> u64 {
+        match self {
+            Self::Linear(_) if spans.is_empty() => 0,
+            Self::Linear(all) => all.blob_range(spans.end - 1).end - all.blob_range(spans.start).start,
+            Self::Chunks(all) => spans.map(|i| all.chunks[i].len).sum(),
+        }
+    }
+    /// What decoding from span `i` needs besides its bytes; its length is 0 where that is nothing.
+    pub fn state(&self, i: usize) -> State {
+        match self {
+            Self::Linear(all) => {
+                let span = &all.spans[i];
+                State { offset: span.window_offset, len: span.window_len, digest: span.window_digest }
+            }
+            Self::Chunks(all) => all.state(i).copied().unwrap_or_default(),
+        }
+    }
+    /// The spans of one blob, where they are that.
+    pub fn linear(&self) -> Option<&SpanTable> {
+        match self {
+            Self::Linear(spans) => Some(spans),
+            Self::Chunks(_) => None,
+        }
+    }
+    /// The chunks, where they are that.
+    pub fn chunks(&self) -> Option<&ChunkTable> {
+        match self {
+            Self::Linear(_) => None,
+            Self::Chunks(chunks) => Some(chunks),
+        }
+    }
+    /// The blobs of a table of chunks.
+    pub fn blobs(&self) -> &[Blob] {
+        self.chunks().map_or(&[], |chunks| &chunks.blobs)
     }
 }

@@ -3,10 +3,15 @@
 //!
 //! Columns of varints, each the difference to what its neighbour already says; digests raw.
 //! Everything is checked while decoding, so code behind this module may trust the order and the
-//! bounds that [`crate::extent`] and [`crate::span`] promise.
+//! bounds that [`crate::extent`], [`crate::span`] and [`crate::chunk`] promise. There are two versions: 1 for one
+//! blob with checkpoints, which is what is published of tar layers, and 2 for chunks that are decoded each alone.
+
+mod chunks;
+
+pub(crate) use chunks::most_pieces;
 
 use crate::extent::{BLOCK, Extent, ExtentTable, Piece};
-use crate::span::{Codec, Span, SpanTable};
+use crate::span::{Codec, Span, SpanTable, Spans};
 
 const MAGIC: &[u8; 8] = b"hoisttb1";
 
@@ -26,13 +31,13 @@ pub const MAX_SIZE: u64 = 8 << 40;
 /// Largest extent accepted, bytes: it is held in memory while it is decoded.
 pub const MAX_EXTENT: u64 = 8 << 20;
 
-/// Everything needed to fill a layer's data file from its blob.
+/// Everything needed to fill a layer's data file from its blob, or from several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
     /// Data file ranges, their digests and their places in the uncompressed stream.
     pub extents: ExtentTable,
-    /// Checkpoints of the blob.
-    pub spans: SpanTable,
+    /// Checkpoints of the blob, or chunks.
+    pub spans: Spans,
 }
 
 /// Why a table cannot be used.
@@ -42,7 +47,7 @@ pub enum TableError {
     #[error("the table cannot be decompressed: {0}")]
     Compression(std::io::Error),
     /// The magic or version is another one.
-    #[error("the table is not of this version of hoist's index (hoisttb1); index the image again")]
+    #[error("the table is of no version that this hoist reads (hoisttb1, hoisttb2); index the image again")]
     Version,
     /// It ends too early, or bytes are left over.
     #[error("the table is cut off or has bytes left over in {0}")]
@@ -106,122 +111,150 @@ fn add(a: u64, b: u64, max: u64, lie: &'static str) -> Result<u64, TableError> {
 impl Table {
     /// The table as it is stored and published. Deterministic.
     pub fn encode(&self) -> Vec<u8> {
-        let (e, s) = (&self.extents, &self.spans);
-        let mut out = MAGIC.to_vec();
-        out.push(match s.codec {
-            Codec::Plain => 0,
-            Codec::Gzip => 1,
-            Codec::Zstd => 2,
-        });
-        for v in [s.blob_size, s.stream_size, e.data_size] {
-            put(&mut out, v);
-        }
-        for n in [e.extents.len(), e.pieces.len(), s.spans.len()] {
-            put(&mut out, n as u64);
-        }
-        for i in 0..e.extents.len() {
-            put(&mut out, e.pieces_of(i).len() as u64);
-        }
-        let (mut data, mut stream) = (0, 0);
-        for p in &e.pieces {
-            put(&mut out, p.data_offset - data);
-            put(&mut out, p.stream_offset - stream);
-            put(&mut out, p.len);
-            (data, stream) = (p.data_offset + p.len, p.stream_offset + p.len);
-        }
-        let (mut stream, mut blob) = (0, 0);
-        for sp in &s.spans {
-            put(&mut out, sp.stream_offset - stream);
-            put(&mut out, sp.blob_offset - blob);
-            out.push(sp.bits | u8::from(sp.raw) << 3);
-            put(&mut out, u64::from(sp.window_len));
-            (stream, blob) = (sp.stream_offset, sp.blob_offset);
-        }
-        for sp in s.spans.iter().filter(|sp| sp.window_len > 0) {
-            out.extend_from_slice(&sp.window_digest);
-        }
-        for x in &e.extents {
-            out.extend_from_slice(&x.digest);
-        }
-        zstd::bulk::compress(&out, 12).expect("compressing to memory does not fail")
+        let raw = match &self.spans {
+            Spans::Linear(spans) => encode_linear(&self.extents, spans),
+            Spans::Chunks(table) => chunks::encode(&self.extents, table),
+        };
+        zstd::bulk::compress(&raw, 12).expect("compressing to memory does not fail")
     }
 
     /// Decodes and checks a stored table of at most [`MAX_RAW`] bytes.
     pub fn decode(stored: &[u8]) -> Result<Self, TableError> {
         let raw = decompress(stored, MAX_RAW).map_err(TableError::Compression)?;
         let mut r = Reader(&raw);
-        if r.take(8, "magic")? != MAGIC {
-            return Err(TableError::Version);
-        }
-        let codec = match r.take(1, "codec")?[0] {
-            0 => Codec::Plain,
-            1 => Codec::Gzip,
-            2 => Codec::Zstd,
+        let table = match r.take(8, "magic")? {
+            magic if magic == MAGIC => decode_linear(&mut r)?,
+            magic if magic == chunks::MAGIC => chunks::decode(&mut r)?,
             _ => return Err(TableError::Version),
         };
-        let [blob_size, stream_size, data_size] =
-            [r.varint("sizes")?, r.varint("sizes")?, r.varint("sizes")?];
-        if blob_size > MAX_SIZE || stream_size > MAX_SIZE || data_size > MAX_SIZE || data_size % BLOCK != 0 {
-            return Err(TableError::Lie("a size beyond 8 TiB or off the block grid"));
-        }
-        if stream_size > most_output(codec, blob_size) {
-            return Err(TableError::Lie("a stream larger than its blob can hold"));
-        }
-        let [n_extents, n_pieces, n_spans] =
-            [r.count(33, "extents")?, r.count(3, "pieces")?, r.count(4, "spans")?];
-        if n_pieces as u64 > FREE_PIECES + stream_size / STREAM_PER_PIECE
-            || n_spans as u64 > FREE_SPANS + stream_size / STREAM_PER_SPAN
-        {
-            return Err(TableError::Lie("more pieces or spans than a stream of its size has"));
-        }
-        let mut extents = Vec::with_capacity(n_extents);
-        let mut first_piece = 0u32;
-        for _ in 0..n_extents {
-            extents.push(Extent { data_offset: 0, len: 0, digest: [0; 32], first_piece });
-            let n = r.varint("piece counts")?;
-            if n == 0 || n > n_pieces as u64 - u64::from(first_piece) {
-                return Err(TableError::Lie("an extent without pieces, or more pieces than there are"));
-            }
-            first_piece += n as u32;
-        }
-        if first_piece as usize != n_pieces {
-            return Err(TableError::Lie("pieces that belong to no extent"));
-        }
-        let mut pieces = Vec::with_capacity(n_pieces);
-        let (mut data, mut stream) = (0, 0);
-        for _ in 0..n_pieces {
-            let data_offset = add(data, r.varint("pieces")?, data_size, "a piece beyond the data file")?;
-            let stream_offset = add(stream, r.varint("pieces")?, stream_size, "a piece beyond the stream")?;
-            let len = r.varint("pieces")?;
-            if len == 0 {
-                return Err(TableError::Lie("an empty piece"));
-            }
-            data = add(data_offset, len, data_size, "a piece beyond the data file")?;
-            stream = add(stream_offset, len, stream_size, "a piece beyond the stream")?;
-            pieces.push(Piece { stream_offset, data_offset, len });
-        }
-        let mut table = ExtentTable { extents, pieces, data_size };
-        let mut end = 0;
-        for i in 0..n_extents {
-            let own = table.pieces_of(i);
-            let start = own[0].data_offset / BLOCK * BLOCK;
-            let last = own[own.len() - 1];
-            let len = last.data_offset + last.len - start;
-            if start < end || len > MAX_EXTENT {
-                return Err(TableError::Lie("extents that share a block, or one of more than 8 MiB"));
-            }
-            end = (start + len).next_multiple_of(BLOCK);
-            (table.extents[i].data_offset, table.extents[i].len) = (start, len);
-        }
-        let spans = decode_spans(&mut r, codec, blob_size, stream_size, n_spans)?;
-        for x in &mut table.extents {
-            x.digest = r.digest("extent digests")?;
-        }
         if !r.0.is_empty() {
             return Err(TableError::Length("the end"));
         }
-        Ok(Self { extents: table, spans })
+        Ok(table)
     }
+}
+
+fn encode_linear(e: &ExtentTable, s: &SpanTable) -> Vec<u8> {
+    let mut out = MAGIC.to_vec();
+    out.push(match s.codec {
+        Codec::Plain => 0,
+        Codec::Gzip => 1,
+        Codec::Zstd => 2,
+    });
+    for v in [s.blob_size, s.stream_size, e.data_size] {
+        put(&mut out, v);
+    }
+    for n in [e.extents.len(), e.pieces.len(), s.spans.len()] {
+        put(&mut out, n as u64);
+    }
+    encode_extents(&mut out, e);
+    let (mut stream, mut blob) = (0, 0);
+    for sp in &s.spans {
+        put(&mut out, sp.stream_offset - stream);
+        put(&mut out, sp.blob_offset - blob);
+        out.push(sp.bits | u8::from(sp.raw) << 3);
+        put(&mut out, u64::from(sp.window_len));
+        (stream, blob) = (sp.stream_offset, sp.blob_offset);
+    }
+    for sp in s.spans.iter().filter(|sp| sp.window_len > 0) {
+        out.extend_from_slice(&sp.window_digest);
+    }
+    for x in &e.extents {
+        out.extend_from_slice(&x.digest);
+    }
+    out
+}
+
+/// Extents and pieces, without digests.
+fn encode_extents(out: &mut Vec<u8>, e: &ExtentTable) {
+    for i in 0..e.extents.len() {
+        put(out, e.pieces_of(i).len() as u64);
+    }
+    let (mut data, mut stream) = (0, 0);
+    for p in &e.pieces {
+        put(out, p.data_offset - data);
+        put(out, p.stream_offset - stream);
+        put(out, p.len);
+        (data, stream) = (p.data_offset + p.len, p.stream_offset + p.len);
+    }
+}
+
+fn decode_linear(r: &mut Reader<'_>) -> Result<Table, TableError> {
+    let codec = match r.take(1, "codec")?[0] {
+        0 => Codec::Plain,
+        1 => Codec::Gzip,
+        2 => Codec::Zstd,
+        _ => return Err(TableError::Version),
+    };
+    let [blob_size, stream_size, data_size] = [r.varint("sizes")?, r.varint("sizes")?, r.varint("sizes")?];
+    if blob_size > MAX_SIZE || stream_size > MAX_SIZE || data_size > MAX_SIZE || data_size % BLOCK != 0 {
+        return Err(TableError::Lie("a size beyond 8 TiB or off the block grid"));
+    }
+    if stream_size > most_output(codec, blob_size) {
+        return Err(TableError::Lie("a stream larger than its blob can hold"));
+    }
+    let [n_extents, n_pieces, n_spans] =
+        [r.count(33, "extents")?, r.count(3, "pieces")?, r.count(4, "spans")?];
+    if n_pieces as u64 > FREE_PIECES + stream_size / STREAM_PER_PIECE
+        || n_spans as u64 > FREE_SPANS + stream_size / STREAM_PER_SPAN
+    {
+        return Err(TableError::Lie("more pieces or spans than a stream of its size has"));
+    }
+    let mut extents = decode_extents(r, (n_extents, n_pieces), stream_size, data_size)?;
+    let spans = decode_spans(r, codec, blob_size, stream_size, n_spans)?;
+    for x in &mut extents.extents {
+        x.digest = r.digest("extent digests")?;
+    }
+    Ok(Table { extents, spans: Spans::Linear(spans) })
+}
+
+/// Extents and pieces, without digests.
+fn decode_extents(
+    r: &mut Reader<'_>,
+    (n_extents, n_pieces): (usize, usize),
+    stream_size: u64,
+    data_size: u64,
+) -> Result<ExtentTable, TableError> {
+    let mut extents = Vec::with_capacity(n_extents);
+    let mut first_piece = 0u32;
+    for _ in 0..n_extents {
+        extents.push(Extent { data_offset: 0, len: 0, digest: [0; 32], first_piece });
+        let n = r.varint("piece counts")?;
+        if n == 0 || n > n_pieces as u64 - u64::from(first_piece) {
+            return Err(TableError::Lie("an extent without pieces, or more pieces than there are"));
+        }
+        first_piece += n as u32;
+    }
+    if first_piece as usize != n_pieces {
+        return Err(TableError::Lie("pieces that belong to no extent"));
+    }
+    let mut pieces = Vec::with_capacity(n_pieces);
+    let (mut data, mut stream) = (0, 0);
+    for _ in 0..n_pieces {
+        let data_offset = add(data, r.varint("pieces")?, data_size, "a piece beyond the data file")?;
+        let stream_offset = add(stream, r.varint("pieces")?, stream_size, "a piece beyond the stream")?;
+        let len = r.varint("pieces")?;
+        if len == 0 {
+            return Err(TableError::Lie("an empty piece"));
+        }
+        data = add(data_offset, len, data_size, "a piece beyond the data file")?;
+        stream = add(stream_offset, len, stream_size, "a piece beyond the stream")?;
+        pieces.push(Piece { stream_offset, data_offset, len });
+    }
+    let mut table = ExtentTable { extents, pieces, data_size };
+    let mut end = 0;
+    for i in 0..n_extents {
+        let own = table.pieces_of(i);
+        let start = own[0].data_offset / BLOCK * BLOCK;
+        let last = own[own.len() - 1];
+        let len = last.data_offset + last.len - start;
+        if start < end || len > MAX_EXTENT {
+            return Err(TableError::Lie("extents that share a block, or one of more than 8 MiB"));
+        }
+        end = (start + len).next_multiple_of(BLOCK);
+        (table.extents[i].data_offset, table.extents[i].len) = (start, len);
+    }
+    Ok(table)
 }
 
 fn decode_spans(
@@ -285,7 +318,7 @@ mod tests {
         let x = |data_offset, len, first_piece| Extent { data_offset, len, digest: [7; 32], first_piece };
         Table {
             extents: ExtentTable { extents: vec![x(0, 8192, 0), x(12288, 1, 2)], pieces, data_size: 16384 },
-            spans: SpanTable {
+            spans: Spans::Linear(SpanTable {
                 codec: Codec::Gzip,
                 blob_size: 900,
                 stream_size: 8192,
@@ -301,7 +334,14 @@ mod tests {
                         ..Span::default()
                     },
                 ],
-            },
+            }),
+        }
+    }
+
+    fn linear(table: &mut Table) -> &mut SpanTable {
+        match &mut table.spans {
+            Spans::Linear(spans) => spans,
+            Spans::Chunks(_) => panic!("not linear"),
         }
     }
 
@@ -341,7 +381,8 @@ mod tests {
         for counts in [[all, 0, 0], [0, all, 0], [0, 0, all], [1, 1, u64::MAX >> 1], [all / 2, all / 2, 1]] {
             assert!(matches!(Table::decode(&bomb(counts, 1)), Err(TableError::Length(_))), "{counts:?}");
         }
-        let small = Table { spans: SpanTable { stream_size: 900 << 20, ..sample().spans }, ..sample() };
+        let mut small = sample();
+        linear(&mut small).stream_size = 900 << 20;
         assert!(matches!(Table::decode(&small.encode()), Err(TableError::Lie(_))), "900 MiB of 900 bytes");
     }
 
@@ -349,8 +390,7 @@ mod tests {
     #[test]
     fn pieces_are_bounded_by_the_stream() {
         let mut table = sample();
-        table.spans.blob_size = 1 << 20;
-        table.spans.stream_size = 1 << 20;
+        (linear(&mut table).blob_size, linear(&mut table).stream_size) = (1 << 20, 1 << 20);
         let n = FREE_PIECES + (1 << 20) / STREAM_PER_PIECE;
         table.extents.data_size = 1 << 20;
         table.extents.extents.truncate(1);

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use hoist_format::codec::{CodecError, Decoded, SpanDecoder, StreamDecoder};
 use hoist_format::digest::Digest;
 use hoist_format::extent::ExtentTable;
-use hoist_format::span::{Codec, Span, SpanTable};
+use hoist_format::span::{Codec, Span, SpanTable, Spans};
 use hoist_format::table::Table;
 use serde_json::Value;
 
@@ -41,7 +41,7 @@ fn check(codec: Codec, blob: &[u8], want: &[u8]) -> usize {
     assert!(got == want, "decoded bytes differ");
     assert_eq!((spans.blob_size, spans.stream_size), (blob.len() as u64, want.len() as u64));
     assert!(windows.len() * 100 <= blob.len(), "windows take {} of {}", windows.len(), blob.len());
-    let table = Table { extents: ExtentTable::default(), spans: spans.clone() };
+    let table = Table { extents: ExtentTable::default(), spans: Spans::Linear(spans.clone()) };
     assert_eq!(Table::decode(&table.encode()).unwrap(), table, "the format can hold it");
     for (i, s) in spans.spans.iter().enumerate() {
         let (from, to) = (spans.blob_range(i), spans.stream_range(i));

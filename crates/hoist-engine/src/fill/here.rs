@@ -53,11 +53,15 @@ impl LayerFill {
                 continue;
             }
             let extent = &self.table.extents.extents[i];
+            if extent.digest == crate::store::NAMELESS {
+                continue;
+            }
             for place in known.places(&extent.digest) {
                 if place.layer == self.dir.path() && place.extent as usize == i {
                     continue;
                 }
-                let Some(bytes) = read(&mut holders, &place, extent.len as usize) else { continue };
+                let named = self.digests.are_recorded();
+                let Some(bytes) = read(&mut holders, &place, extent.len as usize, named) else { continue };
                 // Checked there like any other bytes: a stale hint or a damaged copy publishes nothing.
                 if self.publish(i, extent, &bytes).is_ok() {
                     self.known.copied(extent.len);
@@ -72,11 +76,13 @@ impl LayerFill {
     fn missing_runs(&self, spans: Range<usize>) -> Vec<Range<usize>> {
         let mut runs: Vec<Range<usize>> = Vec::new();
         for span in spans.filter(|&s| self.needs(s)) {
-            let start = self.table.spans.blob_range(span).start;
+            let all = &self.table.spans;
+            let is_near = |run: &Range<usize>| {
+                let gap = all.blob_range(span).start.saturating_sub(all.blob_range(run.end - 1).end);
+                (run.end - 1..span).all(|s| all.is_followed(s)) && gap <= BRIDGE
+            };
             match runs.last_mut() {
-                Some(run) if start.saturating_sub(self.table.spans.blob_range(run.end - 1).end) <= BRIDGE => {
-                    run.end = span + 1;
-                }
+                Some(run) if is_near(run) => run.end = span + 1,
                 _ => runs.push(span..span + 1),
             }
         }
@@ -88,6 +94,8 @@ impl LayerFill {
 struct Holder {
     data: File,
     here: Here,
+    /// Where the digests of its extents are recorded, if they are not in its table.
+    digests: Option<File>,
 }
 
 /// Which of a layer's extents are readable.
@@ -107,7 +115,8 @@ impl Holder {
             return None;
         }
         let data = File::open(dir.file("data")).ok()?;
-        Some(Holder { data, here: Here::of(&dir, &state, extents) })
+        let digests = File::open(dir.file(crate::store::DIGESTS)).ok();
+        Some(Holder { data, here: Here::of(&dir, &state, extents), digests })
     }
 
     fn has(&self, extent: u32) -> bool {
@@ -135,7 +144,14 @@ impl Here {
     }
 }
 
-fn read(holders: &mut HashMap<PathBuf, Option<Holder>>, place: &Place, len: usize) -> Option<Vec<u8>> {
+/// The bytes at a place. Where an extent has only a name (`named`), what that layer recorded when it verified them
+/// says whether they are still the same; else whoever publishes them finds out.
+fn read(
+    holders: &mut HashMap<PathBuf, Option<Holder>>,
+    place: &Place,
+    len: usize,
+    named: bool,
+) -> Option<Vec<u8>> {
     if place.extent >= place.extents {
         return None;
     }
@@ -149,5 +165,9 @@ fn read(holders: &mut HashMap<PathBuf, Option<Holder>>, place: &Place, len: usiz
     }
     let mut bytes = vec![0; len];
     holder.data.read_exact_at(&mut bytes, place.data_offset).ok()?;
+    if named {
+        let recorded = crate::store::recorded(holder.digests.as_ref()?, place.extent as usize)?;
+        return (*blake3::hash(&bytes).as_bytes() == recorded).then_some(bytes);
+    }
     Some(bytes)
 }

@@ -8,6 +8,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use hoist_format::codec::SpanDecoder;
+use hoist_format::digest::Digest;
+use hoist_format::span::Spans;
 use tokio::sync::mpsc;
 
 use super::assemble::Assembler;
@@ -27,20 +29,18 @@ impl LayerFill {
     /// tried once more, as another connection or mirror may serve better bytes.
     async fn fetch_run(self: &Arc<Self>, spans: Range<usize>) -> Result<(), FillError> {
         let asked = Instant::now();
-        let whole =
-            self.table.spans.blob_range(spans.start).start..self.table.spans.blob_range(spans.end - 1).end;
-        let _under_way = self.meter.begin(whole.end - whole.start);
+        let bytes = self.table.spans.stored_bytes(spans.clone());
+        let _under_way = self.meter.begin(bytes);
         let _slot = self.slots.acquire().await;
         let queued = asked.elapsed();
         let attempted = self.attempt(spans.clone()).await;
         let took = asked.elapsed();
-        let bytes = whole.end - whole.start;
         tracing::debug!(layer = %self.dir.blob(), ?spans, bytes, ?queued, ?took, "a job ended");
         match attempted {
             Err(FillError::Corrupt(why)) => {
                 tracing::warn!(layer = %self.dir.blob(), ?spans, "fetching again: {why}");
                 self.windows.forget(&spans);
-                self.source.lied(self.dir.blob());
+                self.source.lied(self.table.spans.blob(spans.start, self.dir.blob()));
                 self.attempt(spans).await
             }
             other => other,
@@ -48,6 +48,13 @@ impl LayerFill {
     }
 
     async fn attempt(self: &Arc<Self>, spans: Range<usize>) -> Result<(), FillError> {
+        match &self.table.spans {
+            Spans::Linear(_) => self.attempt_linear(spans).await,
+            Spans::Chunks(_) => self.attempt_chunks(spans).await,
+        }
+    }
+
+    async fn attempt_linear(self: &Arc<Self>, spans: Range<usize>) -> Result<(), FillError> {
         let extents = self.starting_in(spans.clone());
         if extents.is_empty() {
             return Ok(());
@@ -71,12 +78,10 @@ impl LayerFill {
             let mut at = blob.start;
             let mut end = blob.end.max(tail_end);
             loop {
-                let fetched = this.fetch(at..end, &bytes).await;
+                let fetched = this.fetch(this.dir.blob(), at..end, &bytes).await;
                 let went_on = fetched.map_err(|e| FillError::Fetch(Arc::new(e)))?;
                 if end >= blob.end {
-                    claimed.clone().for_each(|s| {
-                        this.kept.set(s as u64);
-                    });
+                    claimed.clone().for_each(|s| this.keep.note(s));
                 }
                 at = end;
                 end = whole_end.min(end + (256 << 10));
@@ -108,21 +113,22 @@ impl LayerFill {
     /// Blob bytes of spans whose extents are all here, yet not by this boot's fetching: copied from another
     /// layer, or fetched before a restart.
     pub fn never_kept(&self) -> u64 {
-        let spans = 0..self.table.spans.spans.len();
-        let not_kept = spans.filter(|&s| !self.kept.get(s as u64) && !self.starting_in(s..s + 1).is_empty());
+        let spans = 0..self.table.spans.len();
+        let not_kept = spans.filter(|&s| !self.keep.has(s) && !self.starting_in(s..s + 1).is_empty());
         not_kept.map(|s| self.table.spans.blob_range(s)).map(|blob| blob.end - blob.start).sum()
     }
 
     /// Fetches the parts of the blob that no extent needed, as the check of the whole layer does.
     pub async fn keep_rest(&self) -> Result<(), FillError> {
-        let spans = self.table.spans.spans.len();
+        let spans = self.table.spans.len();
         let (to, mut nowhere) = mpsc::channel::<Bytes>(64);
         let drain = async { while nowhere.recv().await.is_some() {} };
         let work = async move {
-            for span in (0..spans).filter(|&s| !self.kept.get(s as u64)) {
-                let fetched = self.fetch(self.table.spans.blob_range(span), &to).await;
+            for span in (0..spans).filter(|&s| !self.keep.has(s)) {
+                let blob = self.table.spans.blob(span, self.dir.blob());
+                let fetched = self.fetch(blob, self.table.spans.blob_range(span), &to).await;
                 fetched.map_err(|e| FillError::Fetch(Arc::new(e)))?;
-                self.kept.set(span as u64);
+                self.keep.note(span);
             }
             Ok(())
         };
@@ -131,7 +137,7 @@ impl LayerFill {
 
     /// Where in the blob the extent that reaches beyond a job's own spans probably ends.
     fn estimate_tail(&self, next: usize, own_end: u64, stream_end: u64) -> u64 {
-        if stream_end <= own_end || next >= self.table.spans.spans.len() {
+        if stream_end <= own_end || next >= self.table.spans.len() {
             return 0;
         }
         let (stream, blob) = (self.table.spans.stream_range(next), self.table.spans.blob_range(next));
@@ -141,9 +147,13 @@ impl LayerFill {
     }
 
     /// Streams a blob range to the decoder and keeps a copy. False when the decoder wants no more.
-    async fn fetch(&self, range: Range<u64>, to: &mpsc::Sender<Bytes>) -> Result<bool, RegistryError> {
+    pub(super) async fn fetch(
+        &self,
+        digest: &Digest,
+        range: Range<u64>,
+        to: &mpsc::Sender<Bytes>,
+    ) -> Result<bool, RegistryError> {
         let started = Instant::now();
-        let digest = self.dir.blob();
         let mut skip = 0;
         let mut stream = match self.source.blob_range(digest, range.clone()).await {
             Err(e) if e.is_ranges_ignored() => {
@@ -163,7 +173,7 @@ impl LayerFill {
                 continue;
             }
             // Only a convenience for the check of the whole layer: a failure here loses nothing.
-            let _ = self.blob.write_all_at(&bytes, at);
+            self.keep.write(&bytes, at);
             at += bytes.len() as u64;
             if to.send(bytes).await.is_err() {
                 return Ok(false);
@@ -182,7 +192,9 @@ impl LayerFill {
         mut input: mpsc::Receiver<Bytes>,
     ) -> Result<(), FillError> {
         let corrupt = |e: &dyn std::fmt::Display| FillError::Corrupt(e.to_string());
-        let spans = &self.table.spans;
+        let Some(spans) = self.table.spans.linear() else {
+            return Err(FillError::Index("its chunks are no stream".into()));
+        };
         let mut decoder = SpanDecoder::new(spans, span, window.as_deref()).map_err(|e| corrupt(&e))?;
         let mut assembler = Assembler::new(&self.table.extents, spans.stream_range(span).start);
         while let Some(bytes) = input.blocking_recv() {
@@ -215,7 +227,9 @@ impl LayerFill {
         extent: &hoist_format::extent::Extent,
         bytes: &[u8],
     ) -> Result<(), FillError> {
-        if *blake3::hash(bytes).as_bytes() != extent.digest {
+        let digest = *blake3::hash(bytes).as_bytes();
+        let noted = self.digests.is_right(i, extent, digest).map_err(|e| FillError::Store(Arc::new(e)))?;
+        if !noted {
             self.meter.counters.digest_failures.fetch_add(1, Ordering::Relaxed);
             return Err(FillError::Corrupt(format!(
                 "extent {i} (data bytes {} + {}) has another digest",

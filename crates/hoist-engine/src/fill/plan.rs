@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use hoist_format::span::SpanTable;
+use hoist_format::span::Spans;
 use tokio::sync::Notify;
 
 use crate::counters::Counters;
@@ -120,15 +120,15 @@ pub struct Pace {
 
 impl Pace {
     /// The end (exclusive) of the spans to fetch for a want of `first..=last`.
-    pub fn reach(&mut self, first: usize, last: usize, spans: &SpanTable, meter: &Meter) -> usize {
+    pub fn reach(&mut self, first: usize, last: usize, spans: &Spans, meter: &Meter) -> usize {
         let straight = self.next > 0 && (self.next..=self.next + 1).contains(&first);
         self.ahead = if straight { self.doubled() } else { meter.spare() };
         self.extend(first, last + 1, spans)
     }
 
     /// A reader took something of `span`: the spans to fetch ahead of it now, if any.
-    pub fn passed(&mut self, span: usize, spans: &SpanTable) -> Option<std::ops::Range<usize>> {
-        if !self.is_marked(span) || self.next >= spans.spans.len() {
+    pub fn passed(&mut self, span: usize, spans: &Spans) -> Option<std::ops::Range<usize>> {
+        if !self.is_marked(span) || self.next >= spans.len() {
             return None;
         }
         let first = self.next;
@@ -145,10 +145,14 @@ impl Pace {
         (self.ahead * 2).clamp(AHEAD_LEAST, AHEAD_MAX)
     }
 
-    fn extend(&mut self, first: usize, least: usize, spans: &SpanTable) -> usize {
-        let start = spans.blob_range(first).start;
+    fn extend(&mut self, first: usize, least: usize, spans: &Spans) -> usize {
         let mut end = least;
-        while end < spans.spans.len() && spans.blob_range(end).end - start <= self.ahead {
+        let mut bytes = spans.stored_bytes(first..least);
+        while end < spans.len() {
+            bytes += spans.stored_bytes(end..end + 1);
+            if bytes > self.ahead {
+                break;
+            }
             end += 1;
         }
         self.marker = first + (end - first) / 2;

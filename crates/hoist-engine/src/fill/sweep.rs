@@ -23,8 +23,12 @@ impl LayerFill {
         if state.demands < SWEEP_DEMANDS || spans < 4 || self.sweeping.load(Ordering::Relaxed) {
             return;
         }
-        let here = (0..spans).filter(|&s| !self.needs(s)).count();
-        if here * SWEEP_SHARE < spans || self.sweeping.swap(true, Ordering::AcqRel) {
+        // Of many small chunks the extents are counted, which takes no time.
+        let (here, all) = match self.table.spans.linear() {
+            Some(_) => ((0..spans).filter(|&s| !self.needs(s)).count(), spans),
+            None => (self.live.count_set() as usize, self.table.extents.extents.len()),
+        };
+        if here * SWEEP_SHARE < all || self.sweeping.swap(true, Ordering::AcqRel) {
             return;
         }
         let this = Arc::clone(self);
@@ -79,7 +83,7 @@ impl LayerFill {
             let Some(span) = (0..state.spans.len()).find(missing) else { return Ok(None) };
             let last = (span + STEP).min(state.spans.len()) - 1;
             self.start_jobs(&mut state, span, last + 1);
-            (span, self.table.spans.blob_range(last).end - self.table.spans.blob_range(span).start)
+            (span, self.table.spans.stored_bytes(span..last + 1))
         };
         loop {
             let published = self.progress.notified();

@@ -1,4 +1,4 @@
-//! The gzip windows of a layer: from the store, or from the published windows blob in groups of
+//! The gzip windows of a layer, and what else decoding a span needs besides its bytes: from the store, or from the published windows blob in groups of
 //! neighbours, so that a handful of requests brings all of them.
 
 use std::collections::HashMap;
@@ -9,7 +9,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use hoist_format::span::{Span, SpanTable};
+use hoist_format::chunk::State;
+use hoist_format::span::Spans;
 
 use super::FillError;
 use crate::error::Error;
@@ -22,7 +23,8 @@ const GROUP: u64 = 256 << 10;
 
 /// See the module.
 pub struct Windows {
-    spans: Vec<Span>,
+    /// Of every span; where it needs none its length is 0.
+    spans: Vec<State>,
     local: Option<File>,
     remote: Option<(Descriptor, ImageSource)>,
     cache: Arc<Mutex<HashMap<usize, Bytes>>>,
@@ -32,13 +34,18 @@ impl Windows {
     /// Opens the stored windows, or prepares to fetch the published ones.
     pub fn new(
         dir: &LayerDir,
-        spans: &SpanTable,
+        spans: &Spans,
         published: Option<Descriptor>,
         source: ImageSource,
     ) -> Result<Self, Error> {
         let local = File::open(dir.file("windows")).ok();
         let remote = published.map(|d| (d, source));
-        Ok(Self { spans: spans.spans.clone(), local, remote, cache: Arc::default() })
+        Ok(Self {
+            spans: (0..spans.len()).map(|i| spans.state(i)).collect(),
+            local,
+            remote,
+            cache: Arc::default(),
+        })
     }
 
     /// Drops cached windows, which may be what was wrong.
@@ -55,19 +62,19 @@ impl Windows {
         let wanted = self.spans[span];
         let cached = self.lock().get(&span).cloned();
         let local = self.local.as_ref().filter(|_| cached.is_none()).and_then(|file| {
-            let mut bytes = vec![0; wanted.window_len as usize];
-            file.read_exact_at(&mut bytes, wanted.window_offset).ok()?;
+            let mut bytes = vec![0; wanted.len as usize];
+            file.read_exact_at(&mut bytes, wanted.offset).ok()?;
             let bytes = Bytes::from(bytes);
             fits(&wanted, &bytes).then_some(bytes)
         });
         let remote = self.remote.clone().filter(|_| cached.is_none() && local.is_none());
-        let group: Vec<(usize, Span)> = match remote {
+        let group: Vec<(usize, State)> = match remote {
             Some(_) => self.group(span),
             None => Vec::new(),
         };
         let cache = Arc::clone(&self.cache);
         async move {
-            if wanted.window_len == 0 {
+            if wanted.len == 0 {
                 return Ok(None);
             }
             if let Some(bytes) = cached.or(local) {
@@ -78,26 +85,29 @@ impl Windows {
                     "the window of a checkpoint is missing from the store".into(),
                 ));
             };
-            let (first, last) = (&group[0].1, &group[group.len() - 1].1);
-            let range = first.window_offset..last.window_offset + u64::from(last.window_len);
+            let end = |s: &State| s.offset + u64::from(s.len);
+            let from = group.iter().map(|(_, s)| s.offset).min().unwrap_or(wanted.offset);
+            let range = from..group.iter().map(|(_, s)| end(s)).max().unwrap_or(end(&wanted));
             let all = fetch(&source, &descriptor, range.clone()).await?;
             let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
             for (i, s) in &group {
-                let at = (s.window_offset - range.start) as usize;
-                let bytes = all.slice(at..at + s.window_len as usize);
-                if s.window_len > 0 && fits(s, &bytes) {
+                let at = (s.offset - range.start) as usize;
+                let bytes = all.slice(at..at + s.len as usize);
+                if s.len > 0 && fits(s, &bytes) {
                     cache.insert(*i, bytes);
                 }
             }
             let found = cache.get(&span).cloned();
-            found.map(Some).ok_or_else(|| FillError::Corrupt("a gzip window has another digest".into()))
+            found
+                .map(Some)
+                .ok_or_else(|| FillError::Corrupt("what a checkpoint needs has another digest".into()))
         }
     }
 
-    fn group(&self, span: usize) -> Vec<(usize, Span)> {
-        let from = self.spans[span].window_offset.saturating_sub(GROUP / 4);
+    fn group(&self, span: usize) -> Vec<(usize, State)> {
+        let from = self.spans[span].offset.saturating_sub(GROUP / 4);
         let to = from + GROUP;
-        let near = |s: &Span| s.window_offset >= from && s.window_offset + u64::from(s.window_len) <= to;
+        let near = |s: &State| s.len > 0 && s.offset >= from && s.offset + u64::from(s.len) <= to;
         self.spans.iter().copied().enumerate().filter(|(i, s)| *i == span || near(s)).collect()
     }
 }
@@ -118,6 +128,6 @@ async fn fetch(source: &ImageSource, d: &Descriptor, range: Range<u64>) -> Resul
     Ok(all.freeze())
 }
 
-fn fits(span: &Span, bytes: &[u8]) -> bool {
-    *blake3::hash(bytes).as_bytes() == span.window_digest
+fn fits(state: &State, bytes: &[u8]) -> bool {
+    *blake3::hash(bytes).as_bytes() == state.digest
 }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-const MAGIC: &[u8; 8] = b"hoistkn1";
+const MAGIC: &[u8; 8] = b"hoistkn2";
 /// Magic (8), length of the list of layers (4), zeros (4), its BLAKE3 (32).
 const HEAD: usize = 48;
 /// Digest prefix (16), data offset (8), layer (4), extent (4); numbers little-endian.
@@ -32,6 +32,8 @@ const PREFIX: usize = 16;
 const BATCH: usize = 1 << 19;
 /// The tables that are here are looked at again after this long.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// No digest of an extent, nor a name.
+pub(crate) const NAMELESS: [u8; 32] = [0; 32];
 /// Of many places that hold the same bytes, this many are told.
 const PLACES: usize = 8;
 
@@ -43,6 +45,8 @@ struct Source {
     size: u64,
     mtime: (i64, i64),
     /// How many records it has; none if the table cannot be read.
+    records: u32,
+    /// How many extents: some may have no digest by which they could be found.
     extents: u32,
 }
 
@@ -150,8 +154,11 @@ impl Known {
             let table = table.and_then(|bytes| Table::decode(&bytes).ok());
             let extents = table.as_ref().map_or(&[][..], |t| &t.extents.extents);
             let layer = sources.len() as u32;
-            fresh.extend(extents.iter().zip(0..).map(|(e, i)| record(e, layer, i)));
-            sources.push(Source { name: name.clone(), size, mtime, extents: extents.len() as u32 });
+            let before = fresh.len();
+            let known = extents.iter().zip(0..).filter(|(e, _)| e.digest != NAMELESS);
+            fresh.extend(known.map(|(e, i)| record(e, layer, i)));
+            let records = (fresh.len() - before) as u32;
+            sources.push(Source { name: name.clone(), size, mtime, records, extents: extents.len() as u32 });
             if fresh.len() >= BATCH {
                 break;
             }
@@ -227,7 +234,7 @@ impl Snapshot {
         let start = HEAD.checked_add(u32_at(head, 8) as usize)?;
         let list = map.get(HEAD..start).filter(|list| blake3::hash(list).as_bytes()[..] == head[16..])?;
         let sources: Vec<Source> = serde_json::from_slice(list).ok()?;
-        let records: usize = sources.iter().map(|s| s.extents as usize).sum();
+        let records: usize = sources.iter().map(|s| s.records as usize).sum();
         if map.len() != start + records * RECORD {
             return None;
         }
@@ -285,7 +292,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 mod tests {
     use super::*;
     use hoist_format::extent::{BLOCK, ExtentTable, Piece};
-    use hoist_format::span::{Codec, Span, SpanTable};
+    use hoist_format::span::{Codec, Span, SpanTable, Spans};
 
     /// A layer of `digests.len()` extents of one block each.
     fn add(root: &Path, name: &str, digests: &[[u8; 32]]) {
@@ -311,7 +318,7 @@ mod tests {
         };
         let dir = root.join("layers").join(name);
         fs::create_dir_all(&dir).unwrap();
-        fs::write(dir.join("table"), Table { extents, spans }.encode()).unwrap();
+        fs::write(dir.join("table"), Table { extents, spans: Spans::Linear(spans) }.encode()).unwrap();
     }
 
     fn digest(n: u32) -> [u8; 32] {

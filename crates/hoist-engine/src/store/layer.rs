@@ -161,7 +161,7 @@ impl LayerDir {
     pub fn condemn(&self, why: &str) -> Result<(), Error> {
         self.save_state(&LayerState { lied: Some(why.to_owned()), ..LayerState::default() })?;
         // Unlinked, never emptied: a mount may be reading, and a hole would be zeros to it.
-        for name in ["present", "live", "kept", "blob", "windows", "data"] {
+        for name in ["present", "live", "kept", "blob", "windows", "digests", "data"] {
             let _ = fs::remove_file(self.file(name));
         }
         Ok(())

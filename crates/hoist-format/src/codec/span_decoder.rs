@@ -5,7 +5,7 @@ use super::gzip::Gzip;
 use super::window;
 use super::zstd::Zstd;
 use super::{CodecError, WindowError};
-use crate::span::{Codec, SpanTable};
+use crate::span::{Codec, Span, SpanTable};
 use crate::table::MAX_SIZE;
 
 /// Decodes from the start of a span for as long as input comes, following spans included (they
@@ -54,6 +54,16 @@ impl SpanDecoder {
                 .and_then(|stored| window::open(stored, len, &s.window_digest))
                 .map_err(|source| CodecError::Window { span, source })?,
         };
+        Self::at(table, s, start, window)
+    }
+
+    /// The same of a table that is known to be right, with the window itself.
+    pub(super) fn with_window(table: &SpanTable, span: usize, window: Vec<u8>) -> Result<Self, CodecError> {
+        let s = &table.spans[span];
+        Self::at(table, s, s.blob_offset - u64::from(s.bits > 0), window)
+    }
+
+    fn at(table: &SpanTable, s: &Span, start: u64, window: Vec<u8>) -> Result<Self, CodecError> {
         let kind = match table.codec {
             Codec::Plain => Kind::Plain,
             Codec::Zstd => Kind::Zstd(Zstd::at_frame(start)?),
