@@ -14,7 +14,7 @@ use crate::oci::Manifest;
 use crate::store::LayerDir;
 use crate::store::usage::on_disk;
 
-/// While an image is mounted, and may grow, the limit is looked after this often.
+/// While mounted images grow, the limit is looked after this often.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 struct Candidate {
@@ -99,14 +99,6 @@ impl Engine {
         record.pinned = pinned;
         self.store.remember(&record)?;
         crate::store::sync_dir(&self.store.root().join("refs"))
-    }
-}
-
-/// Looks after the limit until it is dropped.
-pub(crate) async fn watch(engine: Engine) {
-    loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        keep_limit(&engine, BTreeSet::new()).await;
     }
 }
 

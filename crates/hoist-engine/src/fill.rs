@@ -185,6 +185,9 @@ impl LayerFill {
         let unsynced = live.count_set() > durable;
         let windows = windows::Windows::new(&dir, &table.spans, windows, source.clone())?;
         let state = State { spans: vec![SpanState::Idle; table.spans.len()], ..State::default() };
+        if unsynced {
+            meter.chores.notify_one();
+        }
         Ok(Arc::new(Self {
             dir,
             table,
@@ -391,8 +394,18 @@ impl LayerFill {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         match read.last_mut() {
             Some(last) if last.end == start => last.end = end,
-            _ => read.push(start..end),
+            Some(_) => read.push(start..end),
+            None => {
+                read.push(start..end);
+                self.meter.chores.notify_one();
+            }
         }
+    }
+
+    /// Is there something to be made durable, or cached twice?
+    pub fn has_chores(&self) -> bool {
+        let read = || !self.read.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        self.dirty.load(Ordering::Acquire) || read()
     }
 
     /// Gives back the second copy of what was read. What was fetched ahead stays until it is read.

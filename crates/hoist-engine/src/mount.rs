@@ -14,6 +14,7 @@ mod resume;
 mod serve;
 mod slow;
 mod status;
+mod table;
 mod upkeep;
 mod verify;
 
@@ -47,6 +48,11 @@ use layer::{LazyLayer, MountedLayer};
 use serve::Server;
 
 pub use status::{LayerStatus, Needs};
+pub use table::MountTable;
+use upkeep::{Attended, Upkeep};
+
+/// A mount that is seen only elsewhere, or not any more, is looked for this often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What will be done with a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +79,7 @@ pub struct Mount {
     before: (u64, u64),
     seconds_to_mount: f64,
     tasks: Vec<tokio::task::JoinHandle<()>>,
+    attended: Option<Attended>,
 }
 
 /// The layers of a mount, lowest first; the lazy ones are served until it is dropped.
@@ -140,6 +147,7 @@ pub(crate) struct Serving {
     unwatched: Mutex<HashMap<(u64, u64), Weak<LazyLayer>>>,
     /// One mount is made at a time: superblocks are told apart by which is new.
     mounting: Mutex<()>,
+    upkeep: Arc<Upkeep>,
 }
 
 impl Serving {
@@ -301,10 +309,8 @@ impl Engine {
         image: &Image,
         Shown { record, layers, lease, driver, guarded, served }: Shown,
     ) -> Mount {
-        let mut tasks = vec![tokio::spawn(upkeep::keep(layers.all.clone()))];
-        if self.config.store_limit.is_some() {
-            tasks.push(tokio::spawn(crate::evict::watch(self.clone())));
-        }
+        let attended = self.serving.upkeep.attend(self, &layers.all, driver);
+        let mut tasks = Vec::new();
         if let Some(index) = &image.index {
             let lazy = layers.lazy().map(Arc::clone).collect();
             let (server, served) = (layers.server.clone(), served.clone());
@@ -330,6 +336,7 @@ impl Engine {
             driver,
             seconds_to_mount: self.started.elapsed().as_secs_f64(),
             tasks,
+            attended: Some(attended),
         }
     }
 }
@@ -444,8 +451,15 @@ impl Mount {
             // It ends when nobody has it any more, in whatever mount namespace.
             return served.end().await;
         }
+        let table = MountTable::watch();
         while self.is_there() {
-            let _ = tokio::task::spawn_blocking(|| sys::wait_for_change(Duration::from_secs(1))).await;
+            // Only of this mount namespace is anything told.
+            match &table {
+                Ok(table)
+                    if sys::is_mountpoint(self.target()).unwrap_or(false)
+                        && table.changed().await.is_ok() => {}
+                _ => tokio::time::sleep(LOOK_EVERY).await,
+            }
         }
     }
 
@@ -484,6 +498,7 @@ impl Mount {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        self.attended = None;
         if self.is_there() {
             tracing::warn!(target = %self.target().display(), "it is unmounted here, but still there for others");
             return Ok(stats);

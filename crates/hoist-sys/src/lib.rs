@@ -16,3 +16,4 @@ pub mod presence;
 pub mod shm;
 pub mod thread;
 pub mod userns;
+pub mod watch;

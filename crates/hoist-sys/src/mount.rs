@@ -85,18 +85,14 @@ pub fn unmount(target: &Path, lazy: bool) -> io::Result<()> {
     Ok(rustix::mount::unmount(target, flags | UnmountFlags::NOFOLLOW)?)
 }
 
-/// Waits until the mount table changes, or for at most `longest`. A change that happened before the
-/// call is not seen: look again at least as often as `longest`.
+/// The mount table: a descriptor with something of priority to tell (POLLPRI) whenever the table has changed since it was
+/// made, or since that was told last.
 ///
 /// # Errors
 /// Where /proc is not mounted.
-pub fn wait_for_change(longest: std::time::Duration) -> io::Result<()> {
-    let table = std::fs::File::open("/proc/self/mountinfo")?;
-    let timeout = rustix::event::Timespec::try_from(longest).map_err(io::Error::other)?;
+pub fn table() -> io::Result<std::fs::File> {
     // proc(5): a changed mount table is a priority event and an error on its file.
-    let mut fds = [rustix::event::PollFd::new(&table, rustix::event::PollFlags::PRI)];
-    rustix::event::poll(&mut fds, Some(&timeout))?;
-    Ok(())
+    std::fs::File::open("/proc/self/mountinfo")
 }
 
 /// Is something mounted on this very path (absolute, canonical)?

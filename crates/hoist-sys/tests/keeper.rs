@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use hoist_sys::fanotify::{Answer, Group};
 use hoist_sys::keeper::{Asked, Inheritance, Keeper, Received, Start, Table, Told, main_if_asked};
@@ -247,13 +246,15 @@ fn successor(how: &str, dir: &Path, inheritance: Inheritance) {
             });
         })
     };
+    let table = mount::table().unwrap();
+    let a_while = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
     loop {
         let now = Snapshot::take().unwrap();
         presence.look(&now);
         if !presence.is_alive(&now) {
             break;
         }
-        mount::wait_for_change(Duration::from_millis(200)).unwrap();
+        poll(&mut [PollFd::new(&table, PollFlags::PRI)], Some(&a_while)).unwrap();
     }
     group.wake().unwrap();
     serving.join().unwrap();

@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use hoist_testkit::layout::{Builder, Compression};
 use hoist_testkit::{Fault, FaultKind, When, process};
@@ -141,6 +142,61 @@ fn fifty_mounts_at_once() {
     }
     drop(mounts);
     wait_until_nothing_is_mounted(&node);
+}
+
+/// How often any thread of a process was woken or made to wait since its start.
+fn switches(pid: i64) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let about = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+    let counts = |about: String| -> u64 {
+        let lines = about.lines().filter_map(|line| line.split_once("ctxt_switches:"));
+        lines.map(|(_, count)| count.trim().parse::<u64>().unwrap()).sum()
+    };
+    about.map(counts).sum()
+}
+
+/// Bytes of a file that stand in the page cache, as util-linux says.
+fn cached(file: &Path) -> u64 {
+    let said = common::output(
+        Command::new("fincore").args(["--bytes", "--noheadings", "--output", "RES"]).arg(file),
+    );
+    said.trim().parse().unwrap()
+}
+
+/// Where nobody reads, nobody wakes up: whether lazily filled or complete, and in whichever way it is shown. What was
+/// read of complete layers is held once.
+#[test]
+fn at_rest_it_sleeps() {
+    let case = Case::new();
+    for driver in ["erofs", "fuse"] {
+        let node = Node::new().with_driver(driver);
+        let daemon = Daemon::start(&node, &[]);
+        let lazy: Vec<_> = (0..3).map(|_| node.mount(&case.image.name, &[])).collect();
+        assert_eq!(lazy[0].read("lib/a.so").unwrap(), case.source.read("lib/a.so"));
+        let keeper = status(&node)["daemon"]["keeper_pid"].as_i64().unwrap();
+        let sleeps = || {
+            let now = || switches(daemon.pid().as_raw_nonzero().get().into()) + switches(keeper);
+            let before = now();
+            // Longer than any pause of what is not at rest.
+            std::thread::sleep(Duration::from_millis(700));
+            Ok(now() == before)
+        };
+        process::wait_until("rest while it is lazy", PATIENCE, sleeps).unwrap();
+        // Now it is complete, and checked.
+        case.source.assert_shown(lazy[1].root());
+        let verified = || status(&node)["mounts"][0]["layers"][0]["verified"] == true;
+        process::wait_until("the check", PATIENCE, || Ok(verified())).unwrap();
+        process::wait_until("rest when it is complete", PATIENCE, sleeps).unwrap();
+        let layers = fs::read_dir(node.store("layers")).unwrap().map(|dir| dir.unwrap().path().join("data"));
+        let [data] = &layers.collect::<Vec<_>>()[..] else { panic!("not one layer") };
+        // By one that has not read it yet, so that it reads the store.
+        let again = node.mount(&case.image.name, &[]);
+        for mount in [&lazy[2], &again] {
+            case.source.assert_shown(mount.root());
+            process::wait_until("rest after a read", PATIENCE, sleeps).unwrap();
+            assert_eq!(cached(data), 0, "{driver}");
+        }
+    }
 }
 
 /// It is killed while its request waits for the registry.

@@ -242,7 +242,9 @@ impl LayerFill {
         self.data.write_all_at(bytes, extent.data_offset).map_err(|e| FillError::Store(Arc::new(e)))?;
         self.live.set(i as u64);
         self.meter.counters.published(extent.len);
-        self.dirty.store(true, Ordering::Release);
+        if !self.dirty.swap(true, Ordering::AcqRel) {
+            self.meter.chores.notify_one();
+        }
         Ok(())
     }
 }

@@ -30,6 +30,8 @@ pub struct Meter {
     /// Requests ever begun.
     begun: AtomicU64,
     idle: Notify,
+    /// Rung when something was published or read: there is upkeep to do.
+    pub chores: Notify,
     /// What the fill path did.
     pub counters: Counters,
 }

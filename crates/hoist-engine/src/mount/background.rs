@@ -19,7 +19,10 @@ pub(super) async fn complete(layers: Vec<Arc<LazyLayer>>, meter: Arc<Meter>, how
         loop {
             quiet(&meter, how.after).await;
             match fetch(&layer, &meter, &how).await {
-                Ok(Step::Complete) => break,
+                Ok(Step::Complete) => {
+                    layer.notice_complete();
+                    break;
+                }
                 Ok(Step::Disturbed) => pause = FIRST_PAUSE,
                 Err(FillError::Lied(_)) => break,
                 Err(e) => {

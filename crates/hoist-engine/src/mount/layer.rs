@@ -13,7 +13,7 @@ use hoist_format::digest::Digest;
 use hoist_format::extent::BLOCK;
 use hoist_format::span::SpanTable;
 use hoist_format::table::Table;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OnceCell, Semaphore, watch};
 
 use super::slow::Names;
 use crate::counters::Counters;
@@ -111,6 +111,12 @@ pub(crate) struct LazyLayer {
     pub counts: FillCounts,
     /// Until our own first read of it, before any mount.
     probing: AtomicBool,
+    /// A loop device lies between it and its readers.
+    looped: AtomicBool,
+    /// True once all of it was found here.
+    complete: watch::Sender<bool>,
+    /// What its check against the image found: did it pass? One check for all mounts.
+    pub judged: OnceCell<bool>,
 }
 
 impl LazyLayer {
@@ -137,6 +143,9 @@ impl LazyLayer {
             fill: OnceCell::new(),
             counts: FillCounts::default(),
             probing: AtomicBool::new(true),
+            looped: AtomicBool::new(false),
+            complete: watch::Sender::new(false),
+            judged: OnceCell::new(),
         })
     }
 
@@ -196,6 +205,34 @@ impl LazyLayer {
             LayerFill::open(self.dir().clone(), table, data, windows, source, known, line).map_err(kept)
         });
         opened.await
+    }
+
+    /// Out of service, if another process has found it to lie.
+    pub fn hear(&self) {
+        if let Some(fill) = self.filling().filter(|fill| fill.condemned().is_none())
+            && let Some(why) = self.dir().state().lied
+        {
+            fill.condemn(&why);
+        }
+    }
+    /// Looks whether all of it is here.
+    pub fn notice_complete(&self) {
+        if !*self.complete.borrow() && self.filling().is_some_and(|fill| fill.is_complete()) {
+            self.complete.send_replace(true);
+        }
+    }
+    /// Returns once that was so. Cancel safe.
+    pub async fn completed(&self) {
+        // It ends with the layer only.
+        let _ = self.complete.subscribe().wait_for(|complete| *complete).await;
+    }
+    /// Notes whether a loop device lies between it and its readers.
+    pub fn read_through_loop(&self, looped: bool) {
+        self.looped.store(looped, Ordering::Relaxed);
+    }
+    /// Does one?
+    pub fn is_read_through_loop(&self) -> bool {
+        self.looped.load(Ordering::Relaxed)
     }
 
     /// Is this event our own first read (see `Server::probe_writer`)?

@@ -8,11 +8,13 @@ use hoist_format::digest::Digest;
 use super::layer::LazyLayer;
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::fill::FillError;
 use crate::image::Image;
 use crate::ingest::Ingest;
 
-/// How often to look whether a layer is complete.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// After a failure it is tried again no sooner than this, and then ever later.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// For the check of a layer so many bytes that nobody needs to read are fetched; beyond that it waits for a
 /// pull, or what other layers had here would be fetched after all.
 const CHECK_MOST: u64 = 1 << 20;
@@ -28,38 +30,32 @@ pub(super) async fn when_whole(
 ) {
     let mut left = layers;
     let mut all_checked = true;
-    let mut tick = tokio::time::interval(LOOK_EVERY);
+    let mut pause = FIRST_PAUSE;
     while !left.is_empty() {
-        tick.tick().await;
         if left.iter().all(|l| l.is_empty()) {
             // Nobody will ever read these: what is left of them is to be judged.
             for layer in &left {
-                if let Err(e) = layer.fill().await {
-                    tracing::warn!(layer = %layer.dir().blob(), "{e}");
+                match layer.fill().await {
+                    Ok(_) => layer.notice_complete(),
+                    Err(e) => tracing::warn!(layer = %layer.dir().blob(), "{e}"),
                 }
             }
         }
-        let mut still = Vec::new();
-        for layer in left {
-            let Some(fill) = layer.filling().filter(|f| f.is_complete()) else {
-                still.push(layer);
-                continue;
-            };
-            if fill.never_kept() > CHECK_MOST {
-                tracing::info!(layer = %layer.dir().blob(), "complete; `hoist pull` checks it against the image");
-                all_checked = false;
-                continue;
+        let completed = left.iter().map(|layer| Box::pin(layer.completed()));
+        let ((), next, _) = futures_util::future::select_all(completed).await;
+        let layer = left.swap_remove(next);
+        match check(&pass_by, &engine, &image, &index, &layer).await {
+            Ok(checked) => all_checked &= checked,
+            Err(Trouble::Fetching(e)) => {
+                tracing::warn!(layer = %layer.dir().blob(), again_in = ?pause, "fetching the rest to check the layer: {e}");
+                left.push(layer);
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
             }
-            if let Err(e) = fill.keep_rest().await {
-                tracing::warn!(layer = %layer.dir().blob(), "fetching the rest to check the layer: {e}");
-                still.push(layer);
-                continue;
-            }
-            if let Err(e) = judge(&pass_by, &engine, &image, &index, &layer).await {
+            Err(Trouble::Checking(e)) => {
                 tracing::error!(layer = %layer.dir().blob(), "checking the layer against the image: {e}");
             }
         }
-        left = still;
     }
     // Layers may have been removed and be filled anew after the tree was judged; or all be whole already, by
     // other images or an earlier filler, before it was.
@@ -72,15 +68,40 @@ pub(super) async fn when_whole(
     }
 }
 
-async fn judge(
+/// Why a layer could not be checked.
+enum Trouble {
+    /// Not now.
+    Fetching(FillError),
+    Checking(Error),
+}
+
+/// Checks a complete layer, once for all mounts; false where that is left to a pull.
+async fn check(
     pass_by: &(impl Fn(&LazyLayer) + Sync),
     engine: &Engine,
     image: &Image,
     index: &Digest,
     layer: &LazyLayer,
-) -> Result<(), Error> {
+) -> Result<bool, Trouble> {
+    let fill = layer.fill().await.map_err(Trouble::Fetching)?;
+    if fill.never_kept() > CHECK_MOST {
+        tracing::info!(layer = %layer.dir().blob(), "complete; `hoist pull` checks it against the image");
+        return Ok(false);
+    }
+    let passed = layer.judged.get_or_try_init(|| async {
+        fill.keep_rest().await.map_err(Trouble::Fetching)?;
+        judge(engine, image, index, layer).await.map_err(Trouble::Checking)
+    });
+    if *passed.await? {
+        pass_by(layer);
+    }
+    Ok(true)
+}
+
+/// Did it pass?
+async fn judge(engine: &Engine, image: &Image, index: &Digest, layer: &LazyLayer) -> Result<bool, Error> {
     let expected = layer.expected().clone();
-    let Some(fill) = layer.filling().map(Arc::clone) else { return Ok(()) };
+    let Some(fill) = layer.filling().map(Arc::clone) else { return Ok(false) };
     let (this, dir, wanted) = (Arc::clone(&fill), layer.dir().clone(), expected.clone());
     let passed = tokio::task::spawn_blocking(move || -> Result<_, Error> {
         let ingest = Ingest::start(wanted, None)?;
@@ -115,8 +136,7 @@ async fn judge(
         })?;
         let native = tokio::task::spawn_blocking(move || fill.become_native()).await;
         native.map_err(|e| Error::Internal(e.to_string()))??;
-        pass_by(layer);
         tracing::info!(layer = %layer.dir().blob(), "complete, and all of it is what the image says");
     }
-    Ok(())
+    Ok(lie.is_none())
 }

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use hoist_engine::{Engine, Image, LayerStatus, Mount, Needs, Progress, Stats, Use};
+use hoist_engine::{Engine, Image, LayerStatus, Mount, MountTable, Needs, Progress, Stats, Use};
 use hoist_format::digest::Digest;
 use hoist_sys::presence::Snapshot;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::failure::user;
 
@@ -48,7 +48,11 @@ enum Slot {
 
 /// All of them.
 #[derive(Default)]
-pub struct Mounts(Mutex<HashMap<PathBuf, Slot>>);
+pub struct Mounts {
+    slots: Mutex<HashMap<PathBuf, Slot>>,
+    /// Rung for each that is new.
+    made: Notify,
+}
 
 /// What is asked for.
 pub struct Wanted {
@@ -80,7 +84,7 @@ impl Served {
 
 impl Mounts {
     fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Slot>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The one on this target.
@@ -130,6 +134,7 @@ impl Mounts {
             end: watch::Sender::new(None),
         });
         place.fill(&served);
+        self.made.notify_one();
         Ok(served)
     }
 
@@ -172,19 +177,21 @@ impl Mounts {
     }
 
     /// Notices mounts that somebody has unmounted; calls `gone` with each. Never returns.
-    pub async fn watch(self: &Arc<Self>, gone: impl Fn(&Path)) {
+    pub async fn watch(self: &Arc<Self>, table: MountTable, gone: impl Fn(&Path)) {
         loop {
-            let looked = tokio::task::spawn_blocking(|| {
-                hoist_sys::mount::wait_for_change(Duration::from_secs(1)).and_then(|()| Snapshot::take())
-            });
-            let now = match looked.await {
-                Ok(Ok(now)) => now,
-                Ok(Err(error)) => {
+            // What has changed since it was looked at is told; but one that was not known yet may have gone then.
+            let changed = tokio::select! {
+                changed = table.changed() => changed,
+                () = self.made.notified() => Ok(()),
+            };
+            let told = changed.and_then(|()| Snapshot::take());
+            let now = match told {
+                Ok(now) => now,
+                Err(error) => {
                     tracing::error!("reading the mount table: {error}");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     continue;
                 }
-                Err(_) => return,
             };
             // Listed before it was looked at, a mount could be taken for gone that had just been made.
             for served in self.all().into_iter().filter(|served| !now.mounted(&served.target)) {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use hoist_engine::{Engine, Needs};
+use hoist_engine::{Engine, MountTable, Needs};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::Signal;
@@ -57,7 +57,8 @@ pub fn run(global: &Global, options: &cli::Daemon) -> anyhow::Result<()> {
         let daemon = Arc::new(Daemon::new(engine, settings));
         let metrics = Metrics::start(&daemon, at).await?;
         let ending = Arc::<AtomicBool>::default();
-        tokio::spawn(watch(Arc::clone(&daemon), Arc::clone(&ending)));
+        let table = MountTable::watch().context("watching the mount table")?;
+        tokio::spawn(watch(Arc::clone(&daemon), table, Arc::clone(&ending)));
         if restore {
             daemon.restore().await;
         }
@@ -213,13 +214,13 @@ impl Metrics {
 }
 
 /// A mount that somebody unmounts behind its back is not to come back.
-async fn watch(daemon: Arc<Daemon>, ending: Arc<AtomicBool>) {
+async fn watch(daemon: Arc<Daemon>, table: MountTable, ending: Arc<AtomicBool>) {
     let gone = |target: &Path| {
         if !ending.load(Ordering::Relaxed) {
             daemon.forget(target);
         }
     };
-    daemon.mounts.watch(gone).await;
+    daemon.mounts.watch(table, gone).await;
 }
 
 async fn accept(listener: UnixListener, daemon: Arc<Daemon>) {
