@@ -17,6 +17,7 @@ mod inode;
 mod layout;
 mod owner;
 mod place;
+pub(crate) mod rafs;
 mod superblock;
 mod walk;
 mod xattr;
@@ -27,6 +28,7 @@ pub use encode::encode;
 pub use error::{DecodeError, EncodeError, Fault};
 pub use image::{Entries, Head, Image};
 pub use inode::{Node, NodeKind};
+pub(crate) use layout::{decode_dev, le16, le32, le64, name_ok};
 
 /// An external device: the data file of one layer.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,6 +12,7 @@ pub mod erofs;
 pub mod extent;
 pub mod layer;
 pub mod merge;
+pub mod rafs;
 pub mod span;
 pub mod table;
 pub mod tar;

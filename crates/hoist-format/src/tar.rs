@@ -111,6 +111,15 @@ pub struct Decoder {
     long_link: Option<Vec<u8>>,
 }
 
+/// The path and the size of one header block that stands alone.
+///
+/// # Errors
+/// [`TarFault`] for what is no header.
+pub(crate) fn lone_header(block: &[u8; BLOCK]) -> Result<(Vec<u8>, u64), TarFault> {
+    let header = Header::verify(block)?;
+    Ok((header.path(), header.size()?))
+}
+
 impl Default for Decoder {
     fn default() -> Self {
         Self::new()

@@ -93,23 +93,23 @@ pub(super) fn encode_dev(dev: Dev) -> Option<u32> {
 }
 
 /// The kernel's `new_decode_dev`.
-pub(super) fn decode_dev(raw: u32) -> Dev {
+pub(crate) fn decode_dev(raw: u32) -> Dev {
     Dev { major: (raw & 0xfff00) >> 8, minor: raw & 0xff | raw >> 12 & 0xfff00 }
 }
 
 /// Whether a folder may hold this name (`.` and `..` are for the caller to tell apart).
-pub(super) fn name_ok(name: &[u8]) -> bool {
+pub(crate) fn name_ok(name: &[u8]) -> bool {
     (1..=NAME_MAX).contains(&name.len()) && !name.iter().any(|&c| c == b'/' || c == 0)
 }
 
 /// Little-endian fields. The caller has checked that `b` is a whole structure.
-pub(super) fn le16(b: &[u8], at: usize) -> u16 {
+pub(crate) fn le16(b: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([b[at], b[at + 1]])
 }
-pub(super) fn le32(b: &[u8], at: usize) -> u32 {
+pub(crate) fn le32(b: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
 }
-pub(super) fn le64(b: &[u8], at: usize) -> u64 {
+pub(crate) fn le64(b: &[u8], at: usize) -> u64 {
     u64::from(le32(b, at)) | u64::from(le32(b, at + 4)) << 32
 }
 

@@ -1,0 +1,5 @@
+//! RAFS of the fixtures, which nydus-image made, against containerd's unpack of the same image; and lies.
+
+mod fixtures;
+mod lies;
+mod support;
