@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::credentials::CredentialStore;
+use super::health::DownPolicy;
 use super::stats::Stats;
 
 /// How long to wait for a server.
@@ -78,6 +79,8 @@ pub struct ClientConfig {
     pub timeouts: Timeouts,
     /// Limits of repetition.
     pub retry: RetryPolicy,
+    /// When a server that does not answer is asked once only, or not at all.
+    pub down: DownPolicy,
     /// How long the URL that a blob was redirected to is used without asking the registry again.
     pub redirect_life: Duration,
     /// How long a mirror that could not be reached is left alone.
@@ -93,6 +96,7 @@ impl Default for ClientConfig {
             credentials: CredentialStore::from_environment(),
             timeouts: Timeouts::default(),
             retry: RetryPolicy::default(),
+            down: DownPolicy::default(),
             redirect_life: Duration::from_secs(300),
             mirror_rest: Duration::from_secs(15),
         }

@@ -50,6 +50,16 @@ pub enum RegistryError {
         /// How long.
         limit: Duration,
     },
+    /// The server does not answer, as others found who have just waited for it; it was not asked again.
+    #[error("{doing}: {host} is down ({detail}); it is asked again within seconds")]
+    Down {
+        /// What was to be done.
+        doing: String,
+        /// Who would have been asked.
+        host: String,
+        /// How the last request failed.
+        detail: String,
+    },
     /// One side does not take the other's certificate, or does not speak TLS.
     #[error("{doing}: no safe connection to {host}: {detail}; {advice}")]
     Tls {
@@ -167,6 +177,35 @@ impl RegistryError {
             _ => false,
         }
     }
+    /// What happened, without what was being done.
+    pub(crate) fn cause(&self) -> String {
+        match self {
+            Self::Unreachable { detail, .. } | Self::Tls { detail, .. } | Self::Down { detail, .. } => {
+                detail.clone()
+            }
+            Self::TimedOut { what, limit, .. } => format!("it did not {what} within {limit:?}"),
+            Self::Status { status, detail, .. } => format!("it answered {status} {detail}"),
+            Self::BadAnswer { what, .. } => format!("it sent {what}"),
+            other => other.to_string(),
+        }
+    }
+    /// Which server it is about, if one.
+    pub(crate) fn host(&self) -> Option<&str> {
+        match self {
+            Self::NotFound { host, .. }
+            | Self::Unauthorized { host, .. }
+            | Self::Unreachable { host, .. }
+            | Self::TimedOut { host, .. }
+            | Self::Down { host, .. }
+            | Self::Tls { host, .. }
+            | Self::Status { host, .. }
+            | Self::BadAnswer { host, .. }
+            | Self::DigestMismatch { host, .. }
+            | Self::Contended { host, .. }
+            | Self::RangesIgnored { host, .. } => Some(host),
+            Self::Config { .. } | Self::Layout { .. } => None,
+        }
+    }
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
@@ -176,6 +215,7 @@ impl RegistryError {
     /// Whether the server as such is the trouble, so that it deserves a rest.
     pub(crate) fn server_down(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Tls { .. })
+            || matches!(self, Self::Down { .. })
             || matches!(self, Self::Status { status: 500.., .. })
     }
 }

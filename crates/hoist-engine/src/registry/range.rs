@@ -187,7 +187,8 @@ impl HttpRange {
             return Err(error);
         }
         self.failures += 1;
-        if !error.retryable() || self.failures >= policy.attempts {
+        let down = self.endpoints.iter().all(|endpoint| endpoint.health.is_down());
+        if !error.retryable() || self.failures >= policy.attempts || down {
             return Err(error);
         }
         let pause = policy.pause(self.failures, error.retry_after());

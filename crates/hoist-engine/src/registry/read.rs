@@ -96,7 +96,7 @@ impl Client {
         digest: Option<Digest>,
         last: bool,
     ) -> Result<(HeaderMap, Bytes), RegistryError> {
-        let mut tries = self.tries(last);
+        let mut tries = self.tries(endpoint, last);
         loop {
             match self.body_once(endpoint, ask, limit, digest).await {
                 Ok(found) => return Ok(found),

@@ -13,6 +13,7 @@ use reqwest::{Method, Request, Response, Url};
 use super::Client;
 use super::auth::{Purpose, Renewal};
 use super::error::RegistryError;
+use super::health::Health;
 use super::hosts::{Capabilities, Upstream, upstreams};
 use super::tls::Http;
 use super::wire::authority;
@@ -34,6 +35,7 @@ pub(super) struct Endpoint {
     /// Host under which its credentials are kept.
     credentials_host: String,
     rests_until: Mutex<Option<Instant>>,
+    pub health: Health,
     redirects: Mutex<HashMap<(String, Digest), (Url, Instant)>>,
     /// Blobs of which it served parts, and whether these were found wrong.
     parts: Mutex<HashMap<Digest, bool>>,
@@ -92,6 +94,7 @@ impl Endpoint {
             credentials_host: hub(&own),
             base: upstream.base,
             rests_until: Mutex::default(),
+            health: Health::new(client.0.config.down.clone()),
             redirects: Mutex::default(),
             parts: Mutex::default(),
             ranges_ignored: AtomicBool::new(false),
@@ -204,7 +207,7 @@ impl Client {
         ask: &Ask<'_>,
         last: bool,
     ) -> Result<Response, RegistryError> {
-        let mut tries = self.tries(last);
+        let mut tries = self.tries(endpoint, last);
         loop {
             match self.ask_once(endpoint, ask).await {
                 Ok(response) => return Ok(response),
@@ -213,8 +216,20 @@ impl Client {
         }
     }
 
-    /// One try, but for what is no failure yet: a token to renew, a redirect that has expired.
+    /// One try, if the server is worth one.
     async fn ask_once(&self, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response, RegistryError> {
+        let admission = endpoint.health.admit().map_err(|detail| RegistryError::Down {
+            doing: ask.doing.clone(),
+            host: authority(&endpoint.base),
+            detail,
+        })?;
+        let answered = self.ask_admitted(endpoint, ask).await;
+        admission.report(&answered);
+        answered
+    }
+
+    /// The same, but for what is no failure yet: a token to renew, a redirect that has expired.
+    async fn ask_admitted(&self, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response, RegistryError> {
         let purpose = Purpose {
             base: &endpoint.base,
             host: &endpoint.credentials_host,

@@ -43,6 +43,7 @@ impl<'a> Turn<'a> {
 /// The tries of one request at one server.
 pub(super) struct Tries<'a> {
     policy: &'a RetryPolicy,
+    endpoint: &'a Endpoint,
     stats: &'a Stats,
     patient: bool,
     start: Instant,
@@ -55,7 +56,8 @@ impl Tries<'_> {
         self.made += 1;
         let pause = self.policy.pause(self.made, error.retry_after());
         let late = self.start.elapsed() + pause > self.policy.total;
-        if !self.patient || !error.retryable() || self.made >= self.policy.attempts || late {
+        let enough = self.made >= self.policy.attempts || self.endpoint.health.is_down();
+        if !self.patient || !error.retryable() || enough || late {
             return Err(error);
         }
         tracing::debug!(%error, ?pause, "trying again");
@@ -69,8 +71,8 @@ impl Client {
     pub(super) fn turn<'a>(&self, endpoints: &'a [Arc<Endpoint>]) -> Turn<'a> {
         Turn { endpoints, at: 0, rest: self.0.config.mirror_rest }
     }
-    pub(super) fn tries(&self, patient: bool) -> Tries<'_> {
+    pub(super) fn tries<'a>(&'a self, endpoint: &'a Endpoint, patient: bool) -> Tries<'a> {
         let stats = &*self.0.wire.stats;
-        Tries { policy: &self.0.config.retry, stats, patient, start: Instant::now(), made: 0 }
+        Tries { policy: &self.0.config.retry, endpoint, stats, patient, start: Instant::now(), made: 0 }
     }
 }
