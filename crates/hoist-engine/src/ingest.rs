@@ -4,6 +4,8 @@
 //! stream (diffID), reads the tar and writes the data file. Nothing of it may be read by anyone
 //! before both digests were found right.
 
+mod blocks;
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -19,6 +21,7 @@ use hoist_format::span::{Codec, Spans};
 use hoist_format::table::Table;
 
 use crate::error::Error;
+use blocks::Blocks;
 
 /// What a pass over a layer yields.
 pub struct Ingested {
@@ -149,8 +152,8 @@ fn decode(
     let bad = |e: &dyn std::fmt::Display| Error::Layer { blob, why: e.to_string() };
     let mut decoder = StreamDecoder::new(codec, true).map_err(|e| bad(&e))?;
     let mut buffer = Vec::with_capacity(CHUNK);
-    for bytes in input {
-        let result = decoder.feed(&bytes, &mut |mut piece: &[u8]| {
+    let mut give = |block: &[u8]| {
+        decoder.feed(block, &mut |mut piece: &[u8]| {
             while !piece.is_empty() {
                 let n = piece.len().min(CHUNK - buffer.len());
                 buffer.extend_from_slice(&piece[..n]);
@@ -161,12 +164,14 @@ fn decode(
                 }
             }
             Ok::<_, Halt>(())
-        });
-        match result {
-            Ok(()) => {}
-            Err(Halt::Stopped) => return Ok(None),
-            Err(e) => return Err(bad(&e)),
-        }
+        })
+    };
+    let mut blocks = Blocks::default();
+    let fed = input.iter().try_for_each(|bytes| blocks.feed(&bytes, &mut give));
+    match fed.and_then(|()| give(blocks.rest())) {
+        Ok(()) => {}
+        Err(Halt::Stopped) => return Ok(None),
+        Err(e) => return Err(bad(&e)),
     }
     if !buffer.is_empty() {
         let _ = out.send(buffer);
@@ -250,5 +255,69 @@ impl DataSink for Writer {
         }
         self.buffer.extend_from_slice(bytes);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    /// The index of a layer is that of its bytes, not of how they came in.
+    #[test]
+    fn an_index_does_not_depend_on_the_network() {
+        let dir = tempfile::tempdir().unwrap();
+        // Files that refer back to each other, so that checkpoints have windows.
+        let mut state = 1u64;
+        let words: Vec<String> = (0..400_000)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                format!("{:x} ", state >> 52)
+            })
+            .collect();
+        for (i, part) in words.chunks(40_000).enumerate() {
+            std::fs::write(dir.path().join(format!("{i}.txt")), part.concat()).unwrap();
+        }
+        let mut tar = Command::new("tar");
+        tar.args(["--sort=name", "-cC"]).arg(dir.path()).arg(".");
+        let tar = tar.output().unwrap().stdout;
+        let mut gzip =
+            Command::new("gzip").arg("-9n").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (mut to, given) = (gzip.stdin.take().unwrap(), tar.clone());
+        let giving = thread::spawn(move || to.write_all(&given));
+        let blob = gzip.wait_with_output().unwrap().stdout;
+        giving.join().unwrap().unwrap();
+
+        let expected = Expected {
+            blob: Digest::of(&blob),
+            size: blob.len() as u64,
+            diff_id: Digest::of(&tar),
+            codec: Codec::Gzip,
+        };
+        let index = |cuts: &mut dyn FnMut() -> usize| {
+            let ingest = Ingest::start(expected.clone(), None).unwrap();
+            let mut rest = &blob[..];
+            while !rest.is_empty() {
+                let (piece, more) = rest.split_at(cuts().clamp(1, rest.len()));
+                ingest.feed(Bytes::copy_from_slice(piece));
+                rest = more;
+            }
+            let done = ingest.finish().unwrap();
+            assert!(done.table.spans.spans.len() > 1 && !done.windows.is_empty());
+            (done.table.encode(), done.windows)
+        };
+        let whole = index(&mut || blob.len());
+        for piece in [700, 1460, 16 << 10, (32 << 10) + 1, 100_000] {
+            assert!(index(&mut || piece) == whole, "in pieces of {piece} bytes it differs");
+        }
+        let mut state = 7u64;
+        for _ in 0..5 {
+            let mut random = || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (state >> 48) as usize
+            };
+            assert!(index(&mut random) == whole);
+        }
     }
 }
