@@ -89,6 +89,19 @@ impl std::str::FromStr for Platform {
     }
 }
 
+impl Platform {
+    /// Does an image of this system, architecture and variant run on it? What an image does not say is no
+    /// hindrance.
+    pub fn takes(&self, os: &str, architecture: &str, variant: Option<&str>) -> bool {
+        let alike = |wanted: &str, has: &str| has.is_empty() || has == wanted;
+        let variant = match (&self.variant, variant) {
+            (Some(wanted), Some(has)) => alike(wanted, has),
+            _ => true,
+        };
+        variant && alike(&self.os, os) && alike(&self.architecture, architecture)
+    }
+}
+
 impl std::fmt::Display for Platform {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.os, self.architecture)?;
@@ -129,6 +142,8 @@ pub struct Config {
     pub trust: Trust,
     /// Which image of a multi-arch index is wanted.
     pub platform: Platform,
+    /// The user has asked for it: an image that is for another one alone is not what is wanted.
+    pub platform_asked: bool,
     /// Plain HTTP or not, whatever the host; None: only for loopback.
     pub plain_http: Option<bool>,
     /// Folders of containerd's `hosts.toml` files; empty: the usual places.
@@ -154,6 +169,7 @@ impl Config {
             root: root.into(),
             trust: Trust::default(),
             platform: Platform::default(),
+            platform_asked: false,
             plain_http: None,
             certs_dirs: Vec::new(),
             driver: None,

@@ -12,7 +12,8 @@ use crate::error::Error;
 use crate::fill::Here;
 use crate::image::Image;
 use crate::oci::{Manifest, codec_of};
-use crate::store::LayerDir;
+use crate::reference::Source;
+use crate::store::{LayerDir, RefRecord};
 
 /// An image that is here, wholly or in part.
 #[derive(Debug, Clone, Serialize)]
@@ -160,15 +161,21 @@ impl Engine {
         Ok(Inspection { image: image.name.clone(), digest: image.digest, index, lazy, why, layers })
     }
 
-    /// Forgets a name; `prune` frees what no name needs any more.
-    pub fn remove(&self, name: &str) -> Result<(), Error> {
-        if self.store.lookup(name).is_none() {
-            return Err(Error::NotFound(format!(
-                "no image or container {name:?} here; `hoist images` lists them"
-            )));
+    /// Forgets a name, in any of its spellings, or all names of the image that a digest or its beginning
+    /// means; `prune` frees what no name needs any more. Gives the names.
+    ///
+    /// # Errors
+    /// There is no such image, or the digest's beginning is that of several.
+    pub fn remove(&self, name: &str) -> Result<Vec<String>, Error> {
+        let names = match self.store.lookup(name) {
+            Some(record) => vec![record.name],
+            None => meant_by(name, self.store.refs()?)?,
+        };
+        for name in &names {
+            let path = self.store.ref_path(name);
+            std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
         }
-        let path = self.store.ref_path(name);
-        std::fs::remove_file(&path).map_err(Error::io("remove", &path))
+        Ok(names)
     }
 
     /// Frees images and layers that no name and no mount needs, and what a pull has replaced.
@@ -201,5 +208,72 @@ impl Engine {
         }
         pruned.bytes = clearing.delete()?;
         Ok(pruned)
+    }
+}
+
+/// Digits of a digest that name an image.
+const SHORTEST: usize = 6;
+
+/// The names of the one image that `text` means, though it is none of them.
+fn meant_by(text: &str, refs: Vec<RefRecord>) -> Result<Vec<String>, Error> {
+    let digits = text.strip_prefix("sha256:").unwrap_or(text);
+    let is_digest = digits.len() >= SHORTEST && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    let source: Option<Source> = text.parse().ok();
+    let is_meant = |record: &RefRecord| {
+        let by_digest = is_digest && record.manifest.hex().starts_with(digits);
+        by_digest || source.as_ref().is_some_and(|source| is_same(source, record))
+    };
+    let meant: Vec<RefRecord> = refs.into_iter().filter(is_meant).collect();
+    let images: BTreeSet<Digest> = meant.iter().map(|record| record.manifest).collect();
+    if meant.is_empty() {
+        return Err(Error::NotFound(format!(
+            "no image or container {text:?} here; `hoist images` and `hoist ps` list them"
+        )));
+    }
+    if images.len() > 1 {
+        let images: Vec<_> = images.iter().map(Digest::to_string).collect();
+        let several = images.join(", ");
+        return Err(Error::NotFound(format!("{text:?} is the beginning of several images: {several}")));
+    }
+    Ok(meant.into_iter().map(|record| record.name).collect())
+}
+
+/// Another spelling of the record's name, or its repository with its digest.
+fn is_same(source: &Source, record: &RefRecord) -> bool {
+    let Ok(known) = record.name.parse::<Source>() else { return false };
+    match (source, &known) {
+        (Source::Registry(asked), Source::Registry(known)) => {
+            asked == known || asked.repo == known.repo && asked.digest == Some(record.manifest)
+        }
+        _ => *source == known,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_meant_by_digests_and_other_spellings() {
+        let digests = [Digest::of(b"a"), Digest::of(b"b")];
+        let named =
+            |name: &str, at: usize| RefRecord { name: name.into(), manifest: digests[at], pinned: false };
+        let refs = || vec![named("debian", 0), named("q.io/x:1", 1), named("q.io/x:2", 1)];
+        let hex = digests[1].hex();
+        for (text, names) in [
+            ("docker.io/library/debian:latest", vec!["debian"]),
+            (&hex[..6], vec!["q.io/x:1", "q.io/x:2"]),
+            (&format!("sha256:{hex}"), vec!["q.io/x:1", "q.io/x:2"]),
+            (&format!("q.io/x@sha256:{hex}"), vec!["q.io/x:1", "q.io/x:2"]),
+        ] {
+            assert_eq!(meant_by(text, refs()).unwrap(), names, "{text}");
+        }
+        let elsewhere = format!("q.io/y@sha256:{hex}");
+        for text in [&hex[..5], &elsewhere, "debian:12", "q.io/x", "", "oci:"] {
+            let said = meant_by(text, refs()).unwrap_err().to_string();
+            assert!(said.contains("hoist ps"), "{text}: {said}");
+        }
+        let alike = vec![named("a", 0), RefRecord { name: "c".into(), manifest: digests[0], pinned: false }];
+        assert_eq!(meant_by(&digests[0].hex(), alike).unwrap().len(), 2);
     }
 }

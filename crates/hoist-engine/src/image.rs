@@ -31,6 +31,9 @@ pub struct Image {
     pub config: ImageConfig,
     /// The index published beside it.
     pub index: Option<PublishedIndex>,
+    /// Why the registry could not say whether the name still means this image; None where it did, or need
+    /// not be asked.
+    pub unchecked: Option<String>,
     /// Where its blobs come from.
     pub(crate) source: ImageSource,
 }
@@ -64,6 +67,7 @@ impl Engine {
             && by_digest.is_some()
             && let Some(mut image) = self.recall(name, known, &source)?
         {
+            self.check_platform(name, &image.config)?;
             // Without an index the layers must come from the registry anyway.
             image.index = self.find_index(&known, &source).await;
             return Ok(image);
@@ -76,8 +80,10 @@ impl Engine {
             (Ok(top), _) => top,
             (Err(Unasked::Failed(e)), None) => return Err(e.into()),
             (Err(Unasked::Failed(e)), _) if e.is_not_found() || e.is_unauthorized() => return Err(e.into()),
-            (Err(e), Some(image)) => {
+            (Err(e), Some(mut image)) => {
+                self.check_platform(name, &image.config)?;
                 tracing::warn!(image = name, "the registry cannot be asked, using what is here: {e}");
+                image.unchecked = Some(e.to_string());
                 return Ok(image);
             }
             (Err(e @ Unasked::Late), None) => return Err(Error::Internal(e.to_string())),
@@ -102,7 +108,8 @@ impl Engine {
         let index = self.find_index(&digest, &source);
         let (config, index) = tokio::join!(config, index);
         let config = config?;
-        self.warn_of_platform(name, &config);
+        let parsed: ImageConfig = parse("config", &manifest.config.digest, &config)?;
+        self.check_platform(name, &parsed)?;
         self.store.image(&digest).save(&bytes, &config)?;
         let pinned = self.store.lookup(name).is_some_and(|record| record.pinned);
         self.store.remember(&RefRecord { name: name.to_owned(), manifest: digest, pinned })?;
@@ -119,14 +126,22 @@ impl Engine {
         .map_err(Unasked::Failed)
     }
 
-    /// An image of one platform alone is taken as it is; that it is another's is said, not refused: it may
-    /// be for an emulator, or only to be looked at.
-    fn warn_of_platform(&self, name: &str, config: &[u8]) {
-        let Ok(config) = serde_json::from_slice::<ImageConfig>(config) else { return };
+    /// An image of one platform alone is taken as it is, unless another was asked for: it may be for an
+    /// emulator, or only to be looked at. Then that is said.
+    fn check_platform(&self, name: &str, config: &ImageConfig) -> Result<(), Error> {
         let wanted = &self.config.platform;
-        if !config.architecture.is_empty() && config.architecture != wanted.architecture {
-            tracing::warn!(image = name, "it is for {}/{}, not for {wanted}", config.os, config.architecture);
+        if wanted.takes(&config.os, &config.architecture, config.variant.as_deref()) {
+            return Ok(());
         }
+        let mut is = format!("{}/{}", config.os, config.architecture);
+        config.variant.iter().for_each(|variant| is.push_str(&format!("/{variant}")));
+        if self.config.platform_asked {
+            return Err(Error::NotFound(format!(
+                "{name} is for {is} alone, not for {wanted}; leave out --platform to take it as it is"
+            )));
+        }
+        tracing::warn!(image = name, "it is for {is}, not for {wanted}");
+        Ok(())
     }
 
     /// The index to use: the one kept here, else one that is found beside the image now.
@@ -222,7 +237,8 @@ fn build(
         );
         return Err(Error::image("manifest", digest, why));
     }
-    Ok(Image { name: name.to_owned(), digest, manifest, manifest_bytes, config, index, source })
+    let (name, unchecked) = (name.to_owned(), None);
+    Ok(Image { name, digest, manifest, manifest_bytes, config, index, unchecked, source })
 }
 
 pub(crate) fn parse<T: serde::de::DeserializeOwned>(

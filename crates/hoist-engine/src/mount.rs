@@ -263,6 +263,7 @@ impl Engine {
             superblocks: Vec::new(),
             fuse: None,
             lost: false,
+            since: Some(crate::registry::date::now()),
         };
         let guarded = match driver {
             Driver::Erofs => layers.server.as_ref().filter(|_| lazy).map(Arc::clone),

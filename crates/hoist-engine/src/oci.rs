@@ -99,6 +99,9 @@ pub struct ImageConfig {
     /// Operating system.
     #[serde(default)]
     pub os: String,
+    /// CPU variant.
+    #[serde(default)]
+    pub variant: Option<String>,
 }
 
 /// The `config` object of an image config.

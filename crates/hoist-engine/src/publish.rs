@@ -152,15 +152,29 @@ pub struct Part {
     pub bytes: Bytes,
 }
 
+/// The empty config of an artifact (image-spec `manifest.md`).
+const EMPTY: Bytes = Bytes::from_static(b"{}");
+
+/// Finds out whether an index can be pushed there, by pushing a part that every index has.
+pub async fn may_push(source: &ImageSource) -> Result<(), Error> {
+    let (client, reference) = registry_of(source)?;
+    client.upload_blob(&reference.repo, EMPTY).await?;
+    Ok(())
+}
+
+fn registry_of(source: &ImageSource) -> Result<(&Client, &Reference), Error> {
+    match source {
+        ImageSource::Registry { client, reference } => Ok((client, reference)),
+        ImageSource::Layout { .. } => Err(Error::NotFound(
+            "an image layout takes no referrers from hoist; push the image to a registry first".into(),
+        )),
+    }
+}
+
 /// Pushes the parts and the artifact that names them. Returns its digest.
 pub async fn push(source: &ImageSource, subject: &Descriptor, parts: Vec<Part>) -> Result<Digest, Error> {
-    let ImageSource::Registry { client, reference } = source else {
-        return Err(Error::NotFound(
-            "an image layout takes no referrers from hoist; push the image to a registry first".into(),
-        ));
-    };
+    let (client, reference) = registry_of(source)?;
     let repo = &reference.repo;
-    let empty = Bytes::from_static(b"{}");
     let mut layers = Vec::new();
     for part in parts {
         let size = part.bytes.len() as u64;
@@ -176,10 +190,10 @@ pub async fn push(source: &ImageSource, subject: &Descriptor, parts: Vec<Part>) 
             artifact_type: None,
         });
     }
-    client.push_blob(repo, empty.clone()).await?;
+    client.push_blob(repo, EMPTY).await?;
     let config = Descriptor {
         media_type: media::EMPTY.into(),
-        digest: Digest::of(&empty),
+        digest: Digest::of(&EMPTY),
         size: 2,
         annotations: BTreeMap::new(),
         platform: None,

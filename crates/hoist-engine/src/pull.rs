@@ -18,7 +18,7 @@ use crate::progress::Progress;
 use crate::publish;
 use crate::registry::ImageSource;
 use crate::stats::Stats;
-use crate::store::{Kept, LayerDir, LayerState};
+use crate::store::{Begun, Kept, LayerDir, LayerState};
 
 /// What a pull did.
 #[derive(Debug, Clone, Serialize)]
@@ -31,6 +31,9 @@ pub struct Pulled {
     pub fetched_layers: usize,
     /// All its layers.
     pub layers: usize,
+    /// Why the registry could not say whether the name still means this image: all of it was here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unchecked: Option<String>,
     /// What it cost.
     pub stats: Stats,
 }
@@ -108,7 +111,8 @@ impl Engine {
         let mut stats = Stats::of_client(&self.stats, started.elapsed());
         stats.copied_bytes = self.known.copied_so_far();
         let layers = expected.len();
-        Ok(Pulled { image: image.name.clone(), digest: image.digest, fetched_layers, layers, stats })
+        let (name, unchecked) = (image.name.clone(), image.unchecked.clone());
+        Ok(Pulled { image: name, digest: image.digest, fetched_layers, layers, unchecked, stats })
     }
 
     async fn pull_layer(
@@ -118,22 +122,32 @@ impl Engine {
         progress: &dyn Progress,
     ) -> Result<(), Error> {
         let dir = self.store.layer(&expected.blob, None);
+        clear_away(&dir);
         // Nobody may take the folder away meanwhile.
         let _held = dir.hold()?;
         let aside = tempfile::Builder::new()
-            .prefix("data.")
+            .prefix(ASIDE)
             .tempfile_in(dir.path())
             .map_err(Error::io("write in", dir.path()))?;
         let path = aside.path().to_owned();
         let file = aside.reopen().map_err(Error::io("open", &path))?;
-        let kept = self.store.kept(&expected.blob).map(Arc::new);
-        let (done, reused) = fetch_and_ingest(expected, source, kept, Some((file, path)), progress).await?;
+        let kept = self.store.kept(&expected.blob, expected.size).map(Arc::new);
+        let begun = (expected.size > PART).then(|| Begun::open(&dir)).transpose()?.map(Arc::new);
+        let data = Some((file, path));
+        let pulled = fetch_and_ingest(expected, source, kept, begun.clone(), data, progress).await;
+        if let (Err(Error::Io { .. }), Some(begun)) = (&pulled, &begun) {
+            // It may have been for want of room.
+            begun.forget();
+        }
+        let (done, reused) = pulled?;
         self.known.copied(reused);
         keep(&dir, done)?;
         aside.persist(dir.file("data")).map_err(|e| Error::io("rename to", dir.file("data"))(e.error))?;
         // A complete layer without its data would be the worst to find after a power cut.
         crate::store::sync_dir(dir.path())?;
-        dir.save_state(&LayerState { complete: true, verified: true, lied: None })
+        dir.save_state(&LayerState { complete: true, verified: true, lied: None })?;
+        begun.iter().for_each(|begun| begun.forget());
+        Ok(())
     }
 
     /// Takes over a layer that was completed and verified in the layout of a published index: the same
@@ -205,6 +219,10 @@ impl Engine {
     /// # Errors
     /// As [`Engine::pull`]; and when the registry does not take it.
     pub async fn index(&self, image: &Image, push: bool, progress: &dyn Progress) -> Result<Indexed, Error> {
+        if push {
+            // Before the work, not after it.
+            publish::may_push(&image.source).await?;
+        }
         self.pull_as(image, true, progress).await?;
         let tree_path = self.own_tree(image)?;
         let tree = std::fs::read(&tree_path).map_err(Error::io("read", &tree_path))?;
@@ -258,6 +276,22 @@ impl Engine {
     }
 }
 
+/// How data files are called that are being written.
+const ASIDE: &str = "data.";
+
+/// Removes what pulls have left that were killed, unless one is under way.
+fn clear_away(dir: &LayerDir) {
+    let Ok(folder) = std::fs::File::open(dir.path()) else { return };
+    if folder.try_lock().is_err() {
+        return;
+    }
+    for entry in std::fs::read_dir(dir.path()).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(ASIDE) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Keeps what a pass found, except the data file.
 fn keep(dir: &LayerDir, done: Ingested) -> Result<(), Error> {
     keep_tree(dir, &done)?;
@@ -279,6 +313,7 @@ pub(crate) async fn fetch_and_ingest(
     expected: &Expected,
     source: &ImageSource,
     mut kept: Option<Arc<Kept>>,
+    mut begun: Option<Arc<Begun>>,
     data: Option<(std::fs::File, PathBuf)>,
     progress: &dyn Progress,
 ) -> Result<(Ingested, u64), Error> {
@@ -289,7 +324,11 @@ pub(crate) async fn fetch_and_ingest(
             Ok::<_, Error>((again, path.clone()))
         };
         let data = data.as_ref().map(anew).transpose()?;
-        match fetch_once(expected, source, kept.as_ref(), data, progress).await {
+        let fetched = fetch_once(expected, source, kept.as_ref(), begun.as_ref(), data, progress).await;
+        if let Err(Error::Digest { .. } | Error::Layer { .. }) = fetched {
+            begun.take().iter().for_each(|begun| begun.forget());
+        }
+        match fetched {
             Err(e @ (Error::Digest { .. } | Error::Layer { .. })) if kept.is_some() => {
                 tracing::warn!("{e}; fetching all of it, without what was kept here");
                 kept = None;
@@ -307,6 +346,7 @@ async fn fetch_once(
     expected: &Expected,
     source: &ImageSource,
     kept: Option<&Arc<Kept>>,
+    begun: Option<&Arc<Begun>>,
     data: Option<(std::fs::File, PathBuf)>,
     progress: &dyn Progress,
 ) -> Result<Ingested, Error> {
@@ -364,9 +404,10 @@ async fn fetch_once(
         while let Some(next) = part.recv().await {
             match next {
                 Ok(bytes) => {
+                    let at = fed;
                     fed += bytes.len() as u64;
                     progress.advance(bytes.len() as u64);
-                    feed(&ingest, bytes).await;
+                    feed(&ingest, begun, bytes, at).await;
                 }
                 Err(e) => {
                     failure = Some(e);
@@ -385,8 +426,10 @@ async fn fetch_once(
             let cut = skip.min(bytes.len() as u64);
             skip -= cut;
             let bytes = bytes.split_off(cut as usize);
+            let length = bytes.len() as u64;
             progress.advance(bytes.len() as u64);
-            feed(&ingest, bytes).await;
+            feed(&ingest, begun, bytes, fed).await;
+            fed += length;
         }
     }
     let ingest = Arc::into_inner(ingest).ok_or_else(|| Error::Internal("a pass has two owners".into()))?;
@@ -399,7 +442,11 @@ async fn fetch_once(
 }
 
 /// Feeding blocks while the pass is behind, so it may not be done on an async worker's time.
-async fn feed(ingest: &Arc<Ingest>, bytes: bytes::Bytes) {
-    let ingest = Arc::clone(ingest);
-    let _ = tokio::task::spawn_blocking(move || ingest.feed(bytes)).await;
+async fn feed(ingest: &Arc<Ingest>, begun: Option<&Arc<Begun>>, bytes: bytes::Bytes, at: u64) {
+    let (ingest, begun) = (Arc::clone(ingest), begun.cloned());
+    let feeding = tokio::task::spawn_blocking(move || {
+        begun.iter().for_each(|begun| begun.keep(&bytes, at));
+        ingest.feed(bytes);
+    });
+    let _ = feeding.await;
 }

@@ -158,6 +158,7 @@ impl FromStr for Reference {
             return Err(bad(text, &why));
         }
         let (host, path) = split_host(name);
+        let written = path.to_owned();
         if !is_host(host) {
             return Err(bad(text, &format!("{host:?} is no host name")));
         }
@@ -169,8 +170,17 @@ impl FromStr for Reference {
             return Err(bad(text, &format!("its name is longer than {MAX_NAME} characters")));
         }
         if !path.split('/').all(is_component) {
-            let why = "repository names are lower-case letters and digits, joined by . _ - and /";
-            return Err(bad(text, why));
+            let lower = path.to_ascii_lowercase();
+            let why = match lower != path && lower.split('/').all(is_component) {
+                true => format!(
+                    "repository names are lower case: write {}",
+                    text.replacen(&written, &written.to_ascii_lowercase(), 1)
+                ),
+                false => {
+                    "repository names are lower-case letters and digits, joined by . _ - and /".to_owned()
+                }
+            };
+            return Err(bad(text, &why));
         }
         let tag = match (tag, &digest) {
             (None, None) => Some("latest".to_owned()),
@@ -293,6 +303,19 @@ mod tests {
             assert!(given.parse::<Reference>().is_err(), "{given}");
         }
         assert!("a/".repeat(200).parse::<Reference>().is_err());
+    }
+
+    #[test]
+    fn capitals_are_explained() {
+        for (given, meant) in [
+            ("Debian:12", "debian:12"),
+            ("Host/App:V1", "Host/app:V1"),
+            ("localhost:5000/My/App", "localhost:5000/my/app"),
+        ] {
+            let said = given.parse::<Reference>().unwrap_err().to_string();
+            assert!(said.ends_with(&format!("lower case: write {meant}")), "{said}");
+            meant.parse::<Reference>().unwrap();
+        }
     }
 
     #[test]

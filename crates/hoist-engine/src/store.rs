@@ -22,7 +22,7 @@ use hoist_format::digest::Digest;
 use crate::error::Error;
 
 pub(crate) use digests::{DIGESTS, Digests, recorded};
-pub use kept::Kept;
+pub use kept::{Begun, Kept};
 pub(crate) use known::NAMELESS;
 pub use known::{Known, Place};
 pub use layer::{LayerDir, LayerState};

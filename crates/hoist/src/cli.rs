@@ -2,13 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::builder::StyledStr;
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-/// Start any container image at once.
-///
-/// hoist runs unmodified OCI images straight from their registry: files are fetched when they are read,
-/// verified before they are readable, and served by the kernel at native speed from then on.
+/// Start any container image at once: its files are fetched when they are read, verified before they can be
+/// read, and served by the kernel at native speed from then on
 #[derive(Debug, Parser)]
 #[command(name = "hoist", version, propagate_version = true, max_term_width = 100, after_help = EXAMPLES)]
 pub struct Cli {
@@ -29,29 +28,82 @@ Examples:
 IMAGE is [REGISTRY/]NAME[:TAG][@DIGEST] (Docker Hub short names too), or oci:PATH[:TAG] for an OCI layout.
 Exit code: 1 if you can mend it, 2 if the fault is hoist's or the machine's; `run` passes on the program's.";
 
+/// The command line, with the options that every command takes told once.
+pub fn command() -> clap::Command {
+    let mut command = Cli::command();
+    // From here on the commands have the global options.
+    command.build();
+    let globals: Vec<String> = command
+        .get_arguments()
+        .filter(|arg| arg.is_global_set())
+        .filter_map(|arg| Some(format!("--{}", arg.get_long()?)))
+        .collect();
+    let hint = format!("Global options (`hoist help` tells of them): {}", globals.join(" "));
+    command.mut_subcommands(|sub| {
+        let with_hint = |text: Option<&StyledStr>| match text {
+            Some(text) => format!("{text}\n\n{hint}"),
+            None => hint.clone(),
+        };
+        let short = with_hint(sub.get_after_help());
+        let long = sub.get_after_long_help().map(|text| with_hint(Some(text)));
+        let sub = sub.mut_args(|arg| match arg.is_global_set() {
+            true => arg.hide(true),
+            false => arg,
+        });
+        let sub = sub.after_help(short);
+        match long {
+            Some(long) => sub.after_long_help(long),
+            None => sub,
+        }
+    })
+}
+
 /// Options every command takes.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
 pub struct Global {
     /// Store of layers, indexes and mounts [default: /var/lib/hoist; for an ordinary user
     /// $XDG_DATA_HOME/hoist or ~/.local/share/hoist]
     #[arg(long, global = true, env = "HOIST_ROOT", hide_env_values = true, value_name = "DIR")]
     pub root: Option<PathBuf>,
-    /// Which layer indexes to trust before the layer itself has been verified
+    /// How to show the image's files: erofs, erofs-fuse or fuse [default: the first that works here; `hoist
+    /// doctor` tells]
+    #[arg(
+        long,
+        global = true,
+        env = "HOIST_DRIVER",
+        hide_env_values = true,
+        value_enum,
+        hide_possible_values = true
+    )]
+    pub driver: Option<Driver>,
+    /// Platform to choose from a multi-arch image, as OS/ARCH[/VARIANT] [default: this machine's]
+    #[arg(long, global = true, env = "HOIST_PLATFORM", hide_env_values = true, value_name = "OS/ARCH")]
+    pub platform: Option<String>,
+    /// Which indexes to believe before the layer itself was verified: also those found in the registry beside
+    /// the image (checked once the layer is complete), those made here alone (local), or none
     #[arg(
         long,
         global = true,
         env = "HOIST_TRUST_INDEX",
         hide_env_values = true,
         value_enum,
+        value_name = "registry|local|none",
+        hide_possible_values = true,
         default_value = "registry"
     )]
     pub trust_index: TrustIndex,
-    /// Platform to choose from a multi-arch image, as OS/ARCH[/VARIANT] [default: this machine's]
-    #[arg(long, global = true, env = "HOIST_PLATFORM", hide_env_values = true, value_name = "OS/ARCH")]
-    pub platform: Option<String>,
-    /// How to show the image's files [default: the first that works here; `hoist doctor` tells which]
-    #[arg(long, global = true, env = "HOIST_DRIVER", hide_env_values = true, value_enum)]
-    pub driver: Option<Driver>,
+    /// Fetch the rest of what is mounted too, while nobody waits for anything: all of it, or at most so many
+    /// bytes a second, as 20M
+    #[arg(
+        long,
+        global = true,
+        env = "HOIST_BACKGROUND",
+        hide_env_values = true,
+        value_name = "off|on|RATE",
+        default_value = "off"
+    )]
+    pub background: BackgroundFetch,
     /// How long a read waits for data that is not here before it fails with EIO, as 90s, 2m or 500ms
     #[arg(
         long,
@@ -74,19 +126,16 @@ pub struct Global {
         value_parser = crate::units::size
     )]
     pub store_limit: Option<u64>,
-    /// Fetch the rest of what is mounted too, while nobody waits for anything: `off`, `on`, or at most this
-    /// many bytes a second, as 20M
+    /// Talk plain HTTP to the registry; `=false` demands TLS [default: plain on loopback only]
     #[arg(
         long,
         global = true,
-        env = "HOIST_BACKGROUND",
-        hide_env_values = true,
-        value_name = "off|on|RATE",
-        default_value = "off"
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide_possible_values = true
     )]
-    pub background: BackgroundFetch,
-    /// Talk plain HTTP to the registry; `=false` demands TLS [default: plain on loopback only]
-    #[arg(long, global = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub plain_http: Option<bool>,
     /// Do the work in this process, though a daemon runs
     #[arg(long, global = true, env = "HOIST_NO_DAEMON", hide_env_values = true, action = ArgAction::SetTrue, value_parser = clap::builder::FalseyValueParser::new())]
@@ -170,6 +219,7 @@ pub enum Command {
     Index(Index),
     Images(Images),
     Inspect(Inspect),
+    Ps(Ps),
     Rm(Rm),
     Prune(Prune),
     Fsck(Fsck),
@@ -192,8 +242,7 @@ pub enum Command {
 /// networks of its own are not offered yet.
 ///
 /// Entrypoint, command, environment, user and working folder come from the image and are overridden as
-/// with Docker. Signals are passed on to the program, and its exit code becomes hoist's (128+N if
-/// signal N ended it).
+/// with Docker. Signals are passed on to the program.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "hoist run [OPTIONS] IMAGE [CMD]...",
@@ -201,7 +250,10 @@ pub enum Command {
 Examples:
   hoist run --rm alpine echo hello
   hoist run --rm -it -v ./src:/src:ro -w /src python:3.12 python3
-  hoist run --name web -e PORT=8080 registry/app:1      then, when done: hoist rm web"
+  hoist run --name web -e PORT=8080 registry/app:1      then, when done: hoist rm web
+
+Exit code: the program's, or 128+N if signal N ended it; 127 if the image has no such program, 126 if it has
+and it can't be run; else 1 if you can mend it, 2 if the fault is hoist's or the machine's."
 )]
 pub struct Run {
     /// Set an environment variable; NAME alone passes on this process's value
@@ -304,6 +356,7 @@ pub struct Mount {
 
 /// Unmount an image and wait until nobody serves it any more
 #[derive(Debug, Args)]
+#[command(visible_alias = "umount")]
 pub struct Unmount {
     /// Detach the mount though it is in use; it is served until the last user has ended
     #[arg(long)]
@@ -361,12 +414,20 @@ pub struct Inspect {
     pub image: String,
 }
 
-/// Remove an ended container (by name) or an image's name from the store
+/// List the containers of `hoist run`: those that run, and those that ended and were not removed
+#[derive(Debug, Args)]
+pub struct Ps {
+    /// Print them as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Remove ended containers, or images' names from the store
 ///
-/// Data that no image names any more is freed by `hoist prune`.
+/// `hoist ps` and `hoist images` list them. Data that no image names any more is freed by `hoist prune`.
 #[derive(Debug, Args)]
 pub struct Rm {
-    /// Container or image names
+    /// Names of containers or images, or images' digests (the first 6 digits or more will do)
     #[arg(required = true, value_name = "NAME")]
     pub names: Vec<String>,
 }
@@ -500,11 +561,10 @@ fn default_root(is_root: bool, xdg: Option<PathBuf>, home: Option<PathBuf>) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn definition_is_sound() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod inspect;
 mod mount;
 mod pin;
 mod prune;
+mod ps;
 mod pull;
 mod rm;
 mod run;
@@ -36,6 +37,7 @@ pub fn run(cli: Cli, inheritance: Option<Inheritance>) -> anyhow::Result<u8> {
         Command::Index(options) => index::run(global, &options)?,
         Command::Images(options) => images::run(global, &options)?,
         Command::Inspect(options) => inspect::run(global, &options)?,
+        Command::Ps(options) => ps::run(global, &options)?,
         Command::Rm(options) => rm::run(global, &options)?,
         Command::Fsck(options) => return fsck::run(global, &options),
         Command::Pin(options) => pin::run(global, &options, true)?,

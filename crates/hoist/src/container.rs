@@ -1,4 +1,4 @@
-//! A container on disk: `containers/<name>/{image,upper,work,rootfs,bundle,state}` in the store.
+//! A container on disk: `containers/<name>/{container.json,image,upper,work,rootfs,bundle,state}` in the store.
 //!
 //! The image is mounted on `image`; an overlay of `upper` over it on `rootfs` is what the program sees.
 //! A container that was not run with `--rm` keeps its `upper` until `hoist rm`.
@@ -13,6 +13,8 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
 };
+
+use serde::{Deserialize, Serialize};
 
 use crate::failure::{user, user_hint};
 
@@ -44,12 +46,78 @@ fn containers(root: &Path) -> PathBuf {
 
 fn lock(dir: &Path) -> std::io::Result<Option<File>> {
     let file = File::options().create(true).truncate(false).write(true).open(dir.join("lock"))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(error),
+    // Who only looks has it for a moment.
+    for _ in 0..20 {
+        match file.try_lock() {
+            Ok(()) => return Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(std::time::Duration::from_millis(1)),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
     }
+    Ok(None)
 }
+
+/// What is known of a container beside its files: `container.json` in its folder.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Record {
+    /// The image's name, as it was given.
+    pub image: Option<String>,
+    /// Its manifest.
+    pub digest: Option<String>,
+    /// What was run.
+    pub command: Vec<String>,
+    /// What showed the image.
+    pub driver: Option<String>,
+    /// When it was started, in seconds since 1970.
+    pub started: Option<u64>,
+    /// When it ended.
+    pub ended: Option<u64>,
+    /// With which exit code.
+    pub exit_code: Option<u8>,
+    /// Reads of its image that had to wait for data.
+    pub demand_stalls: Option<u64>,
+}
+
+/// A container of the store.
+#[derive(Debug)]
+pub struct Listed {
+    /// Its name.
+    pub name: String,
+    /// Somebody runs it.
+    pub running: bool,
+    /// None where it has none: it never ran.
+    pub record: Option<Record>,
+}
+
+/// The containers of the store at `root`, by name.
+///
+/// # Errors
+/// Their folder can't be read.
+pub fn list(root: &Path) -> anyhow::Result<Vec<Listed>> {
+    let parent = containers(root);
+    let entries = match std::fs::read_dir(&parent) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("listing {}", parent.display()))?,
+    };
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let mut listed: Vec<Listed> = names
+        .filter(|name| check_name(name).is_ok())
+        .map(|name| {
+            let dir = parent.join(&name);
+            let lock = File::open(dir.join("lock"));
+            let running =
+                lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)));
+            let record = std::fs::read(dir.join(RECORD)).ok();
+            let record = record.and_then(|text| serde_json::from_slice(&text).ok());
+            Listed { name, running, record }
+        })
+        .collect();
+    listed.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(listed)
+}
+
+const RECORD: &str = "container.json";
 
 impl Container {
     /// Makes the folders of a new container; without a name it gets a random one.
@@ -118,6 +186,16 @@ impl Container {
     /// What is locked; to be held by whoever runs the container.
     pub fn lock(&self) -> &File {
         &self.lock
+    }
+
+    /// Notes what is known of it.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn note(&self, record: &Record) -> anyhow::Result<()> {
+        let path = self.dir.join(RECORD);
+        crate::stats_file::write_atomically(&path, &serde_json::to_vec(record)?)
+            .with_context(|| format!("writing {}", path.display()))
     }
 
     /// Where the image is mounted.

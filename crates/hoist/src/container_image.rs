@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use hoist_engine::{Engine, Image, Mount, Progress, Use};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::bundle::process::ImageProcess;
@@ -21,6 +22,16 @@ pub enum Resolved {
     Own(Box<(Engine, Image)>),
     /// The daemon, which remembers it for this connection.
     Daemon(Box<Client>),
+}
+
+/// What a mounted image turned out to be.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Facts {
+    /// Its manifest.
+    pub digest: Option<String>,
+    /// What shows it.
+    pub driver: Option<String>,
 }
 
 /// A mounted one.
@@ -70,18 +81,24 @@ impl Resolved {
         remove: bool,
         runtime: &Path,
         progress: &dyn Progress,
-    ) -> anyhow::Result<Mounted> {
+    ) -> anyhow::Result<(Mounted, Facts)> {
         match self {
             Resolved::Own(resolved) => {
                 let (engine, image) = &*resolved;
                 let mount = engine.mount(image, &container.image(), Use::Run, progress).await?;
-                Ok(Mounted::Own(Box::new(mount)))
+                let facts = Facts {
+                    digest: Some(image.digest.to_string()),
+                    driver: Some(mount.driver().name().to_owned()),
+                };
+                Ok((Mounted::Own(Box::new(mount)), facts))
             }
             Resolved::Daemon(mut client) => {
                 let (container, runtime) = (container.name().to_owned(), runtime.to_owned());
-                client.ask(&Request::Run { container, remove, runtime }, progress).await?;
+                let answer = client.ask(&Request::Run { container, remove, runtime }, progress).await?;
                 let inherited = client.inheritable().context("passing the daemon's connection on")?;
-                Ok(Mounted::Daemon { client, _inherited: inherited })
+                // An older daemon says nothing.
+                let facts = serde_json::from_value(answer).unwrap_or_default();
+                Ok((Mounted::Daemon { client, _inherited: inherited }, facts))
             }
         }
     }

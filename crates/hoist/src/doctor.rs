@@ -47,7 +47,7 @@ impl Finding {
 #[derive(Serialize)]
 struct Report<'a> {
     can_mount: bool,
-    /// The driver that is taken unless another is asked for.
+    /// The driver that is taken; None where none works, or the one that was asked for does not.
     driver: Option<&'static str>,
     findings: &'a [Finding],
 }
@@ -57,14 +57,17 @@ pub fn run(global: &Global, json: bool) -> anyhow::Result<u8> {
     let root = global.root()?;
     let states = hoist_engine::drivers(&root);
     let [erofs, erofs_fuse, fuse] = &states;
-    let driver = states.iter().find(|state| state.missing.is_none()).map(|state| state.driver.name());
+    let asked = global.driver.map(crate::engine_glue::driver);
+    let usable =
+        |state: &&DriverState| state.missing.is_none() && asked.is_none_or(|asked| asked == state.driver);
+    let driver = states.iter().find(usable).map(|state| state.driver.name());
     let findings = [
         kernel(),
         privilege(),
         driver_finding("driver erofs", erofs, driver),
         driver_finding("driver erofs-fuse", erofs_fuse, driver),
         driver_finding("driver fuse", fuse, driver),
-        any_driver(driver),
+        any_driver(driver, asked),
         file_system("overlayfs", "overlay", "CONFIG_OVERLAY_FS"),
         store_file_system(&root),
         space(&root),
@@ -143,10 +146,17 @@ fn needs(driver: Driver) -> &'static str {
     }
 }
 
-fn any_driver(chosen: Option<&'static str>) -> Finding {
-    match chosen {
-        Some(name) => Finding::ok("mounting", format!("by the driver {name}")),
-        None => Finding::worse(
+fn any_driver(chosen: Option<&'static str>, asked: Option<Driver>) -> Finding {
+    match (chosen, asked) {
+        (Some(name), None) => Finding::ok("mounting", format!("by the driver {name}")),
+        (Some(name), Some(_)) => Finding::ok("mounting", format!("by the driver {name}, as asked for")),
+        (None, Some(asked)) => Finding::worse(
+            "mounting",
+            State::Missing,
+            format!("the driver {} that was asked for does not work here", asked.name()),
+            "see above for what it needs, or leave out --driver",
+        ),
+        (None, None) => Finding::worse(
             "mounting",
             State::Missing,
             "no driver works here",

@@ -80,6 +80,7 @@ pub fn open_with(global: &Global, change: impl FnOnce(&mut Config)) -> anyhow::R
     config.driver = global.driver.map(driver);
     if let Some(platform) = platform(global)? {
         config.platform = platform;
+        config.platform_asked = true;
     }
     (config.read_timeout, config.store_limit) = (global.read_timeout, global.store_limit);
     config.plain_http = global.plain_http;

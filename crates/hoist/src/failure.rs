@@ -1,7 +1,7 @@
 //! How a command fails: what it says and the exit code it leaves.
 //!
 //! Exit 1 is a failure the user can mend (a wrong name, a missing program), 2 is one of hoist's own or of
-//! the machine's. An error may carry a hint: what to do next.
+//! the machine's; `hoist run` knows more codes. An error may carry a hint: what to do next.
 
 use std::fmt;
 use std::io::Write;
@@ -10,12 +10,17 @@ use std::io::Write;
 pub const EXIT_USER: u8 = 1;
 /// The exit code of every other failure.
 pub const EXIT_OURS: u8 = 2;
+/// What shells and container engines say of a program that is there and can't be run.
+pub const EXIT_NOT_RUNNABLE: u8 = 126;
+/// The same of one that is not there.
+pub const EXIT_NO_PROGRAM: u8 = 127;
 
 /// A failure the user can mend, with a hint how.
 #[derive(Debug)]
 pub struct UserFailure {
     text: String,
     hint: Option<String>,
+    code: u8,
 }
 
 impl fmt::Display for UserFailure {
@@ -28,12 +33,17 @@ impl std::error::Error for UserFailure {}
 
 /// A user's failure without a hint.
 pub fn user(text: impl Into<String>) -> anyhow::Error {
-    UserFailure { text: text.into(), hint: None }.into()
+    UserFailure { text: text.into(), hint: None, code: EXIT_USER }.into()
 }
 
 /// A user's failure with a hint.
 pub fn user_hint(text: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
-    UserFailure { text: text.into(), hint: Some(hint.into()) }.into()
+    user_code(text, hint, EXIT_USER)
+}
+
+/// The same with an exit code of its own.
+pub fn user_code(text: impl Into<String>, hint: impl Into<String>, code: u8) -> anyhow::Error {
+    UserFailure { text: text.into(), hint: Some(hint.into()), code }.into()
 }
 
 /// A failure told by the background process of a mount: printed as it was told, with the code it had.
@@ -60,8 +70,8 @@ pub fn exit_code(
     judge: impl Fn(&(dyn std::error::Error + 'static)) -> Option<bool>,
 ) -> u8 {
     for cause in error.chain() {
-        if cause.is::<UserFailure>() {
-            return EXIT_USER;
+        if let Some(failure) = cause.downcast_ref::<UserFailure>() {
+            return failure.code;
         }
         if let Some(relayed) = cause.downcast_ref::<Relayed>() {
             return relayed.code;

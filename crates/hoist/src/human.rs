@@ -1,5 +1,6 @@
 //! What the engine found out, for a person: the same facts as `--json` has, as lines and tables.
 
+use hoist_format::digest::Digest;
 use serde_json::Value;
 
 /// Lines of `name: value`; a list of objects becomes a table of its own.
@@ -40,7 +41,8 @@ fn table(rows: &[Value]) -> String {
         }
     }
     let mut lines = vec![names.iter().map(|name| title(name).to_uppercase()).collect::<Vec<_>>()];
-    lines.extend(rows.iter().map(|row| names.iter().map(|name| cell(name, &row[*name])).collect()));
+    let cells = |row: &Value| names.iter().map(|name| shortened(cell(name, &row[*name]))).collect();
+    lines.extend(rows.iter().map(cells));
     let widths: Vec<usize> = (0..names.len())
         .map(|at| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or(0))
         .collect();
@@ -51,6 +53,14 @@ fn table(rows: &[Value]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// Of a digest a table shows as much as `hoist rm` needs.
+fn shortened(mut cell: String) -> String {
+    if cell.parse::<Digest>().is_ok() {
+        cell.truncate("sha256:".len() + 12);
+    }
+    cell
 }
 
 fn title(name: &str) -> String {
@@ -70,6 +80,9 @@ fn cell(name: &str, value: &Value) -> String {
         Value::Number(number) => number.to_string(),
         Value::String(text) => printable(text),
         Value::Array(items) if items.is_empty() => "none".to_owned(),
+        Value::Array(items) if name == "present" && items.len() == 2 => {
+            format!("{} of {}", cell("bytes", &items[0]), cell("bytes", &items[1]))
+        }
         Value::Array(items) => items.iter().map(|item| cell(name, item)).collect::<Vec<_>>().join(", "),
         Value::Object(fields) => {
             let parts = fields.iter().map(|(name, value)| format!("{} {}", title(name), cell(name, value)));
@@ -107,6 +120,14 @@ mod tests {
             text(&value),
             "image:       a\u{fffd}[2J\nlazy:        no\ntotal:       2.00 KiB\nwhy:         -\n\nlayers:\n\
              DIGEST    SIZE      NOTE\nsha256:1  1 B       -\n2         1.00 KiB  x, y\n"
+        );
+        let digest = Digest::of(b"").to_string();
+        let layers = json!({"index": digest, "layers": [{"digest": digest, "present": [1024, 2048]}]});
+        assert_eq!(
+            text(&layers),
+            format!(
+                "index:  {digest}\n\nlayers:\nDIGEST               PRESENT\nsha256:e3b0c44298fc  1.00 KiB of 2.00 KiB\n"
+            )
         );
         assert_eq!(text(&json!([])), "none\n");
         assert_eq!(text(&json!("x")), "x\n");

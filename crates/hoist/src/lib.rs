@@ -27,14 +27,15 @@ pub mod worker;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::FromArgMatches;
 use clap::error::ErrorKind;
 use hoist_sys::keeper::Inheritance;
 
 /// Reads the command line, does what it says, and gives the exit code. A successor of a process that served
 /// mounts has an inheritance.
 pub fn main(inheritance: Option<Inheritance>) -> ExitCode {
-    let cli = match cli::Cli::try_parse() {
+    let parsed = cli::command().try_get_matches().and_then(|found| cli::Cli::from_arg_matches(&found));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();

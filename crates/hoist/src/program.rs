@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::failure::{EXIT_NO_PROGRAM, EXIT_NOT_RUNNABLE};
 use crate::rootdir::RootDir;
 
 pub use warm::warm;
@@ -18,14 +19,64 @@ const FIRST_LINE: usize = 256;
 /// Where linkers look last (ld.so(8); those of musl and Fedora among them).
 const LIBRARY_PATH: [&str; 5] = ["/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib"];
 
-/// Finds `program` as execvp(3) would, with this PATH and working folder. `None` if there is none.
-pub fn find(root: &RootDir, program: &str, path: &str, cwd: &str) -> io::Result<Option<PathBuf>> {
+/// What execvp(3) would find.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// A file with an execute bit.
+    Program(PathBuf),
+    /// Something of that name that can't be run: a folder, or a file without an execute bit.
+    NotRunnable(PathBuf),
+    /// Nothing.
+    Nothing,
+}
+
+/// Finds `program` as execvp(3) would, with this PATH and working folder.
+pub fn find(root: &RootDir, program: &str, path: &str, cwd: &str) -> io::Result<Found> {
+    let mut found = Found::Nothing;
     for candidate in search(program, path, cwd) {
         if root.open_program(&candidate)?.is_some() {
-            return Ok(Some(candidate));
+            return Ok(Found::Program(candidate));
+        }
+        if found == Found::Nothing && root.has(&candidate)? {
+            found = Found::NotRunnable(candidate);
         }
     }
-    Ok(None)
+    Ok(found)
+}
+
+/// Why the kernel would refuse to run a file that has an execute bit, and the exit code for it; `None` where
+/// nothing is wrong with it.
+pub fn trouble(root: &RootDir, program: &Path) -> io::Result<Option<(String, u8)>> {
+    let Some(file) = root.open_program(program)? else { return Ok(None) };
+    let name = program.display();
+    let interpreter = match elf::Elf::read(&file)? {
+        Some(elf) if !runs_here(elf.machine()) => {
+            let why = format!("{name} is for another kind of processor (ELF machine {})", elf.machine());
+            return Ok(Some((why, EXIT_NOT_RUNNABLE)));
+        }
+        Some(elf) => elf.interpreter(),
+        None => match interpreter_of_script(&file)? {
+            Some(words) => words.into_iter().next(),
+            None => {
+                let why = format!("{name} is neither an ELF program nor a script with a #! line");
+                return Ok(Some((why, EXIT_NOT_RUNNABLE)));
+            }
+        },
+    };
+    let Some(interpreter) = interpreter else { return Ok(None) };
+    let is_there = root.open_program(Path::new(&interpreter))?.is_some();
+    let why = || format!("{name} names the interpreter {interpreter}, which the image does not have");
+    Ok((!is_there).then(|| (why(), EXIT_NO_PROGRAM)))
+}
+
+/// 32-bit programs may run on a 64-bit processor: only what surely does not is said.
+fn runs_here(machine: u16) -> bool {
+    use ::elf::abi::{EM_386, EM_AARCH64, EM_ARM, EM_X86_64};
+    match std::env::consts::ARCH {
+        "x86_64" => matches!(machine, EM_X86_64 | EM_386),
+        "aarch64" => matches!(machine, EM_AARCH64 | EM_ARM),
+        _ => true,
+    }
 }
 
 /// Where execvp(3) looks.
@@ -73,8 +124,17 @@ mod tests {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
         }
         let root = RootDir::open(dir.path()).unwrap();
-        let find = |name: &str, cwd: &str| find(&root, name, "/bin:/usr/bin", cwd).unwrap().is_some();
-        assert!(find("tool", "/") && find("/usr/bin/tool", "/") && find("./tool", "/usr/bin"));
-        assert!(!find("data", "/") && !find("none", "/") && !find("./tool", "/"));
+        let find = |name: &str, cwd: &str| find(&root, name, "/bin:/usr/bin", cwd).unwrap();
+        for (name, cwd) in [("tool", "/"), ("/usr/bin/tool", "/"), ("./tool", "/usr/bin")] {
+            assert!(matches!(find(name, cwd), Found::Program(_)), "{name}");
+        }
+        for name in ["data", "/usr/bin", "/usr/bin/data"] {
+            assert!(matches!(find(name, "/"), Found::NotRunnable(_)), "{name}");
+        }
+        for name in ["none", "./tool"] {
+            assert_eq!(find(name, "/"), Found::Nothing, "{name}");
+        }
+        let (why, code) = trouble(&root, Path::new("/usr/bin/tool")).unwrap().unwrap();
+        assert!(why.contains("/none") && code == EXIT_NO_PROGRAM, "{why}");
     }
 }

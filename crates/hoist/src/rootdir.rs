@@ -64,6 +64,15 @@ impl RootDir {
         Ok((mode & 0o111 != 0).then_some(file))
     }
 
+    /// Whether there is anything at `path`.
+    pub fn has(&self, path: &Path) -> io::Result<bool> {
+        match self.open_inside(path, OFlags::PATH) {
+            Ok(_) => Ok(true),
+            Err(error) if is_absent(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Makes a folder and its parents (mode 0755), following links inside the root only.
     pub fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         let mut made = std::path::PathBuf::from("/");

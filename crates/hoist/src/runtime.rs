@@ -23,6 +23,18 @@ pub struct Runtime {
     options: &'static [&'static str],
 }
 
+/// The runtime failed before the program began; it has said why on stderr.
+#[derive(Debug)]
+pub struct NotStarted(PathBuf);
+
+impl std::fmt::Display for NotStarted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} could not start the container (its own message is above)", self.0.display())
+    }
+}
+
+impl std::error::Error for NotStarted {}
+
 /// A program of this name in the folders of `path`, or the path it is.
 pub fn find_program(name: &str, path: Option<&OsStr>) -> Option<PathBuf> {
     let runs = |path: &Path| {
@@ -88,7 +100,7 @@ impl Runtime {
     /// Signals that arrive are passed on to the runtime, which in the foreground passes them on to the program.
     ///
     /// # Errors
-    /// The runtime could not be started, or could not start the container (it has said why on stderr).
+    /// The runtime could not be started, or is [`NotStarted`].
     pub async fn run(
         &self,
         container: &Container,
@@ -127,10 +139,7 @@ impl Runtime {
             }
         };
         if !status.success() && !pid_file.exists() && status.signal().is_none() {
-            anyhow::bail!(
-                "{} could not start the container (its own message is above)",
-                self.program.display()
-            );
+            return Err(NotStarted(self.program.clone()).into());
         }
         Ok(exit_code(status))
     }

@@ -109,7 +109,7 @@ impl Worker {
     /// Those of the engine.
     pub async fn remove(&mut self, image: &str) -> anyhow::Result<()> {
         match self {
-            Worker::Own(engine) => Ok(engine.remove(image)?),
+            Worker::Own(engine) => Ok(engine.remove(image).map(drop)?),
             Worker::Daemon(client, _) => {
                 Self::ask(client, Request::Remove { image: image.to_owned() }).await.map(drop)
             }

@@ -22,8 +22,8 @@ fn stderr(output: &Output) -> String {
 #[test]
 fn help_is_as_reviewed() {
     let commands = [
-        "", "run", "mount", "unmount", "pull", "index", "images", "inspect", "rm", "prune", "fsck", "pin",
-        "unpin", "status", "daemon", "doctor",
+        "", "run", "mount", "unmount", "pull", "index", "images", "inspect", "ps", "rm", "prune", "fsck",
+        "pin", "unpin", "status", "daemon", "doctor",
     ];
     for command in commands {
         let mut args = vec![command, "--help"];
@@ -62,6 +62,25 @@ fn wrong_use_is_the_user_s_failure() {
         assert!(stderr(&output).contains(wanted), "{args:?}: {}", stderr(&output));
         assert!(output.stdout.is_empty(), "{args:?}");
     }
+}
+
+#[test]
+fn doctor_judges_the_driver_that_was_asked_for() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path().to_str().unwrap();
+    for driver in ["erofs", "erofs-fuse", "fuse"] {
+        let output = run(&["doctor", "--json", "--driver", driver, "--root", root]);
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["driver"], driver, "{report}");
+        assert!(output.status.success());
+    }
+    // No store on tmpfs has pre-content events.
+    let output = run(&["doctor", "--json", "--driver", "erofs", "--root", "/dev/shm/hoist-doctor"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &report["driver"]), (Some(1), &serde_json::Value::Null), "{report}");
+    let findings = report["findings"].as_array().unwrap();
+    let mounting = findings.iter().find(|finding| finding["what"] == "mounting").unwrap();
+    assert!(mounting["found"].as_str().unwrap().contains("erofs that was asked for"), "{mounting}");
 }
 
 #[test]

@@ -60,3 +60,29 @@ fn reads_fail_in_time_and_succeed_when_the_registry_returns() {
         source.assert_shown(mount.root());
     }
 }
+
+/// A dead registry costs the first read its patience, and the others next to nothing.
+#[test]
+fn a_dead_registry_is_not_asked_again_and_again() {
+    let source = Source::new();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    let node = Node::new();
+    let mount = node.mount(&image.name, &[]);
+    // The table is here now, and the end of the last file's neighbours.
+    mount.read("etc/motd").unwrap();
+    down(&image);
+    mount.read("lib/d.so").unwrap_err();
+    let mut counts = Vec::new();
+    for file in ["lib/a.so", "lib/b.so", "lib/c.so", "lib/d.so"] {
+        image.proxy.reset();
+        for _ in 0..5 {
+            let failed = mount.read_at(file, 0, 1).unwrap_err();
+            assert_eq!(failed.raw_os_error(), Some(libc::EIO), "{failed}");
+        }
+        counts.push(image.proxy.stats().requests);
+    }
+    // One try for a range of the blob and one for a window, at each read and at the kernel's own repeat of it.
+    assert!(counts.iter().all(|count| *count <= 5 * 4), "{counts:?}");
+    image.proxy.clear_faults();
+    source.assert_shown(mount.root());
+}

@@ -10,6 +10,21 @@ use std::process::{Command, Output, Stdio};
 use hoist_testkit::layout::{Builder, Compression};
 use serde_json::json;
 
+/// Programs that no kernel runs, or not this one.
+fn make_unrunnable(root: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let mut foreign = fs::read(root.join("bin/sh")).unwrap();
+    // e_machine of the ELF header: SPARC V9.
+    foreign[18..20].copy_from_slice(&43u16.to_le_bytes());
+    let files: [(&str, &[u8]); 3] =
+        [("no-interpreter", b"#!/no/interpreter\n"), ("nonsense", b"just words\n"), ("foreign", &foreign)];
+    for (name, content) in files {
+        let path = root.join("bin").join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
 struct Image {
     dir: tempfile::TempDir,
 }
@@ -19,6 +34,7 @@ impl Image {
         let dir = tempfile::tempdir().unwrap();
         let (root, tar) = (dir.path().join("root"), dir.path().join("layer.tar"));
         common::make_rootfs(&root);
+        make_unrunnable(&root);
         common::output(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&root).arg("."));
         Builder::new(dir.path().join("layout"))
             .unwrap()
@@ -111,8 +127,28 @@ fn assert_statistics(path: &Path) {
 fn exit_codes() {
     let image = Image::new();
     assert_eq!(image.run(&["--rm"], &["sh", "-c", "exit 37"]).status.code(), Some(37));
-    assert_eq!(image.run(&["--rm"], &["no-such-program"]).status.code(), Some(1));
     assert_eq!(image.run(&["--rm", "-u", "nobody"], &["id"]).status.code(), Some(1));
+    assert_eq!(image.run(&["--rm"], &["sh", "-c", "kill -9 $$"]).status.code(), Some(137));
+    assert_eq!(image.run(&["--rm"], &["sh", "-c", "kill -TERM $$"]).status.code(), Some(143));
+    // As docker and podman have it.
+    let cases: [(&str, i32, &str); 7] = [
+        ("no-such-program", 127, "no program \"no-such-program\" in its PATH"),
+        ("/no/such/program", 127, "no program /no/such/program"),
+        ("/etc", 126, "can't be run"),
+        ("/etc/passwd", 126, "can't be run"),
+        ("/bin/no-interpreter", 127, "/no/interpreter"),
+        ("/bin/nonsense", 126, "neither an ELF program nor a script"),
+        ("/bin/foreign", 126, "another kind of processor"),
+    ];
+    let volume = format!("{}:/data", image.path("").display());
+    for options in [&["--rm"][..], &["--rm", "-v", &volume]] {
+        for (program, code, why) in cases {
+            let output = image.run(options, &[program]);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(code), "{options:?} {program}: {said}");
+            assert!(said.contains(why), "{options:?} {program}: {said}");
+        }
+    }
     assert_eq!(fs::read_dir(image.path("store/containers")).unwrap().count(), 0);
 }
 

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::Mount;
 use super::layer::{LazyLayer, MountedLayer};
 use crate::config::Driver;
-use crate::store::LayerState;
+use crate::fill::Here;
+use crate::store::{LayerDir, LayerState, MountRecord};
 
 /// A layer of a mount.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -59,6 +60,51 @@ impl Mount {
     pub fn demand_stalls(&self) -> u64 {
         self.layers.counts().1.saturating_sub(self.before.1)
     }
+}
+
+impl MountRecord {
+    /// What shows it.
+    pub fn driver(&self) -> Driver {
+        match &self.fuse {
+            None => Driver::Erofs,
+            Some(fuse) if fuse.carried.is_some() => Driver::ErofsFuse,
+            Some(_) => Driver::Fuse,
+        }
+    }
+
+    /// Its layers, lowest first, as the store shows them to processes that do not serve it.
+    pub fn layers(&self) -> Vec<LayerStatus> {
+        self.data.iter().filter_map(|data| recorded(data)).collect()
+    }
+}
+
+/// Of a layer that is filled, what all processes of this boot have made readable.
+fn recorded(data: &Path) -> Option<LayerStatus> {
+    let dir = LayerDir::at(data.parent()?)?;
+    let state = dir.state();
+    if state.complete {
+        return whole(data);
+    }
+    let (present_bytes, total_bytes) = match dir.table() {
+        Ok(Some(table)) => {
+            let extents = &table.extents.extents;
+            // A table has fewer extents than 2^32.
+            let here = Here::of(&dir, &state, extents.len() as u32);
+            let present = extents.iter().enumerate().filter(|(i, _)| here.has(*i as u32));
+            (present.map(|(_, e)| e.len).sum(), extents.iter().map(|e| e.len).sum())
+        }
+        // Nobody has read of it yet.
+        _ => (0, data.metadata().map_or(0, |meta| meta.len())),
+    };
+    let (complete, verified) = (state.complete, state.verified);
+    Some(LayerStatus {
+        digest: *dir.blob(),
+        present_bytes,
+        total_bytes,
+        complete,
+        verified,
+        condemned: state.lied,
+    })
 }
 
 fn status(layer: &MountedLayer) -> Option<LayerStatus> {

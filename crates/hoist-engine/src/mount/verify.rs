@@ -116,7 +116,7 @@ async fn judge(engine: &Engine, image: &Image, index: &Digest, layer: &LazyLayer
     if matches!(passed, Err(Error::Digest { .. } | Error::Layer { .. })) {
         // What was kept may have been damaged here: only the registry's own bytes accuse.
         let silent = &crate::progress::Silent;
-        let again = crate::pull::fetch_and_ingest(&expected, &image.source, None, None, silent).await;
+        let again = crate::pull::fetch_and_ingest(&expected, &image.source, None, None, None, silent).await;
         passed = again.map(|(done, _)| done);
     }
     if let Ok(done) = &passed {

@@ -36,11 +36,9 @@ impl Client {
         let digest = Digest::of(&bytes);
         let doing = format!("pushing blob {digest} to {repo}");
         let endpoints = self.endpoints(repo, Need::Push)?;
-        let mut head = Ask::get(doing.clone(), repo, Need::Push, format!("blobs/{digest}"));
+        let mut head = Ask::get(doing, repo, Need::Push, format!("blobs/{digest}"));
         head.method = Method::HEAD;
-        let mut start = Ask::get(doing, repo, Need::Push, "blobs/uploads/".to_owned());
-        start.method = Method::POST;
-        start.body = Some(Bytes::new());
+        let start = Self::upload_of(&digest, repo);
         let mut turn = self.turn(&endpoints);
         loop {
             let endpoint = turn.endpoint();
@@ -58,6 +56,32 @@ impl Client {
         }
     }
 
+    /// The same though it may be there: who may not write is told so.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn upload_blob(&self, repo: &Repo, bytes: Bytes) -> Result<Digest, RegistryError> {
+        let digest = Digest::of(&bytes);
+        let endpoints = self.endpoints(repo, Need::Push)?;
+        let start = Self::upload_of(&digest, repo);
+        let mut turn = self.turn(&endpoints);
+        loop {
+            match self.upload(turn.endpoint(), &start, &digest, &bytes, turn.last()).await {
+                Ok(()) => return Ok(digest),
+                Err(error) => turn.next(error)?,
+            }
+        }
+    }
+
+    /// The question that opens an upload.
+    fn upload_of<'a>(digest: &Digest, repo: &'a Repo) -> Ask<'a> {
+        let doing = format!("pushing blob {digest} to {repo}");
+        let mut start = Ask::get(doing, repo, Need::Push, "blobs/uploads/".to_owned());
+        start.method = Method::POST;
+        start.body = Some(Bytes::new());
+        start
+    }
+
     /// A broken upload leaves its session in doubt: each try opens a new one.
     async fn upload(
         &self,
@@ -67,7 +91,7 @@ impl Client {
         bytes: &Bytes,
         last: bool,
     ) -> Result<(), RegistryError> {
-        let mut tries = self.tries(last);
+        let mut tries = self.tries(endpoint, last);
         loop {
             match self.upload_once(endpoint, start, digest, bytes).await {
                 Ok(()) => return Ok(()),

@@ -1,16 +1,19 @@
-//! Compressed bytes of a layer that lazy mounts have fetched and kept in this boot: a pull need not fetch
-//! them again. They are as good as the blob's digest finds them.
+//! Compressed bytes of a layer that are here: those that lazy mounts have fetched and kept in this boot, and
+//! the beginning of the blob that a pull had when it was interrupted. A pull need not fetch them again. They
+//! are as good as the blob's digest finds them.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use bytes::Bytes;
 use hoist_format::digest::Digest;
 use hoist_sys::shm::SharedBits;
 
 use super::{LayerDir, Store};
+use crate::error::Error;
 
 /// Read at once.
 const PIECE: u64 = 1 << 20;
@@ -32,10 +35,52 @@ impl Store {
         names.map(|name| LayerDir::new(self.root.join("layers").join(name), *blob)).collect()
     }
 
-    /// The most of a layer's blob that a lazy mount has kept.
-    pub fn kept(&self, blob: &Digest) -> Option<Kept> {
+    /// The most of a layer's blob that a lazy mount or a pull has kept.
+    pub fn kept(&self, blob: &Digest, size: u64) -> Option<Kept> {
         let kept = self.published_layouts(blob).into_iter().filter_map(|dir| Kept::open(&dir));
-        kept.max_by_key(Kept::bytes)
+        kept.chain(Kept::begun(&self.layer(blob, None), size)).max_by_key(Kept::bytes)
+    }
+}
+
+/// The name of what a pull under way has of a blob, from its start on.
+const BEGUN: &str = "begun";
+
+/// Keeps the blob of a pull under way, so that the next one goes on where this one was interrupted.
+#[derive(Debug)]
+pub struct Begun {
+    dir: LayerDir,
+    file: File,
+    /// Up to here it was there already.
+    had: u64,
+    /// Nothing could be kept: the disk is full.
+    over: AtomicBool,
+}
+
+impl Begun {
+    /// Goes on with what is there.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn open(dir: &LayerDir) -> Result<Self, Error> {
+        let path = dir.file(BEGUN);
+        let file = File::options().write(true).create(true).truncate(false).open(&path);
+        let file = file.map_err(Error::io("open", &path))?;
+        let had = file.metadata().map_err(Error::io("look at", &path))?.len();
+        Ok(Self { dir: dir.clone(), file, had, over: AtomicBool::new(false) })
+    }
+
+    /// Keeps the blob's bytes at `at`. It is no failure if that can't be: a later pull fetches more.
+    pub fn keep(&self, bytes: &[u8], at: u64) {
+        let new = at + bytes.len() as u64 > self.had;
+        if new && !self.over.load(Relaxed) && self.file.write_all_at(bytes, at).is_err() {
+            self.forget();
+        }
+    }
+
+    /// What is here is wrong, or not needed any more.
+    pub fn forget(&self) {
+        self.over.store(true, Relaxed);
+        let _ = self.dir.remove(BEGUN);
     }
 }
 
@@ -60,6 +105,13 @@ impl Kept {
             }
         }
         (!ranges.is_empty()).then_some(Kept { blob, ranges })
+    }
+
+    /// What an interrupted pull has left.
+    fn begun(own: &LayerDir, size: u64) -> Option<Kept> {
+        let blob = File::open(own.file(BEGUN)).ok()?;
+        let had = blob.metadata().ok()?.len().min(size);
+        (had > 0 && !own.state().complete).then(|| Kept { blob, ranges: std::iter::once(0..had).collect() })
     }
 
     /// How many bytes there are.

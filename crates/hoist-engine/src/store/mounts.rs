@@ -47,6 +47,9 @@ pub struct MountRecord {
     /// Nobody holds its group any more: what was absent may have been read as zeros.
     #[serde(default)]
     pub lost: bool,
+    /// Since when, in seconds since 1970.
+    #[serde(default)]
+    pub since: Option<u64>,
 }
 
 /// What a successor must know of a FUSE session, beside its descriptors.
@@ -277,6 +280,7 @@ mod tests {
             superblocks: Vec::new(),
             fuse: None,
             lost: false,
+            since: None,
         }
     }
 

@@ -23,5 +23,12 @@ pub(super) fn run(global: &Global, options: &Pull) -> anyhow::Result<()> {
     if let Some(path) = &options.stats.path {
         crate::stats_file::write(path, &pulled["stats"])?;
     }
+    if let Some(why) = pulled["unchecked"].as_str() {
+        // The log tells it too, but that may be the daemon's.
+        eprintln!(
+            "note: all of it is here, verified; whether {} still means it could not be asked: {why}",
+            options.image
+        );
+    }
     super::print_value(&pulled, options.json)
 }

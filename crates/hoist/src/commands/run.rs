@@ -16,14 +16,15 @@ use crate::bundle::user::{self, User};
 use crate::bundle::volume::{self, Volume};
 use crate::bundle::{self, Bundle};
 use crate::cli::{Global, Net, Run, Seccomp};
-use crate::container::Container;
+use crate::container::{Container, Record};
 use crate::container_image::{Mounted, Resolved};
-use crate::failure::user_hint;
+use crate::daemon::status;
+use crate::failure::{EXIT_NO_PROGRAM, EXIT_NOT_RUNNABLE, user_code, user_hint};
 use crate::printer::Printer;
-use crate::program;
+use crate::program::{self, Found};
 use crate::rootdir::RootDir;
 use crate::rootless::{self, Root};
-use crate::runtime::Runtime;
+use crate::runtime::{NotStarted, Runtime};
 use crate::signals::{Signals, interrupted};
 
 /// What will be run, as far as finding its files takes.
@@ -80,7 +81,19 @@ impl Plan<'_> {
         let command =
             process::args(&image_process, self.options.entrypoint.as_deref(), self.options.command())?;
         let container = Container::create(&self.global.root()?, self.options.name.as_deref())?;
-        let outcome = self.run_in(&container, image, &image_process, command, &mut signals).await;
+        let mut record = Record {
+            image: Some(self.options.image().to_owned()),
+            command: command.clone(),
+            ..Record::default()
+        };
+        let outcome =
+            self.run_in(&container, image, &image_process, command, &mut signals, &mut record).await;
+        if let (Ok(code), false) = (&outcome, self.options.rm) {
+            record.ended = Some(status::now());
+            record.exit_code = Some(*code);
+            // Only for who asks later.
+            let _ = container.note(&record).inspect_err(|error| tracing::warn!("{error:#}"));
+        }
         // A container that never ran is kept for nobody.
         let cleaned = container.clean(self.options.rm || outcome.is_err());
         let code = outcome?;
@@ -95,6 +108,7 @@ impl Plan<'_> {
         image_process: &ImageProcess,
         command: Vec<String>,
         signals: &mut Signals,
+        record: &mut Record,
     ) -> anyhow::Result<u8> {
         let printer = Printer::new();
         let hostname = self.hostname(container)?;
@@ -103,8 +117,11 @@ impl Plan<'_> {
             let mount = image.mount(container, self.options.rm, self.runtime.program(), &printer);
             let (mount, files) = tokio::join!(mount, files);
             printer.end();
-            let mut mount = mount?;
-            if let Err(error) = files {
+            let (mut mount, facts) = mount?;
+            record.digest = facts.digest;
+            record.driver = facts.driver;
+            record.started = Some(status::now());
+            if let Err(error) = files.and_then(|()| container.note(record)) {
                 let _ = mount.unmount().await;
                 return Err(error);
             }
@@ -124,6 +141,7 @@ impl Plan<'_> {
         let code = outcome?;
         unmounted?;
         let stats = stats?;
+        record.demand_stalls = stats["demand_stalls"].as_u64();
         if let Some(path) = &self.options.stats.path {
             crate::stats_file::write(path, &stats)?;
         }
@@ -181,7 +199,13 @@ impl Plan<'_> {
         std::fs::write(container.bundle().join("config.json"), serde_json::to_vec(&config)?)
             .context("writing the container's config.json")?;
         let stdin = if options.interactive || options.tty { Stdio::inherit() } else { Stdio::null() };
-        self.runtime.run(container, stdin, options.tty, signals).await
+        match self.runtime.run(container, stdin, options.tty, signals).await {
+            Err(error) if error.is::<NotStarted>() => {
+                let why = why_not_started(container, args[0].clone(), path, cwd.to_owned()).await;
+                Err(why.unwrap_or(error))
+            }
+            ended => ended,
+        }
     }
 
     /// Mounts the overlay and looks up user and program, all at once: each may wait for the registry.
@@ -211,7 +235,7 @@ impl Plan<'_> {
             blocking(move || {
                 let found = program::find(&root, &program, &path, &cwd)
                     .with_context(|| format!("looking for {program:?} in the image"))?;
-                if let Some(found) = found.clone() {
+                if let Found::Program(found) = found.clone() {
                     // Nobody waits for it.
                     tokio::task::spawn_blocking(move || {
                         program::warm(&root, &found, &path, library_path.as_deref(), &over);
@@ -224,19 +248,11 @@ impl Plan<'_> {
         let (overlay, passwd, group, found) =
             tokio::join!(overlay, read("/etc/passwd"), read("/etc/group"), finding);
         overlay?;
-        // A volume may bring the program.
-        if found?.is_none() && self.volumes.is_empty() {
-            return Err(if program.contains('/') {
-                user_hint(
-                    format!("the image has no program {program}"),
-                    "list the image's files with `hoist mount`",
-                )
-            } else {
-                user_hint(
-                    format!("the image has no program {program:?} in its PATH"),
-                    format!("its PATH is {path}"),
-                )
-            });
+        match found? {
+            Found::Program(_) => {}
+            // A volume may bring the program.
+            _ if !self.volumes.is_empty() => {}
+            missing => return Err(not_found(&missing, program, path)),
         }
         let spec = self.options.user.as_deref().unwrap_or(&image_process.user);
         let user = user::resolve(spec, &passwd?, &group?)?;
@@ -289,6 +305,50 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<T> {
     tokio::task::spawn_blocking(work).await.context("a reading thread died")?
+}
+
+/// The program is not there, or is none: what shells and container engines have codes for.
+fn not_found(found: &Found, program: &str, path: &str) -> anyhow::Error {
+    match found {
+        Found::NotRunnable(at) => user_code(
+            format!(
+                "the image's {} can't be run: it has no execute permission, or is a folder",
+                at.display()
+            ),
+            "name a program; a script can be given to its interpreter: sh SCRIPT",
+            EXIT_NOT_RUNNABLE,
+        ),
+        _ if program.contains('/') => user_code(
+            format!("the image has no program {program}"),
+            "list the image's files with `hoist mount`",
+            EXIT_NO_PROGRAM,
+        ),
+        _ => user_code(
+            format!("the image has no program {program:?} in its PATH"),
+            format!("its PATH is {path}"),
+            EXIT_NO_PROGRAM,
+        ),
+    }
+}
+
+/// Why the runtime could not start the program, where that is the program's fault.
+async fn why_not_started(
+    container: &Container,
+    program: String,
+    path: String,
+    cwd: String,
+) -> Option<anyhow::Error> {
+    let rootfs = container.rootfs();
+    let look = blocking(move || {
+        let root = RootDir::open(&rootfs)?;
+        Ok(match program::find(&root, &program, &path, &cwd)? {
+            Found::Program(found) => program::trouble(&root, &found)?.map(|(why, code)| {
+                user_code(why, "is the image complete, and for this machine (--platform)?", code)
+            }),
+            missing => Some(not_found(&missing, &program, &path)),
+        })
+    });
+    look.await.ok().flatten()
 }
 
 fn in_bounding_set(name: &str) -> bool {

@@ -66,7 +66,8 @@ pub enum Request {
         options: Options,
     },
     /// Mount what this connection has resolved for a container, whose folders the client has made in the
-    /// store. The mount lives as long as this connection, and is ended by `release`. Answered by `null`.
+    /// store. The mount lives as long as this connection, and is ended by `release`. Answered by
+    /// the image's `digest` and the `driver` that shows it.
     Run {
         /// The container's name.
         container: String,

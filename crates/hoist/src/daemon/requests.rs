@@ -14,6 +14,7 @@ use super::mounts::{Mounts, Wanted};
 use super::protocol::{Options, Request};
 use super::settings::Settings;
 use crate::cli::TrustIndex;
+use crate::container_image::Facts;
 use crate::failure::user;
 
 /// What all clients share.
@@ -78,6 +79,7 @@ impl Daemon {
         let platform = options.platform.as_deref().map(crate::engine_glue::parse_platform).transpose()?;
         Ok(self.engine().with(|config| {
             config.trust = crate::engine_glue::trust(trust);
+            config.platform_asked = platform.is_some();
             config.platform = platform.unwrap_or_else(|| config.platform.clone());
             config.plain_http = options.plain_http.or(config.plain_http);
             config.driver = options.driver.map(crate::engine_glue::driver).or(config.driver);
@@ -192,8 +194,9 @@ impl Daemon {
         let wanted = Wanted { target, purpose: Use::Run, container: Some(name.clone()), stats: None };
         let served = self.mounts.mount(engine, image, wanted, progress).await?;
         tracing::info!(container = name, image = image.name, "mounted");
+        let facts = Facts { digest: Some(image.digest.to_string()), driver: Some(served.driver.to_owned()) };
         session.running = Some(Running { served, name, remove, runtime });
-        Ok(Value::Null)
+        value(&facts)
     }
 
     async fn unmount(&self, target: &Path, lazy: bool) -> anyhow::Result<Value> {

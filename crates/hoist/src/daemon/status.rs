@@ -126,6 +126,8 @@ fn recorded(engine: &Engine) -> anyhow::Result<Vec<MountStatus>> {
     let mut mounts = Vec::new();
     for record in engine.store().mounts()? {
         let servers = engine.store().servers(&record.id);
+        let (layers, container) = (record.layers(), container_of(engine, &record.target));
+        let driver = record.driver().name().to_owned();
         mounts.push(MountStatus {
             target: record.target,
             image: record.image,
@@ -133,15 +135,22 @@ fn recorded(engine: &Engine) -> anyhow::Result<Vec<MountStatus>> {
             keeper_pid: servers.and_then(|servers| servers.keeper_pid),
             lost: record.lost,
             digest: Some(record.manifest),
-            driver: None,
-            since: None,
-            container: None,
+            driver: Some(driver),
+            since: record.since,
+            container,
             demand_stalls: None,
-            layers: None,
+            layers: Some(layers),
         });
     }
     mounts.sort_by(|a, b| a.target.cmp(&b.target));
     Ok(mounts)
+}
+
+/// The container whose image is mounted there.
+fn container_of(engine: &Engine, target: &Path) -> Option<String> {
+    let below = target.strip_prefix(engine.store().root().join("containers")).ok()?;
+    let name = below.parent().filter(|_| below.file_name().is_some_and(|name| name == "image"))?;
+    name.to_str().filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
 /// What images and layers of the store at `root` take on disk.
@@ -178,10 +187,15 @@ impl Status {
 }
 
 impl MountStatus {
+    /// Bytes of file contents that are here, and of how many.
+    pub fn present(&self) -> Option<(u64, u64)> {
+        let layers = self.layers.as_ref()?.iter();
+        Some(layers.fold((0, 0), |sum, l| (sum.0 + l.present_bytes, sum.1 + l.total_bytes)))
+    }
+
     fn row(&self) -> serde_json::Value {
         let layers = self.layers.as_deref().unwrap_or_default();
-        let sum = |of: fn(&LayerStatus) -> u64| crate::human::bytes(layers.iter().map(of).sum());
-        let here = format!("{} of {}", sum(|l| l.present_bytes), sum(|l| l.total_bytes));
+        let here = self.present().map(|(here, total)| of_total(here, total));
         let state = match layers {
             _ if self.lost => Some("lost"),
             [] => None,
@@ -190,12 +204,11 @@ impl MountStatus {
             _ if layers.iter().all(|layer| layer.complete) => Some("complete"),
             _ => Some("lazy"),
         };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         serde_json::json!({
             "target": self.target,
             "image": self.image,
-            "for": self.since.map(|since| age(now.saturating_sub(since))),
-            "here": self.layers.as_ref().map(|_| here),
+            "for": self.since.map(|since| age(now().saturating_sub(since))),
+            "here": here,
             "state": state,
             "stalls": self.demand_stalls,
             "process": self.filler_pid,
@@ -203,7 +216,18 @@ impl MountStatus {
     }
 }
 
-fn age(seconds: u64) -> String {
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// So much of so much, for a person.
+pub fn of_total(here: u64, total: u64) -> String {
+    format!("{} of {}", crate::human::bytes(here), crate::human::bytes(total))
+}
+
+/// A time for a person.
+pub fn age(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
         120..7200 => format!("{} min", seconds / 60),

@@ -1,0 +1,286 @@
+//! The commands as somebody meets them who has not read the source.
+
+mod common;
+mod node;
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use hoist_testkit::layout::{Builder, Compression};
+use hoist_testkit::{Fault, FaultKind, When, process};
+use node::daemon::Daemon;
+use node::tree::Source;
+use node::{Node, Published, REPO, count, stderr};
+use rustix::process::{Pid, Signal};
+use serde_json::{Value, json};
+
+/// An image with a shell, and with more in it than that.
+fn programs() -> Published {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, tar) = (dir.path().join("root"), dir.path().join("layer.tar"));
+    common::make_rootfs(&root);
+    std::fs::write(root.join("etc/large"), node::tree::noise(7, 24_000_000)).unwrap();
+    common::output(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&root).arg("."));
+    let builder = Builder::new(dir.path().join("layout")).unwrap();
+    let builder = builder.layer(&tar, Compression::Gzip(1)).unwrap();
+    let layout = builder.config("Env", json!(["PATH=/bin"])).write("v1").unwrap();
+    Published::indexed(&layout.directory)
+}
+
+fn ps(node: &Node) -> Vec<Value> {
+    serde_json::from_str(&node.says(&["ps", "--json"])).unwrap()
+}
+
+#[test]
+fn containers_are_listed_while_they_run_and_after() {
+    let image = programs();
+    // On a slow line nothing is fetched that nobody reads.
+    image.proxy.set_options(hoist_testkit::ProxyOptions { rate: Some(20_000_000), ..Default::default() });
+    for with_daemon in [false, true] {
+        let node = Node::new();
+        let _daemon = with_daemon.then(|| Daemon::start(&node, &[]));
+        assert_eq!(ps(&node), [json!({}); 0]);
+        let args = ["run", "-i", "--name", "web", &image.name, "sh", "-c", "echo up; read wait; exit 3"];
+        let mut running = node.hoist(&args);
+        let mut running = running.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut up = [0; 3];
+        std::io::Read::read_exact(running.stdout.as_mut().unwrap(), &mut up).unwrap();
+        let listed = ps(&node);
+        let [web] = &listed[..] else { panic!("{listed:?}") };
+        assert_eq!((&web["name"], &web["state"]), (&json!("web"), &json!("running")), "{web}");
+        assert_eq!((&web["image"], &web["digest"]), (&json!(image.name), &json!(image.digest)), "{web}");
+        assert_eq!(web["command"], json!(["sh", "-c", "echo up; read wait; exit 3"]));
+        assert!(web["exit_code"].is_null() && web["ended"].is_null(), "{web}");
+        // What the kernel says of the mount.
+        let point = node.store("containers/web/image");
+        let kind = process::run(Command::new("findmnt").args(["-no", "FSTYPE"]).arg(&point)).unwrap();
+        assert_eq!(web["driver"].as_str().unwrap(), kind.trim(), "{web}");
+        let (here, total) = (count(web, "present_bytes"), count(web, "total_bytes"));
+        assert!(here > 0 && here < total, "{web}");
+        let shown = node.says(&["ps"]);
+        assert!(
+            shown.contains("NAME") && shown.contains("running for") && shown.contains(" MiB of "),
+            "{shown}"
+        );
+        let said = node.fails(&["rm", "web"]);
+        assert!(said.contains("still running"), "{said}");
+
+        drop(running.stdin.take());
+        assert_eq!(running.wait().unwrap().code(), Some(3));
+        let listed = ps(&node);
+        let [web] = &listed[..] else { panic!("{listed:?}") };
+        assert_eq!((&web["state"], &web["exit_code"]), (&json!("exited"), &json!(3)), "{web}");
+        assert!(web["ended"].is_u64() && count(web, "present_bytes") >= here, "{web}");
+        assert_eq!(count(web, "total_bytes"), total);
+        assert!(node.says(&["ps"]).contains("exited (3)"));
+        node.says(&["rm", "web"]);
+        assert_eq!(ps(&node), [json!({}); 0]);
+        node.says(&["run", "--rm", &image.name, "sh", "-c", ":"]);
+        assert_eq!(ps(&node), [json!({}); 0]);
+    }
+}
+
+#[test]
+fn a_killed_run_is_listed_as_ended() {
+    let image = programs();
+    let node = Node::new();
+    let mut command = node.hoist(&["run", "--name", "web", &image.name, "sleep", "1000"]);
+    let mut running = command.spawn().unwrap();
+    let pid_file = node.store("containers/web/bundle/pid");
+    let started = || Ok(std::fs::read_to_string(&pid_file).is_ok_and(|text| !text.is_empty()));
+    process::wait_until("the container", Duration::from_secs(30), started).unwrap();
+    let program: i32 = std::fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
+    running.kill().unwrap();
+    running.wait().unwrap();
+    rustix::process::kill_process(Pid::from_raw(program).unwrap(), Signal::KILL).unwrap();
+    let ended = || Ok(ps(&node)[0]["state"] == "exited");
+    process::wait_until("the container's end", Duration::from_secs(30), ended).unwrap();
+    let web = &ps(&node)[0];
+    assert!(web["exit_code"].is_null() && web["image"] == json!(image.name), "{web}");
+    assert!(node.says(&["ps"]).contains("nobody saw how"));
+    node.says(&["rm", "web"]);
+}
+
+fn down(image: &Published) {
+    image.proxy.inject(Fault::new("", When::Always, FaultKind::CloseAfter(0)));
+}
+
+/// What is complete and verified is pulled, and it is said that nobody could be asked; else it fails.
+#[test]
+fn a_pull_without_the_registry_says_what_it_knows() {
+    let image = Published::indexed(&Source::new().layout(Compression::Gzip(6)).directory);
+    for (with_daemon, pulled) in [(false, true), (true, true), (false, false)] {
+        let node = Node::new();
+        let _daemon = with_daemon.then(|| Daemon::start(&node, &[]));
+        match pulled {
+            true => drop(node.says(&["pull", &image.name])),
+            false => drop(node.mount(&image.name, &[]).read("lib/a.so").unwrap()),
+        }
+        down(&image);
+        let output = node.hoist(&["pull", "--json", &image.name]).output().unwrap();
+        let said = stderr(&output);
+        if pulled {
+            let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!((&told["fetched_layers"], output.status.code()), (&json!(0), Some(0)), "{said}");
+            assert!(told["unchecked"].as_str().unwrap().contains("cannot reach"), "{told}");
+            assert!(said.contains("could not be asked"), "{said}");
+        } else {
+            assert!(matches!(output.status.code(), Some(1 | 2)), "{said}");
+            assert!(output.stdout.is_empty() && said.contains("cannot reach"), "{said}");
+        }
+        image.proxy.clear_faults();
+        let told: Value = serde_json::from_str(&node.says(&["pull", "--json", &image.name])).unwrap();
+        assert!(told.get("unchecked").is_none(), "{told}");
+    }
+}
+
+#[test]
+fn images_are_removed_by_any_of_their_names() {
+    let image = Published::plain(&Source::small().layout(Compression::Gzip(6)).directory);
+    let node = Node::new();
+    let by_digest = format!("{}/{REPO}@{}", image.proxy.host(), image.digest);
+    let hex = image.digest.strip_prefix("sha256:").unwrap();
+    let spelled_out = format!("{}@{}", image.name, image.digest);
+    for spelling in [image.name.as_str(), &by_digest, &spelled_out, &image.digest, hex, &hex[..12]] {
+        node.says(&["pull", &image.name]);
+        node.says(&["rm", spelling]);
+        assert_eq!(node.says(&["images", "--json"]).trim(), "[]", "{spelling}");
+    }
+    let said = node.fails(&["rm", &hex[..12]]);
+    assert!(said.contains("`hoist images` and `hoist ps` list them"), "{said}");
+    let said = node.fails(&["pull", "Debian:12"]);
+    assert!(said.contains("lower case: write debian:12"), "{said}");
+}
+
+/// Whoever may not push hears of it before the image is fetched.
+#[test]
+fn a_push_that_will_be_refused_is_refused_first() {
+    let source = Source::small();
+    let layout = source.layout(Compression::Gzip(6));
+    let image = Published::plain(&layout.directory);
+    let denied = FaultKind::Status(403, vec![]);
+    image.proxy.inject(Fault::new(format!("POST /v2/{REPO}/blobs/uploads"), When::Always, denied));
+    let node = Node::new();
+    let said = node.fails(&["index", "--push", &image.name]);
+    assert!(said.contains("refused access"), "{said}");
+    let asked: Vec<_> = image.proxy.log().into_iter().map(|request| request.path).collect();
+    assert!(!asked.iter().any(|path| path.contains(&layout.layers[0])), "{asked:?}");
+    let said = node.fails(&["index", "--push", &format!("oci:{}", layout.directory.display())]);
+    assert!(said.contains("push the image to a registry first"), "{said}");
+    assert_eq!(std::fs::read_dir(node.store("layers")).unwrap().count(), 0);
+    image.proxy.clear_faults();
+    node.says(&["index", "--push", &image.name]);
+}
+
+/// An image for one machine alone: taken as it is, unless another platform was asked for.
+#[test]
+fn an_image_for_another_machine_is_not_what_was_asked_for() {
+    let image = Published::plain(&Source::small().layout(Compression::Gzip(6)).directory);
+    let node = Node::new();
+    for _ in 0..2 {
+        let said = node.fails(&["pull", "--platform", "linux/s390x", &image.name]);
+        assert!(said.contains("alone, not for linux/s390x"), "{said}");
+        node.says(&["pull", &image.name]);
+    }
+}
+
+#[test]
+fn umount_is_unmount() {
+    let image = Published::plain(&Source::small().layout(Compression::Gzip(6)).directory);
+    let node = Node::new();
+    let mount = node.mount(&image.name, &[]);
+    node.says(&["umount", mount.root().to_str().unwrap()]);
+    assert_eq!(std::fs::read_dir(mount.root()).unwrap().count(), 0);
+}
+
+/// However fast the bytes come: the index of an image is one index, and one referrer.
+#[test]
+fn an_index_built_twice_is_the_same() {
+    let image = Published::plain(&Source::new().layout(Compression::Gzip(6)).directory);
+    let mut pushed = Vec::new();
+    for rate in [None, Some(40_000_000), Some(7_000_000)] {
+        image.proxy.set_options(hoist_testkit::ProxyOptions { rate, ..Default::default() });
+        let said = Node::new().says(&["index", "--push", "--json", &image.name]);
+        pushed.push(serde_json::from_str::<Value>(&said).unwrap());
+    }
+    assert!(count(&pushed[0], "window_bytes") > 0, "{}", pushed[0]);
+    assert!(pushed.iter().all(|said| *said == pushed[0]), "{pushed:?}");
+    let fallback = format!("/v2/{REPO}/manifests/{}", image.digest.replace(':', "-"));
+    let accept = [("accept", "application/vnd.oci.image.index.v1+json")];
+    let found = hoist_testkit::http::get(&image.registry.host(), &fallback, &accept).unwrap();
+    let referrers: Value = serde_json::from_slice(&found.body).unwrap();
+    assert_eq!(referrers["manifests"].as_array().unwrap().len(), 1, "{referrers}");
+}
+
+/// Killed in its second layer, a pull goes on there: neither the first layer nor what had come of the second
+/// is fetched again.
+#[test]
+fn a_killed_pull_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut builder = Builder::new(dir.path().join("layout")).unwrap();
+    for (layer, length) in [3_000_000, 60_000_000].into_iter().enumerate() {
+        let (root, tar) = (dir.path().join(format!("{layer}")), dir.path().join(format!("{layer}.tar")));
+        std::fs::create_dir(&root).unwrap();
+        let name = format!("file-{layer}");
+        std::fs::write(root.join(&name), node::tree::noise(layer as u64 + 3, length)).unwrap();
+        process::run(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&root).arg(".")).unwrap();
+        builder = builder.layer(&tar, Compression::Gzip(1)).unwrap();
+    }
+    let layout = builder.write("v1").unwrap();
+    let size = |layer: usize| {
+        let path = layout.directory.join("blobs").join(layout.layers[layer].replace(':', "/"));
+        std::fs::metadata(path).unwrap().len()
+    };
+    let image = Published::plain(&layout.directory);
+    let node = Node::new();
+    image.proxy.set_options(hoist_testkit::ProxyOptions { rate: Some(20_000_000), ..Default::default() });
+    let mut pull = node.hoist(&["pull", &image.name]).spawn().unwrap();
+    let had = 30 << 20;
+    let enough = size(0) + had;
+    process::wait_until("most of the second layer", Duration::from_secs(60), || {
+        Ok(image.proxy.stats().body_bytes >= enough)
+    })
+    .unwrap();
+    pull.kill().unwrap();
+    pull.wait().unwrap();
+    image.proxy.set_options(hoist_testkit::ProxyOptions::default());
+    let first = node.store("layers").join(layout.layers[0].trim_start_matches("sha256:"));
+    assert!(first.join("state.json").exists(), "the first layer was not complete yet");
+    image.proxy.reset();
+    node.says(&["pull", &image.name]);
+    // What was under way when it was killed comes again: four requests of 4 MiB at most.
+    let fetched = image.proxy.stats().body_bytes;
+    assert!(fetched < size(1) - had + (17 << 20), "{fetched} of {}", size(1));
+    let second = node.store("layers").join(layout.layers[1].trim_start_matches("sha256:"));
+    let mut left: Vec<_> =
+        std::fs::read_dir(second).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    assert_eq!(left, ["data", "state.json", "table", "tree", "used", "windows"]);
+    let mount = node.mount(&image.name, &[]);
+    for (layer, length) in [3_000_000, 60_000_000].into_iter().enumerate() {
+        let content = mount.read(&format!("file-{layer}")).unwrap();
+        assert!(content == node::tree::noise(layer as u64 + 3, length));
+    }
+}
+
+/// What an interrupted pull has left is believed as little as what comes from the network.
+#[test]
+fn a_pull_does_not_believe_what_an_earlier_one_left() {
+    let source = Source::new();
+    let layout = source.layout(Compression::None);
+    let image = Published::plain(&layout.directory);
+    let node = Node::new();
+    node.says(&["inspect", &image.name]);
+    let layer = node.store("layers").join(layout.layers[0].trim_start_matches("sha256:"));
+    std::fs::create_dir_all(&layer).unwrap();
+    let blob = layout.directory.join("blobs").join(layout.layers[0].replace(':', "/"));
+    let mut blob = std::fs::read(blob).unwrap();
+    blob.truncate(6 << 20);
+    blob[5 << 20] ^= 1;
+    std::fs::write(layer.join("begun"), &blob).unwrap();
+    let output = node.hoist(&["pull", &image.name]).output().unwrap();
+    assert!(output.status.success() && stderr(&output).contains("without what was kept"), "{output:?}");
+    assert!(!layer.join("begun").exists());
+    let mount = node.mount(&image.name, &[]);
+    assert!(mount.read("lib/c.so").unwrap() == node::tree::noise(4, 3_000_000));
+}
