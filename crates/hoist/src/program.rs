@@ -48,6 +48,9 @@ pub fn find(root: &RootDir, program: &str, path: &str, cwd: &str) -> io::Result<
 /// nothing is wrong with it.
 pub fn trouble(root: &RootDir, program: &Path) -> io::Result<Option<(String, u8)>> {
     let Some(file) = root.open_program(program)? else { return Ok(None) };
+    if runs_foreign_programs() {
+        return Ok(None);
+    }
     let name = program.display();
     let interpreter = match elf::Elf::read(&file)? {
         Some(elf) if !runs_here(elf.machine()) => {
@@ -67,6 +70,12 @@ pub fn trouble(root: &RootDir, program: &Path) -> io::Result<Option<(String, u8)
     let is_there = root.open_program(Path::new(&interpreter))?.is_some();
     let why = || format!("{name} names the interpreter {interpreter}, which the image does not have");
     Ok((!is_there).then(|| (why(), EXIT_NO_PROGRAM)))
+}
+
+/// Whether this machine has handlers for programs that the kernel itself does not run (binfmt_misc).
+fn runs_foreign_programs() -> bool {
+    let names = std::fs::read_dir("/proc/sys/fs/binfmt_misc").into_iter().flatten().flatten();
+    names.map(|entry| entry.file_name()).any(|name| name != "register" && name != "status")
 }
 
 /// 32-bit programs may run on a 64-bit processor: only what surely does not is said.

@@ -46,7 +46,7 @@ mod tests {
 
     #[test]
     fn blocks_do_not_depend_on_how_the_bytes_come() {
-        let blob: Vec<u8> = (0..5 * BLOCK + 77).map(|i| (i * 31 >> 3) as u8).collect();
+        let blob: Vec<u8> = (0..5 * BLOCK + 77).map(|i| ((i * 31) >> 3) as u8).collect();
         for piece in [1000, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, blob.len()] {
             let (mut blocks, mut given) = (Blocks::default(), Vec::new());
             for bytes in blob.chunks(piece) {

@@ -2,7 +2,7 @@
 //!
 //! After failures in a row, over some time, it counts as *down*. From then on a request is tried once and not
 //! repeated; and where that try was one that waited in vain, all others fail at once for a few seconds, until
-//! one of them may be the next try. The first answer, whatever it says, and it is up again.
+//! one of them may be the next try. The first answer that comes whole, whatever it says, and it is up again.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -80,6 +80,21 @@ impl Health {
         Ok(Admission { health: self, began: Instant::now(), probe })
     }
 
+    /// It has given something: it is up.
+    pub fn alive(&self) {
+        *self.lock() = State::default();
+    }
+
+    /// It has failed a request that began then.
+    pub fn failed(&self, error: &RegistryError, began: Instant) {
+        let mut state = self.lock();
+        let waited = matches!(error, RegistryError::TimedOut { .. });
+        state.failures = state.failures.saturating_add(1 + u32::from(waited));
+        state.since.get_or_insert(began);
+        state.rests_until = waited.then(|| Instant::now() + self.policy.rest);
+        state.last = error.cause();
+    }
+
     /// Is it known not to answer, so that trying again at once is of no use?
     pub fn is_down(&self) -> bool {
         self.lock().is_down(&self.policy)
@@ -87,21 +102,13 @@ impl Health {
 }
 
 impl Admission<'_> {
-    /// Says what became of the request.
-    pub fn report<T>(self, outcome: &Result<T, RegistryError>) {
-        let mut state = self.health.lock();
-        let error = match outcome {
-            Err(error) if error.server_down() => error,
-            _ => {
-                *state = State::default();
-                return;
-            }
-        };
-        let waited = matches!(error, RegistryError::TimedOut { .. });
-        state.failures = state.failures.saturating_add(1 + u32::from(waited));
-        state.since.get_or_insert(self.began);
-        state.rests_until = waited.then(|| Instant::now() + self.health.policy.rest);
-        state.last = error.cause();
+    /// Says what became of the request. Of an answer whose body is still to come that is not yet known.
+    pub fn report<T>(self, outcome: &Result<T, RegistryError>, body_comes: bool) {
+        match outcome {
+            Err(error) if error.server_down() => self.health.failed(error, self.began),
+            Ok(_) if body_comes => {}
+            _ => self.health.alive(),
+        }
     }
 }
 
@@ -138,38 +145,52 @@ mod tests {
         for round in 0..2 {
             for _ in 0..4 {
                 assert!(!health.is_down(), "{round}");
-                health.admit().map(|a| a.report(&unreachable())).unwrap();
+                health.admit().map(|a| a.report(&unreachable(), false)).unwrap();
             }
             assert!(health.is_down());
             // Refusing costs nothing: it is tried each time.
-            health.admit().map(|a| a.report(&unreachable())).unwrap();
+            health.admit().map(|a| a.report(&unreachable(), false)).unwrap();
             let gone = RegistryError::NotFound { doing: "x".into(), host: "h".into() };
-            health.admit().map(|a| a.report(&Err::<(), _>(gone))).unwrap();
+            health.admit().map(|a| a.report(&Err::<(), _>(gone), false)).unwrap();
         }
+        assert!(!health.is_down());
+    }
+
+    #[test]
+    fn a_header_without_its_body_is_no_answer() {
+        let health = health(Duration::ZERO);
+        let broken = unreachable().unwrap_err();
+        for _ in 0..4 {
+            assert!(!health.is_down());
+            health.admit().map(|a| a.report(&Ok(()), true)).unwrap();
+            health.failed(&broken, Instant::now());
+        }
+        assert!(health.is_down());
+        health.alive();
         assert!(!health.is_down());
     }
 
     #[test]
     fn a_restart_is_waited_for() {
         let health = health(Duration::from_secs(1000));
-        (0..100).for_each(|_| health.admit().map(|a| a.report(&late())).unwrap());
+        (0..100).for_each(|_| health.admit().map(|a| a.report(&late(), false)).unwrap());
         assert!(!health.is_down());
     }
 
     #[test]
     fn who_would_wait_in_vain_fails_at_once_and_one_probes() {
         let health = health(Duration::ZERO);
-        (0..2).for_each(|_| health.admit().map(|a| a.report(&late())).unwrap());
+        (0..2).for_each(|_| health.admit().map(|a| a.report(&late(), false)).unwrap());
         assert!(health.admit().err().unwrap().contains("did not answer"));
         health.lock().rests_until = Some(Instant::now());
         let probe = health.admit().unwrap_or_else(|why| panic!("{why}"));
         assert!(health.admit().is_err());
         drop(probe);
         let probe = health.admit().unwrap_or_else(|why| panic!("{why}"));
-        probe.report(&late());
+        probe.report(&late(), false);
         assert!(health.admit().is_err() && health.is_down());
         health.lock().rests_until = Some(Instant::now());
-        health.admit().map(|a| a.report(&Ok(()))).unwrap();
+        health.admit().map(|a| a.report(&Ok(()), false)).unwrap();
         assert!(health.admit().is_ok() && !health.is_down());
     }
 }

@@ -74,6 +74,8 @@ pub(super) struct HttpRange {
 
 struct Open {
     response: Response,
+    endpoint: Arc<Endpoint>,
+    since: Instant,
     /// Bytes of the body that come before `position`.
     skip: u64,
     /// Bytes of the body after those that belong to the range.
@@ -153,6 +155,7 @@ impl HttpRange {
             };
             let error = match client.0.wire.chunk(&mut open.response, &mut open.pace, &self.doing).await {
                 Ok(Some(chunk)) => {
+                    open.endpoint.health.alive();
                     if let Some(piece) = open.cut(chunk) {
                         self.position += piece.len() as u64;
                         if open.promised == 0 {
@@ -169,6 +172,7 @@ impl HttpRange {
                 },
                 Err(error) => error,
             };
+            open.endpoint.health.failed(&error, open.since);
             self.failed(error).await?;
         }
         self.open = None;
@@ -228,7 +232,7 @@ impl HttpRange {
             } else {
                 // Retries are counted in `failed`, together with bodies that break.
                 let response = self.client.ask(endpoint, &ask, false).await;
-                response.and_then(|response| self.opened(endpoint, response))
+                response.and_then(|response| self.opened(&turn.shared(), response))
             };
             match opened {
                 Ok(open) => {
@@ -245,7 +249,8 @@ impl HttpRange {
     }
 
     /// Judges the header of a response: which of the bytes we want will it bring, and where?
-    fn opened(&self, endpoint: &Endpoint, response: Response) -> Result<Open, RegistryError> {
+    fn opened(&self, from: &Arc<Endpoint>, response: Response) -> Result<Open, RegistryError> {
+        let (endpoint, since) = (Arc::clone(from), Instant::now());
         let host = authority(response.url());
         let bad =
             |what: String| RegistryError::BadAnswer { doing: self.doing.clone(), host: host.clone(), what };
@@ -258,7 +263,8 @@ impl HttpRange {
             if first != self.position || last >= self.end || last < first {
                 return Err(bad(format!("bytes {first}-{last} of the blob instead")));
             }
-            return Ok(Open { response, skip: 0, promised: last - first + 1, pace: Pace::default() });
+            let (promised, pace) = (last - first + 1, Pace::default());
+            return Ok(Open { response, endpoint, since, skip: 0, promised, pace });
         }
         if response.status() != StatusCode::OK {
             return Err(bad(format!("status {} to a request for a part", response.status())));
@@ -274,7 +280,8 @@ impl HttpRange {
         if self.position >= CHEAP_SKIP {
             return Err(self.ignored(host));
         }
-        Ok(Open { response, skip: self.position, promised: missing, pace: Pace::default() })
+        let (skip, pace) = (self.position, Pace::default());
+        Ok(Open { response, endpoint, since, skip, promised: missing, pace })
     }
 }
 

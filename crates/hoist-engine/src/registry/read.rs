@@ -113,7 +113,13 @@ impl Client {
         digest: Option<Digest>,
     ) -> Result<(HeaderMap, Bytes), RegistryError> {
         let mut response = self.ask(endpoint, ask, false).await?;
-        let bytes = self.0.wire.read(&mut response, limit, &ask.doing).await?;
+        let since = std::time::Instant::now();
+        let read = self.0.wire.read(&mut response, limit, &ask.doing).await;
+        match &read {
+            Err(error) if error.server_down() => endpoint.health.failed(error, since),
+            _ => endpoint.health.alive(),
+        }
+        let bytes = read?;
         let claimed = response.headers().get("docker-content-digest");
         let claimed = claimed.and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok());
         let found = Digest::of(&bytes);

@@ -224,7 +224,7 @@ impl Client {
             detail,
         })?;
         let answered = self.ask_admitted(endpoint, ask).await;
-        admission.report(&answered);
+        admission.report(&answered, ask.method == Method::GET);
         answered
     }
 

@@ -21,6 +21,10 @@ impl<'a> Turn<'a> {
     pub(super) fn endpoint(&self) -> &'a Endpoint {
         &self.endpoints[self.at]
     }
+    /// The same, shared.
+    pub(super) fn shared(&self) -> Arc<Endpoint> {
+        Arc::clone(&self.endpoints[self.at])
+    }
     /// Only the last hope is asked again and again.
     pub(super) fn last(&self) -> bool {
         self.at + 1 == self.endpoints.len()

@@ -200,11 +200,12 @@ impl Plan<'_> {
             .context("writing the container's config.json")?;
         let stdin = if options.interactive || options.tty { Stdio::inherit() } else { Stdio::null() };
         match self.runtime.run(container, stdin, options.tty, signals).await {
-            Err(error) if error.is::<NotStarted>() => {
-                let why = why_not_started(container, args[0].clone(), path, cwd.to_owned()).await;
-                Err(why.unwrap_or(error))
-            }
-            ended => ended,
+            Ok(0) => Ok(0),
+            // Some runtimes call it the program's own end that the kernel refused to run it.
+            ended => match why_not_started(container, args[0].clone(), path, cwd.to_owned()).await {
+                Some(why) if ended.is_ok() || ended.as_ref().is_err_and(|e| e.is::<NotStarted>()) => Err(why),
+                _ => ended,
+            },
         }
     }
 
@@ -331,7 +332,7 @@ fn not_found(found: &Found, program: &str, path: &str) -> anyhow::Error {
     }
 }
 
-/// Why the runtime could not start the program, where that is the program's fault.
+/// Why the program can't have run, where that is its own fault.
 async fn why_not_started(
     container: &Container,
     program: String,
