@@ -304,7 +304,7 @@ mod tests {
                 rest = more;
             }
             let done = ingest.finish().unwrap();
-            assert!(done.table.spans.spans.len() > 1 && !done.windows.is_empty());
+            assert!(done.table.spans.linear().unwrap().spans.len() > 1 && !done.windows.is_empty());
             (done.table.encode(), done.windows)
         };
         let whole = index(&mut || blob.len());
