@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use hoist_format::erofs::{Image, decode, encode};
+use hoist_format::erofs::{Bytes, Image, decode, decode_foreign, encode};
 use hoist_format::tree::{FileData, Inode, Kind, Tree};
 use libfuzzer_sys::fuzz_target;
 
@@ -47,6 +47,7 @@ fn check(mut image: Vec<u8>) {
     if let Ok(image) = Image::new(&image) {
         let _ = image.owner_of(0, 0);
     }
+    let _ = decode_foreign(Bytes::Whole(&image));
     let Ok(tree) = decode(&image) else { return };
     let devices = Image::new(&image).expect("it was just decoded").devices().to_vec();
     if let Ok(again) = encode(&tree, &devices) {

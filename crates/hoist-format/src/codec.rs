@@ -33,7 +33,7 @@ pub const OUTPUT_LIMIT: u64 = 1 << 40;
 /// Under a fuzzer (`--cfg=fuzzing`, as cargo-fuzz has it): checksums are not compared, as hardly
 /// any input would pass, and checkpoints are dense.
 #[allow(unexpected_cfgs, reason = "set by fuzzers only")]
-const FUZZING: bool = cfg!(fuzzing);
+pub(crate) const FUZZING: bool = cfg!(fuzzing);
 
 /// Why stored bytes could not be decoded. Offsets are bytes from the blob's start.
 #[derive(Debug, thiserror::Error)]

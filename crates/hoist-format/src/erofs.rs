@@ -8,6 +8,9 @@
 //!
 //! Facts of the format are from the kernel's `fs/erofs/erofs_fs.h` and `fs/erofs/*.c` (6.18).
 
+mod bytes;
+mod cluster;
+mod contents;
 mod decode;
 mod dirent;
 mod encode;
@@ -22,7 +25,8 @@ mod superblock;
 mod walk;
 mod xattr;
 
-pub use decode::decode;
+pub use bytes::{Bytes, Part};
+pub use decode::{decode, decode_foreign};
 pub use dirent::Entry;
 pub use encode::encode;
 pub use error::{DecodeError, EncodeError, Fault};

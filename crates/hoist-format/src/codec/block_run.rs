@@ -70,7 +70,7 @@ impl BlockRun {
     }
 
     /// Decompresses all blocks, to `wanted` bytes.
-    pub(super) fn decompress(&self, mut stored: &[u8], wanted: usize) -> Result<Vec<u8>, &'static str> {
+    pub(crate) fn decompress(&self, mut stored: &[u8], wanted: usize) -> Result<Vec<u8>, &'static str> {
         let mut out = Vec::with_capacity(wanted);
         let mut zstd = zstd::bulk::Decompressor::new().map_err(|_| "zstd could not be set up")?;
         for &len in &self.lens {

@@ -1,12 +1,14 @@
 //! A whole image as a tree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
+use super::bytes::Bytes;
 use super::image::Image;
 use super::inode::{Node, NodeKind};
 use super::layout::*;
 use super::{DecodeError, Fault};
 use crate::tree::{Dev, Inode, InodeId, Kind, Meta, Name, Tree};
+use crate::volume::Volume;
 
 /// Reads a whole image. Inodes come out folder by folder, as [`encode`](super::encode) wrote them.
 ///
@@ -14,15 +16,28 @@ use crate::tree::{Dev, Inode, InodeId, Kind, Meta, Name, Tree};
 /// Says which inode is damaged, or holds what a tree can't say (compression, holes, inline file
 /// data). Memory is bounded by a multiple of the image's size.
 pub fn decode(bytes: &[u8]) -> Result<Tree, DecodeError> {
-    let image = Image::new(bytes)?;
-    let size = bytes.len() as u64;
+    Ok(read(&Image::new(bytes)?)?.tree)
+}
+
+/// Reads a whole image that another program wrote, on no device but its own: its tree, and where on that device the
+/// bytes of each file are, compressed or not.
+///
+/// # Errors
+/// As [`decode`]; and what hoist does not read of EROFS.
+pub fn decode_foreign(bytes: Bytes<'_>) -> Result<Volume, DecodeError> {
+    read(&Image::foreign(bytes)?)
+}
+
+fn read(image: &Image<'_>) -> Result<Volume, DecodeError> {
+    let size = image.bytes.here();
     let mut decoder = Decoder {
-        ids: vec![NONE; bytes.len() / SLOT as usize],
+        ids: HashMap::new(),
         own_budget: size,
         copy_budget: size.saturating_mul(16).saturating_add(64 << 20),
         dirs: Vec::new(),
-        tree: Tree { inodes: Vec::new() },
-        image: &image,
+        volume: Volume { tree: Tree { inodes: Vec::new() }, contents: BTreeMap::new() },
+        stretches: MOST_STRETCHES,
+        image,
     };
     decoder.add_root()?;
     let mut next = 0;
@@ -30,15 +45,11 @@ pub fn decode(bytes: &[u8]) -> Result<Tree, DecodeError> {
         decoder.fill(&dir)?;
         next += 1;
     }
-    Ok(decoder.tree)
+    Ok(decoder.volume)
 }
 
-const NONE: InodeId = InodeId::MAX;
-
-/// Index of an inode number, which counts 32-byte units as [`Decoder::ids`] does.
-fn slot(nid: u64) -> usize {
-    usize::try_from(nid).unwrap_or(usize::MAX)
-}
+/// Most runs that all files together are made of.
+const MOST_STRETCHES: usize = 16 << 20;
 
 /// A folder whose entries are still to be read.
 #[derive(Clone)]
@@ -50,9 +61,11 @@ struct Dir<'a> {
 
 struct Decoder<'i, 'a> {
     image: &'i Image<'a>,
-    tree: Tree,
+    volume: Volume,
+    /// Runs that files may still be made of.
+    stretches: usize,
     /// By inode number: where it stands in the tree.
-    ids: Vec<InodeId>,
+    ids: HashMap<u64, InodeId>,
     dirs: Vec<Dir<'a>>,
     /// Bytes that inodes may still claim for themselves: those of sound ones don't overlap.
     own_budget: u64,
@@ -74,16 +87,23 @@ impl<'a> Decoder<'_, 'a> {
 
     /// Appends an inode that was not met before.
     fn add(&mut self, node: &Node<'a>, parent: u64) -> Result<InodeId, DecodeError> {
-        let id = self.tree.inodes.len() as InodeId;
+        let id = self.volume.tree.inodes.len() as InodeId;
         let inode = self.inode(node)?;
         let left = self.own_budget.checked_sub(node.own);
         self.own_budget = left.ok_or_else(|| self.image.at(node.nid, Fault::Bad("inodes overlap")))?;
         if node.kind == NodeKind::Dir {
             self.dirs.push(Dir { id, node: node.clone(), parent });
         }
-        // Reading the inode has shown that its number is within the image.
-        self.ids[slot(node.nid)] = id;
-        self.tree.inodes.push(inode);
+        if self.image.foreign && matches!(node.kind, NodeKind::File(_)) && node.size > 0 {
+            let stretches = self.image.contents(node)?;
+            let left = self.stretches.checked_sub(stretches.len());
+            self.stretches = left.ok_or_else(|| {
+                self.image.at(node.nid, Fault::Unsupported("files of more than 16 million runs of bytes"))
+            })?;
+            self.volume.contents.insert(id, stretches);
+        }
+        self.ids.insert(node.nid, id);
+        self.volume.tree.inodes.push(inode);
         Ok(id)
     }
 
@@ -123,14 +143,15 @@ impl<'a> Decoder<'_, 'a> {
             }
         }
         // From sorted input: one pass, and densely filled.
-        self.tree.inodes[dir.id as usize].kind = Kind::Dir(entries.into_iter().collect::<BTreeMap<_, _>>());
+        self.volume.tree.inodes[dir.id as usize].kind =
+            Kind::Dir(entries.into_iter().collect::<BTreeMap<_, _>>());
         Ok(())
     }
 
     fn child(&mut self, dir: u64, name: &[u8], nid: u64, file_type: u8) -> Result<InodeId, DecodeError> {
-        let (id, mode) = match self.ids.get(slot(nid)) {
-            Some(&id) if id != NONE => {
-                let kind = &self.tree.get(id).kind;
+        let (id, mode) = match self.ids.get(&nid) {
+            Some(&id) => {
+                let kind = &self.volume.tree.get(id).kind;
                 if matches!(kind, Kind::Dir(_)) {
                     return Err(self
                         .image
@@ -138,7 +159,7 @@ impl<'a> Decoder<'_, 'a> {
                 }
                 (id, type_bits(kind))
             }
-            _ => {
+            None => {
                 let node = self.image.inode(nid)?;
                 (self.add(&node, dir)?, node.mode)
             }
@@ -176,8 +197,24 @@ impl<'a> Decoder<'_, 'a> {
             set
         };
         let (opaque, implied) = (flag(OPAQUE), flag(IMPLIED));
+        if self.image.foreign {
+            hide(&mut xattrs).map_err(|fault| self.image.at(node.nid, fault))?;
+        }
         let Node { uid, gid, mtime, .. } = *node;
         let meta = Meta { perm: node.mode & 0o7777, uid, gid, mtime, xattrs };
         Ok(Inode { kind, meta, implied, opaque })
     }
+}
+
+/// Takes away what overlayfs keeps for itself in a layer's attributes, and shows to nobody.
+fn hide(xattrs: &mut BTreeMap<Name, Name>) -> Result<(), Fault> {
+    for name in [REDIRECT, METACOPY, OPAQUE] {
+        if xattrs.contains_key(name) {
+            return Err(Fault::Unsupported(
+                "a layer that renames or shares files by attributes of overlayfs",
+            ));
+        }
+    }
+    xattrs.retain(|name, _| !name.starts_with(OVERLAY));
+    Ok(())
 }

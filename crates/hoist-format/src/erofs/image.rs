@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::bytes::Bytes;
 use super::dirent::{Block, Entry};
 use super::inode::{Node, NodeKind};
 use super::layout::*;
@@ -14,9 +15,11 @@ use crate::tree::Name;
 /// Reads are checked as they happen: a damaged inode is an error only when it is asked for.
 #[derive(Debug, Clone)]
 pub struct Image<'a> {
-    pub(super) bytes: &'a [u8],
+    pub(super) bytes: Bytes<'a>,
     pub(super) sb: Superblock,
     pub(super) devices: Arc<[Device]>,
+    /// Not one of ours: where its files' bytes are is for [`Image::contents`] to say.
+    pub(super) foreign: bool,
 }
 
 /// What reading the inodes of an image takes besides its bytes: for who owns the bytes elsewhere, and
@@ -31,16 +34,7 @@ impl Head {
     /// The image over the bytes that this is the head of. Over others every read is checked too, and
     /// finds something else or an error.
     pub fn over<'a>(&self, bytes: &'a [u8]) -> Image<'a> {
-        Image { bytes, sb: self.sb.clone(), devices: Arc::clone(&self.devices) }
-    }
-}
-
-/// `bytes[start..start + len]`, or which structure is cut.
-pub(super) fn cut<'a>(bytes: &'a [u8], what: &'static str, start: u64, len: u64) -> Result<&'a [u8], Fault> {
-    let size = bytes.len() as u64;
-    match start.checked_add(len) {
-        Some(end) if end <= size => Ok(&bytes[start as usize..end as usize]),
-        _ => Err(Fault::Cut { what, start, len, size }),
+        Image { bytes: bytes.into(), sb: self.sb.clone(), devices: Arc::clone(&self.devices), foreign: false }
     }
 }
 
@@ -50,9 +44,21 @@ impl<'a> Image<'a> {
     /// # Errors
     /// [`DecodeError::Superblock`] or [`DecodeError::Checksum`].
     pub fn new(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        Self::open(bytes.into(), false)
+    }
+
+    /// An image that another program wrote: compressed files, holes and inline data are for [`Self::contents`].
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn foreign(bytes: Bytes<'a>) -> Result<Self, DecodeError> {
+        Self::open(bytes, true)
+    }
+
+    fn open(bytes: Bytes<'a>, foreign: bool) -> Result<Self, DecodeError> {
         let sb = Superblock::read(bytes)?;
         let devices = (0..sb.devices).map(|i| read_device(bytes, &sb, i)).collect::<Result<_, _>>()?;
-        Ok(Self { bytes, sb, devices })
+        Ok(Self { bytes, sb, devices, foreign })
     }
 
     /// The image without its bytes.
@@ -130,8 +136,8 @@ impl<'a> Image<'a> {
             let at = self.sb.shared + u64::from(id) * 4;
             // An entry is at most this long; what the image has of it will do.
             let most = 4 + 255 + u64::from(u16::MAX);
-            let len = (self.bytes.len() as u64).saturating_sub(at).min(most);
-            cut(self.bytes, "a shared extended attribute", at, len.max(4))
+            let found = self.bytes.starting_at(at, most);
+            if found.len() < 4 { self.bytes.cut("a shared extended attribute", at, 4) } else { Ok(found) }
         };
         xattr::read_body(node.xattrs, shared).map_err(|fault| self.at(node.nid, fault))
     }
@@ -160,7 +166,7 @@ impl<'a> Image<'a> {
             // Neither overflows: 32 bits of address and of block count.
             _ => node.start + index * block,
         };
-        cut(self.bytes, "a folder's block or link target", start, len)
+        self.bytes.cut("a folder's block or link target", start, len)
     }
 
     fn search(&self, dir: &Node<'a>, name: &[u8]) -> Result<Option<Entry<'a>>, Fault> {

@@ -1,7 +1,7 @@
 //! One inode, read: compact (32 bytes) or extended (64).
 
 use super::Fault;
-use super::image::{Image, cut};
+use super::image::Image;
 use super::layout::*;
 use crate::tree::{Dev, FileData, Time};
 
@@ -29,8 +29,19 @@ pub struct Node<'a> {
     pub(super) start: u64,
     /// Byte offset of inline data, if it has any.
     pub(super) tail: Option<u64>,
+    /// How its bytes are stored, and what that needs: the chunk format, and what stands behind the inode.
+    pub(super) stored: Stored,
     /// Bytes of the image that belong to this inode alone, beyond its header.
     pub(super) own: u64,
+}
+
+/// How an inode stores its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Stored {
+    pub layout: u16,
+    pub chunk_format: u16,
+    /// Byte offset of what stands behind inode and attributes.
+    pub behind: u64,
 }
 
 /// What an inode is. The entries of a folder are read with [`Image::entries`].
@@ -56,11 +67,11 @@ impl<'a> Image<'a> {
     pub(super) fn read_inode(&self, nid: u64) -> Result<Node<'a>, Fault> {
         let at = nid.checked_mul(SLOT).and_then(|o| o.checked_add(self.sb.meta));
         let at = at.ok_or(Fault::Bad("its number is beyond all images"))?;
-        let head = cut(self.bytes, "an inode", at, COMPACT_LEN)?;
+        let head = self.bytes.cut("an inode", at, COMPACT_LEN)?;
         let format = le16(head, 0);
         let extended = format & 1 == 1;
         let len = if extended { EXTENDED_LEN } else { COMPACT_LEN };
-        let head = cut(self.bytes, "an inode", at, len)?;
+        let head = self.bytes.cut("an inode", at, len)?;
         let icount = u64::from(le16(head, 2));
         let xattr_len = if icount == 0 { 0 } else { XATTR_HEADER + (icount - 1) * 4 };
         let mut node = Node {
@@ -72,9 +83,10 @@ impl<'a> Image<'a> {
             nlink: if extended { le32(head, 44) } else { le16(head, 6).into() },
             size: if extended { le64(head, 8) } else { le32(head, 8).into() },
             kind: NodeKind::Dir,
-            xattrs: cut(self.bytes, "extended attributes", at + len, xattr_len)?,
+            xattrs: self.bytes.cut("extended attributes", at + len, xattr_len)?,
             start: u64::from(le32(head, 16)) << self.sb.block_bits,
             tail: None,
+            stored: Stored::default(),
             own: xattr_len,
         };
         let tail = at + len + xattr_len;
@@ -82,7 +94,9 @@ impl<'a> Image<'a> {
         if format >> 4 != 0 {
             return Err(Fault::Unsupported("an inode format newer than this reader"));
         }
+        node.stored = Stored { layout, chunk_format: le16(head, 16), behind: tail };
         node.kind = match node.mode & S_IFMT {
+            S_IFREG if self.foreign => NodeKind::File(FileData::default()),
             S_IFREG => NodeKind::File(self.file_data(&mut node, layout, le16(head, 16), tail)?),
             S_IFDIR => {
                 self.flat(&mut node, layout, tail)?;
@@ -164,7 +178,7 @@ impl<'a> Image<'a> {
         let unit = if indexes { CHUNK_INDEX_LEN } else { 4 };
         let count = node.size.div_ceil(self.sb.block()).div_ceil(1 << bits);
         // count is below 2^55, and 8 times that below 2^58.
-        let table = cut(self.bytes, "chunk indexes", tail.next_multiple_of(unit), count * unit)?;
+        let table = self.bytes.cut("chunk indexes", tail.next_multiple_of(unit), count * unit)?;
         node.own += count * unit;
         let mask = self.sb.devices.saturating_add(1).checked_next_power_of_two().map_or(u16::MAX, |p| p - 1);
         let mut run = None;

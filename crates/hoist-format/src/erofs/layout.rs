@@ -1,5 +1,6 @@
 //! The numbers of `erofs_fs.h`, little-endian fields, and the superblock's checksum.
 
+pub(crate) use crate::le::{le16, le32, le64};
 use crate::tree::{Dev, Kind};
 
 pub(super) const MAGIC: u32 = 0xE0F5_E1E2;
@@ -11,6 +12,8 @@ pub(super) const BLOCK: u64 = 1 << BLOCK_BITS;
 
 pub(super) const COMPAT_CHECKSUM: u32 = 0x1;
 pub(super) const COMPAT_MTIME: u32 = 0x2;
+/// Also the bit of compressed images with LZ4 configurations and zeros before the data (`LZ4_0PADDING`).
+pub(super) const INCOMPAT_ZERO_PADDING: u32 = 0x1;
 pub(super) const INCOMPAT_CHUNKED_FILE: u32 = 0x4;
 pub(super) const INCOMPAT_DEVICE_TABLE: u32 = 0x8;
 /// Everything below the 48-bit layout (0x80) and the metabox (0x100): the rest concerns only
@@ -26,7 +29,9 @@ pub(super) const COMPACT_LEN: u64 = 32;
 pub(super) const EXTENDED_LEN: u64 = 64;
 
 pub(super) const FLAT_PLAIN: u16 = 0;
+pub(super) const COMPRESSED_FULL: u16 = 1;
 pub(super) const FLAT_INLINE: u16 = 2;
+pub(super) const COMPRESSED_COMPACT: u16 = 3;
 pub(super) const CHUNK_BASED: u16 = 4;
 
 pub(super) const CHUNK_BITS_MASK: u16 = 0x1f;
@@ -53,6 +58,11 @@ pub(super) const S_IFSOCK: u16 = 0o140_000;
 
 /// Marks a folder that hides the lower layers' entries, as overlayfs writes it.
 pub(super) const OPAQUE: &[u8] = b"trusted.overlay.opaque";
+/// What overlayfs keeps for itself (kernel `Documentation/filesystems/overlayfs.rst`).
+pub(super) const OVERLAY: &[u8] = b"trusted.overlay.";
+/// The file's contents, or the folder's, are those of another path.
+pub(super) const REDIRECT: &[u8] = b"trusted.overlay.redirect";
+pub(super) const METACOPY: &[u8] = b"trusted.overlay.metacopy";
 /// Marks a folder that had no entry of its own.
 pub(super) const IMPLIED: &[u8] = b"trusted.hoist.implied";
 /// Attributes that only the encoder may write.
@@ -102,41 +112,14 @@ pub(crate) fn name_ok(name: &[u8]) -> bool {
     (1..=NAME_MAX).contains(&name.len()) && !name.iter().any(|&c| c == b'/' || c == 0)
 }
 
-/// Little-endian fields. The caller has checked that `b` is a whole structure.
-pub(crate) fn le16(b: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([b[at], b[at + 1]])
-}
-pub(crate) fn le32(b: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
-}
-pub(crate) fn le64(b: &[u8], at: usize) -> u64 {
-    u64::from(le32(b, at)) | u64::from(le32(b, at + 4)) << 32
-}
-
 /// Writes a field.
 pub(super) fn put(image: &mut [u8], at: usize, bytes: &[u8]) {
     image[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
-const CRC32C: [u32; 256] = {
-    let mut table = [0; 256];
-    let mut i = 0;
-    while i < 256 {
-        let mut crc = i as u32;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = if crc & 1 == 1 { crc >> 1 ^ 0x82F6_3B78 } else { crc >> 1 };
-            bit += 1;
-        }
-        table[i] = crc;
-        i += 1;
-    }
-    table
-};
-
 /// CRC-32C from all ones, without the final inversion, as `erofs_superblock_csum_verify` has it.
 pub(super) fn crc32c(crc: u32, bytes: &[u8]) -> u32 {
-    bytes.iter().fold(crc, |crc, &b| CRC32C[usize::from(crc as u8 ^ b)] ^ crc >> 8)
+    !crc32c::crc32c_append(!crc, bytes)
 }
 
 #[cfg(test)]

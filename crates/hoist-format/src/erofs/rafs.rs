@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use super::bytes::Bytes;
 use super::dirent::{Block, Entry};
-use super::image::cut;
 use super::layout::*;
 use super::{Fault, xattr};
 use crate::tree::{FileData, Inode, Kind, Meta, Name, Time};
@@ -21,13 +21,13 @@ pub(crate) struct Node<'a> {
 impl<'a> Node<'a> {
     /// Reads the inode at byte `at`.
     pub fn read(bytes: &'a [u8], at: u64) -> Result<Self, Fault> {
-        let head = cut(bytes, "an inode", at, EXTENDED_LEN)?;
+        let head = Bytes::from(bytes).cut("an inode", at, EXTENDED_LEN)?;
         if le16(head, 0) & 1 == 0 || le16(head, 0) >> 4 != 0 {
             return Err(Fault::Unsupported("a compact inode, or one newer than this reader"));
         }
         let icount = u64::from(le16(head, 2));
         let len = if icount == 0 { 0 } else { XATTR_HEADER + (icount - 1) * 4 };
-        let xattrs = cut(bytes, "extended attributes", at + EXTENDED_LEN, len)?;
+        let xattrs = Bytes::from(bytes).cut("extended attributes", at + EXTENDED_LEN, len)?;
         Ok(Self { at, head, xattrs, bytes })
     }
 
@@ -105,7 +105,7 @@ impl<'a> Node<'a> {
             FLAT_INLINE | FLAT_PLAIN => (u64::from(le32(self.head, 16)) + index) * BLOCK,
             _ => return Err(Fault::Unsupported("a folder or link that is compressed or in chunks")),
         };
-        cut(self.bytes, "a folder's block or link target", start, len)
+        Bytes::from(self.bytes).cut("a folder's block or link target", start, len)
     }
 
     fn chunk_size(&self) -> u64 {
@@ -121,7 +121,7 @@ impl<'a> Node<'a> {
         let count = self.size().div_ceil(self.chunk_size());
         let start = self.tail().next_multiple_of(CHUNK_INDEX_LEN);
         let len = count.checked_mul(CHUNK_INDEX_LEN).ok_or(Fault::Bad("a file larger than any"))?;
-        let table = cut(self.bytes, "chunk addresses", start, len)?;
+        let table = Bytes::from(self.bytes).cut("chunk addresses", start, len)?;
         Ok((self.chunk_size(), table.chunks_exact(CHUNK_INDEX_LEN as usize)))
     }
 }

@@ -1,6 +1,6 @@
 //! The superblock at byte 1024, and the device table.
 
-use super::image::cut;
+use super::bytes::Bytes;
 use super::layout::*;
 use super::{DecodeError, Device, Fault};
 
@@ -17,6 +17,10 @@ pub(super) struct Superblock {
     /// Byte offset that shared attribute ids count from.
     pub shared: u64,
     pub devices: u16,
+    /// The inode that holds the ends of compressed files, if there is one.
+    pub packed: u64,
+    /// Compressed data ends with its block, with zeros before it.
+    pub zero_padding: bool,
     /// Byte offset of the device table.
     pub device_table: u64,
 }
@@ -26,8 +30,8 @@ impl Superblock {
         1 << self.block_bits
     }
 
-    pub fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let sb = cut(bytes, "the superblock", SB_OFFSET, SB_LEN).map_err(DecodeError::Superblock)?;
+    pub fn read(bytes: Bytes<'_>) -> Result<Self, DecodeError> {
+        let sb = bytes.cut("the superblock", SB_OFFSET, SB_LEN).map_err(DecodeError::Superblock)?;
         let refuse = |fault| Err(DecodeError::Superblock(fault));
         if le32(sb, 0) != MAGIC {
             return refuse(Fault::Bad("no EROFS magic number"));
@@ -59,26 +63,28 @@ impl Superblock {
             meta: u64::from(le32(sb, 40)) << block_bits,
             shared: u64::from(le32(sb, 44)) << block_bits,
             devices: if table { le16(sb, 86) } else { 0 },
+            packed: le64(sb, 96),
+            zero_padding: incompat & INCOMPAT_ZERO_PADDING != 0,
             device_table: u64::from(le16(sb, 88)) * DEVICE_SLOT,
         })
     }
 }
 
 /// Compares the checksum: over the superblock's block, with zeros in its own place.
-fn verify(bytes: &[u8], sb: &[u8], block_bits: u8) -> Result<(), DecodeError> {
+fn verify(bytes: Bytes<'_>, sb: &[u8], block_bits: u8) -> Result<(), DecodeError> {
     let block = 1u64 << block_bits;
     // A block that ends before the superblock starts is counted whole (erofs_superblock_csum_verify).
     let len = if block > SB_OFFSET { block - SB_OFFSET } else { block };
-    let area = cut(bytes, "the superblock's block", SB_OFFSET, len).map_err(DecodeError::Superblock)?;
+    let area = bytes.cut("the superblock's block", SB_OFFSET, len).map_err(DecodeError::Superblock)?;
     let computed = crc32c(crc32c(crc32c(!0, &area[..4]), &[0; 4]), &area[8..]);
     let stored = le32(sb, 4);
     if stored == computed { Ok(()) } else { Err(DecodeError::Checksum { stored, computed }) }
 }
 
 /// Reads slot `index` of the device table.
-pub(super) fn read_device(bytes: &[u8], sb: &Superblock, index: u16) -> Result<Device, DecodeError> {
+pub(super) fn read_device(bytes: Bytes<'_>, sb: &Superblock, index: u16) -> Result<Device, DecodeError> {
     let at = sb.device_table + u64::from(index) * DEVICE_SLOT;
-    let slot = cut(bytes, "a device slot", at, DEVICE_SLOT).map_err(DecodeError::Superblock)?;
+    let slot = bytes.cut("a device slot", at, DEVICE_SLOT).map_err(DecodeError::Superblock)?;
     let tag = &slot[..TAG_LEN];
     let tag = &tag[..tag.iter().position(|&c| c == 0).unwrap_or(TAG_LEN)];
     let size = u64::from(le32(slot, TAG_LEN)) << sb.block_bits;
