@@ -154,6 +154,8 @@ pub struct Config {
     pub owners: Owners,
     /// How long a read may wait for absent data before it fails with EIO.
     pub read_timeout: Duration,
+    /// Least that a registry must send, bytes a second, before it is given up.
+    pub min_rate: u64,
     /// Most that layers may take on disk, bytes; None: as much as there is.
     pub store_limit: Option<u64>,
     /// Whether lazy mounts are completed while nobody waits, and how; None: only what is read is fetched.
@@ -175,6 +177,7 @@ impl Config {
             driver: None,
             owners: Owners::default(),
             read_timeout: Duration::from_secs(60),
+            min_rate: crate::registry::Timeouts::default().slowest,
             store_limit: None,
             background: None,
             successor: None,

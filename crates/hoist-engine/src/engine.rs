@@ -100,6 +100,7 @@ impl Engine {
 fn client(config: &Config, stats: &Arc<registry::Stats>) -> Client {
     let mut client = ClientConfig { stats: Arc::clone(stats), ..ClientConfig::default() };
     client.plain_http = config.plain_http;
+    client.timeouts.slowest = config.min_rate;
     if !config.certs_dirs.is_empty() {
         client.certs_dirs.clone_from(&config.certs_dirs);
     }

@@ -92,6 +92,7 @@ impl Engine {
     /// When no image is known by that name.
     pub fn pin(&self, name: &str, pinned: bool) -> Result<(), Error> {
         let mut record = self.store.lookup(name).ok_or_else(|| {
+            let name = crate::reference::told(name);
             Error::NotFound(format!(
                 "no image {name:?} here; `hoist images` lists them, `hoist pull` brings one"
             ))

@@ -5,6 +5,7 @@
 //! it holds a `.`, a `:` or a capital letter, or is `localhost`; otherwise the name is Docker Hub's.
 //! Narrower than that in ports (up to 65535) and digests (sha256).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -135,6 +136,9 @@ impl FromStr for Reference {
         if text.is_empty() {
             return Err(bad(text, "it is empty; write for example debian:12"));
         }
+        if told(text) != text {
+            return Err(bad(text, "leave out user and password; `docker login HOST` keeps them"));
+        }
         if text.contains("://") {
             return Err(bad(text, "leave out the scheme; write registry/name:tag"));
         }
@@ -191,7 +195,25 @@ impl FromStr for Reference {
 }
 
 fn bad(text: &str, why: &str) -> ReferenceError {
-    ReferenceError { text: text.chars().take(200).collect(), why: why.to_owned() }
+    ReferenceError { text: told(text).chars().take(200).collect(), why: why.to_owned() }
+}
+
+/// A name as it may be shown to anyone: without the user and password that somebody took for a part of it.
+pub fn told(name: &str) -> Cow<'_, str> {
+    let end = match name.rsplit_once('@') {
+        Some((rest, digest)) if is_digest_like(digest) => rest.len(),
+        _ => name.len(),
+    };
+    match name[..end].rfind('@') {
+        Some(at) => Cow::Owned(format!("***{}", &name[at..])),
+        None => Cow::Borrowed(name),
+    }
+}
+
+/// `sha256:...` and its like, finished or not.
+fn is_digest_like(text: &str) -> bool {
+    let Some((algorithm, hex)) = text.split_once(':') else { return false };
+    algorithm.to_ascii_lowercase().starts_with("sha") && !hex.contains(['/', '@', ':'])
 }
 
 fn split_host(name: &str) -> (&str, &str) {
@@ -316,6 +338,24 @@ mod tests {
             assert!(said.ends_with(&format!("lower case: write {meant}")), "{said}");
             meant.parse::<Reference>().unwrap();
         }
+    }
+
+    #[test]
+    fn no_secret_of_a_wrong_name_is_told() {
+        for given in [
+            "user:s3cret@host/a",
+            "https://user:s3cret@host/a:1",
+            "user:s3/cret@host:5000/a",
+            "user:s3@cret@host/a",
+            "s3cret@host",
+            "user:s3cret@host/a@sha256:12",
+            &format!("user:s3cret@host/a:1@{}", Digest::of(b"{}")),
+        ] {
+            let said = given.parse::<Source>().unwrap_err().to_string();
+            assert!(!said.contains("s3") && !said.contains("cret"), "{said}");
+            assert!(said.contains("docker login") && said.contains("host"), "{said}");
+        }
+        assert!("debian@sha256:12".parse::<Source>().unwrap_err().to_string().contains("debian@sha256:12"));
     }
 
     #[test]

@@ -45,7 +45,7 @@ async fn a_server_that_hangs_costs_no_more_than_the_time_limits() {
 async fn a_body_that_trickles_is_given_up() {
     let (_, digest) = blob();
     let mut config = config();
-    config.timeouts.idle = Duration::from_millis(100);
+    config.timeouts.window = Duration::from_millis(100);
     config.retry.attempts = 2;
     let head = "HTTP/1.1 206 X\r\ncontent-length: 300000\r\ncontent-range: bytes 0-299999/300000\r\n\r\n";
     let server = BadServer::start(move |seen| {
@@ -65,6 +65,57 @@ async fn a_body_that_trickles_is_given_up() {
         assert!(trickled || matches!(error, RegistryError::BadAnswer { .. }), "{error}");
     }
     assert_eq!(server.log().len(), 6, "each asked twice");
+}
+
+/// Connections that break after a little each bring all of it in the end.
+#[tokio::test]
+async fn tries_that_bring_something_are_not_counted_against_the_server() {
+    let (data, digest) = blob();
+    let body = data.clone();
+    let server = BadServer::start(move |seen| {
+        let Reply::Raw(whole) = part(seen, &body) else { unreachable!() };
+        let head = whole.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+        Reply::Raw(whole[..whole.len().min(head + 20_000)].to_vec())
+    })
+    .await;
+    let mut config = config();
+    config.retry.attempts = 2;
+    let client = Client::new(config);
+    assert!(all(&client, &server.repo(), &digest, 0..300_000).await.unwrap() == data);
+    // A document is gone on with as well.
+    assert!(client.blob(&server.repo(), &digest, Some(300_000)).await.unwrap() == data);
+    assert!(server.log().len() >= 30, "{}", server.log().len());
+}
+
+/// A server that sends a byte of what is asked for, each time without a failure, is given up.
+#[tokio::test]
+async fn parts_of_a_byte_each_do_not_go_on_for_ever() {
+    let (data, digest) = blob();
+    let server = BadServer::start(move |seen| {
+        let (first, _) = seen.range().unwrap();
+        let range = format!("bytes {first}-{first}/{}", data.len());
+        reply(206, &[("content-range", &range)], &data[first..=first])
+    })
+    .await;
+    let mut config = config();
+    config.timeouts.window = Duration::from_millis(200);
+    config.timeouts.slowest = 100_000;
+    let error = all(&Client::new(config), &server.repo(), &digest, 0..300_000).await.unwrap_err();
+    assert!(matches!(error, RegistryError::TimedOut { what: "send more than a trickle", .. }), "{error}");
+}
+
+/// What cannot be read is no matter of the network.
+#[tokio::test]
+async fn an_answer_that_is_not_http_s_is_told_as_such() {
+    let huge = format!("HTTP/1.1 200 X\r\nx: {}\r\n\r\n", "y".repeat(2 << 20));
+    for (answer, why) in [(huge, "too large"), ("SSH-2.0-x\r\n\r\n".into(), "no HTTP answer")] {
+        let server = BadServer::start(move |_| Reply::Raw(answer.clone().into_bytes())).await;
+        let mut config = config();
+        config.retry.attempts = 1;
+        let error = Client::new(config).blob(&server.repo(), &blob().1, None).await.unwrap_err();
+        assert!(matches!(error, RegistryError::BadAnswer { .. }), "{error}");
+        assert!(error.to_string().contains(why) && !error.to_string().contains("cannot reach"), "{error}");
+    }
 }
 
 /// A listener whose queue is full, so that the kernel drops what would open a connection.

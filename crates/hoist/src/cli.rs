@@ -115,6 +115,17 @@ pub struct Global {
         value_parser = crate::units::time
     )]
     pub read_timeout: std::time::Duration,
+    /// Least that a registry must send in a second, over a minute of waiting, before it is given up, as 10K
+    #[arg(
+        long,
+        global = true,
+        env = "HOIST_MIN_RATE",
+        hide_env_values = true,
+        value_name = "RATE",
+        default_value = "1K",
+        value_parser = crate::units::size
+    )]
+    pub min_rate: u64,
     /// Most that the store's layers may take on disk, as 20G: those not used for longest are removed
     /// [default: no limit]
     #[arg(

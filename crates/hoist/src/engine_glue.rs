@@ -83,7 +83,7 @@ pub fn open_with(global: &Global, change: impl FnOnce(&mut Config)) -> anyhow::R
         config.platform_asked = true;
     }
     (config.read_timeout, config.store_limit) = (global.read_timeout, global.store_limit);
-    config.plain_http = global.plain_http;
+    (config.plain_http, config.min_rate) = (global.plain_http, global.min_rate);
     config.background = background(global.background);
     config.successor = Some(Successor { program: std::env::current_exe()?, arguments: successor(global)? });
     change(&mut config);
@@ -108,6 +108,7 @@ pub fn arguments(global: &Global) -> anyhow::Result<Vec<OsString>> {
         arguments.extend(["--platform".into(), platform.into()]);
     }
     arguments.extend(["--read-timeout".into(), format!("{}ms", global.read_timeout.as_millis()).into()]);
+    arguments.extend(["--min-rate".into(), global.min_rate.to_string().into()]);
     if let Some(limit) = global.store_limit {
         arguments.extend(["--store-limit".into(), limit.to_string().into()]);
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::credentials::CredentialStore;
+use super::error::RegistryError;
 use super::health::DownPolicy;
 use super::stats::Stats;
 
@@ -17,6 +18,17 @@ pub struct Timeouts {
     pub first_byte: Duration,
     /// Between two pieces of a body.
     pub idle: Duration,
+    /// Over this long, of waiting alone, a server must send at `slowest`.
+    pub window: Duration,
+    /// Bytes a second: one that sends a byte now and then is never silent, and never done.
+    pub slowest: u64,
+}
+
+impl Timeouts {
+    /// The least that a server must send in a window, bytes.
+    pub(super) fn least(&self) -> u64 {
+        (u128::from(self.slowest) * self.window.as_millis() / 1000).try_into().unwrap_or(u64::MAX)
+    }
 }
 
 impl Default for Timeouts {
@@ -25,6 +37,8 @@ impl Default for Timeouts {
             connect: Duration::from_secs(5),
             first_byte: Duration::from_secs(20),
             idle: Duration::from_secs(15),
+            window: Duration::from_secs(60),
+            slowest: 1 << 10,
         }
     }
 }
@@ -53,7 +67,20 @@ impl Default for RetryPolicy {
     }
 }
 
+/// Tries of what was answered and is wrong: that seldom passes, and who waits for it should not wait long.
+const TRIES_IF_WRONG: u32 = 3;
+
 impl RetryPolicy {
+    /// How often what failed like this is tried.
+    pub(super) fn attempts(&self, error: &RegistryError) -> u32 {
+        match error {
+            RegistryError::BadAnswer { .. } | RegistryError::DigestMismatch { .. } => {
+                self.attempts.min(TRIES_IF_WRONG)
+            }
+            _ => self.attempts,
+        }
+    }
+
     /// The pause before try number `attempt` + 1: the server's wish, else a random half to whole
     /// of the exponential step, so that clients which failed together come back apart.
     pub(super) fn pause(&self, attempt: u32, retry_after: Option<Duration>) -> Duration {

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -16,13 +16,13 @@ use super::Client;
 use super::error::RegistryError;
 use super::layout::LayoutRange;
 use super::send::{Ask, Endpoint, Need};
-use super::wire::{Pace, authority};
+use super::wire::{Pace, TRICKLES, authority};
 use crate::reference::Repo;
 
 /// A part that starts before this is cut out of a whole blob when the server ignores ranges.
 const CHEAP_SKIP: u64 = 4 << 20;
-/// Progress after which earlier failures are forgiven.
-const GOOD_PROGRESS: u64 = 1 << 20;
+/// Windows of time in which too little came, after which a server is given up.
+const SLOW_WINDOWS: u32 = 2;
 
 /// The bytes of a range, in order, in pieces of any length. Not verified: that is for who knows
 /// the digests of the parts.
@@ -67,6 +67,10 @@ pub(super) struct HttpRange {
     position: u64,
     end: u64,
     open: Option<Open>,
+    /// Over all responses.
+    pace: Pace,
+    slow: u32,
+    /// In a row, without a byte in between.
     failures: u32,
     /// Where the first of these failures was, and when.
     failed_at: (u64, Instant),
@@ -80,7 +84,6 @@ struct Open {
     skip: u64,
     /// Bytes of the body after those that belong to the range.
     promised: u64,
-    pace: Pace,
 }
 
 impl Client {
@@ -104,6 +107,8 @@ impl Client {
             position: range.start,
             end: range.end,
             open: None,
+            pace: Pace::default(),
+            slow: 0,
             failures: 0,
             failed_at: (range.start, Instant::now()),
         };
@@ -153,7 +158,7 @@ impl HttpRange {
                 self.reopen().await?;
                 continue;
             };
-            let error = match client.0.wire.chunk(&mut open.response, &mut open.pace, &self.doing).await {
+            let error = match client.0.wire.chunk(&mut open.response, &mut self.pace, &self.doing).await {
                 Ok(Some(chunk)) => {
                     open.endpoint.health.alive();
                     if let Some(piece) = open.cut(chunk) {
@@ -179,35 +184,54 @@ impl HttpRange {
         Ok(None)
     }
 
-    /// Counts a failure and waits, or gives up.
+    /// Counts a failure and waits, or gives up. A try that brought something is none in a row: how long such
+    /// ones may go on is a matter of the pace.
     async fn failed(&mut self, error: RegistryError) -> Result<(), RegistryError> {
-        let policy = &self.client.0.config.retry;
+        let client = self.client.clone();
+        let policy = &client.0.config.retry;
         self.open = None;
         let (position, since) = self.failed_at;
-        if self.failures == 0 || self.position - position >= GOOD_PROGRESS {
+        if self.failures == 0 || self.position > position {
             self.failures = 0;
             self.failed_at = (self.position, Instant::now());
         } else if since.elapsed() > policy.total {
             return Err(error);
         }
         self.failures += 1;
+        self.slow += u32::from(matches!(error, RegistryError::TimedOut { what: TRICKLES, .. }));
         let down = self.endpoints.iter().all(|endpoint| endpoint.health.is_down());
-        if !error.retryable() || self.failures >= policy.attempts || down {
+        let enough = self.failures >= policy.attempts(&error) || self.slow >= SLOW_WINDOWS || down;
+        if !error.retryable() || enough {
             return Err(error);
         }
         let pause = policy.pause(self.failures, error.retry_after());
-        self.client.0.wire.stats.retry();
+        client.0.wire.stats.retry();
         tokio::time::sleep(pause).await;
-        Ok(())
+        self.waited(pause)
+    }
+
+    /// Counts time in which nothing came.
+    fn waited(&mut self, time: Duration) -> Result<(), RegistryError> {
+        let limits = &self.client.0.config.timeouts;
+        if !self.pace.is_trickle(time, 0, limits) {
+            return Ok(());
+        }
+        self.slow += 1;
+        let (doing, host, limit) = (self.doing.clone(), self.repo.host.clone(), limits.window);
+        match self.slow < SLOW_WINDOWS {
+            true => Ok(()),
+            false => Err(RegistryError::TimedOut { doing, host, what: TRICKLES, limit }),
+        }
     }
 
     /// Asks for what is missing, of each server in turn, until one promises some of it.
     async fn reopen(&mut self) -> Result<(), RegistryError> {
         loop {
+            let since = Instant::now();
             match self.ask().await {
                 Ok(open) => {
                     self.open = Some(open);
-                    return Ok(());
+                    return self.waited(since.elapsed());
                 }
                 Err(error) => self.failed(error).await?,
             }
@@ -263,8 +287,7 @@ impl HttpRange {
             if first != self.position || last >= self.end || last < first {
                 return Err(bad(format!("bytes {first}-{last} of the blob instead")));
             }
-            let (promised, pace) = (last - first + 1, Pace::default());
-            return Ok(Open { response, endpoint, since, skip: 0, promised, pace });
+            return Ok(Open { response, endpoint, since, skip: 0, promised: last - first + 1 });
         }
         if response.status() != StatusCode::OK {
             return Err(bad(format!("status {} to a request for a part", response.status())));
@@ -280,8 +303,7 @@ impl HttpRange {
         if self.position >= CHEAP_SKIP {
             return Err(self.ignored(host));
         }
-        let (skip, pace) = (self.position, Pace::default());
-        Ok(Open { response, endpoint, since, skip, promised: missing, pace })
+        Ok(Open { response, endpoint, since, skip: self.position, promised: missing })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::future::{Either, select};
 use hoist_format::digest::Digest;
 use reqwest::Url;
@@ -18,6 +18,8 @@ use crate::reference::{Reference, Repo};
 
 /// Largest blob taken into memory as a whole: configs and indexes are far smaller.
 pub const MAX_BLOB: u64 = 256 << 20;
+/// A blob of this size or more is asked for as a range, which goes on where a connection has broken.
+const RESUMED: u64 = 64 << 10;
 /// Pages of a list of referrers that are read.
 const MAX_PAGES: usize = 16;
 
@@ -62,12 +64,41 @@ impl Client {
         digest: &Digest,
         size_hint: Option<u64>,
     ) -> Result<Bytes, RegistryError> {
+        if let Some(size) = size_hint.filter(|size| (RESUMED..=MAX_BLOB).contains(size))
+            && let Some(bytes) = self.resumed(repo, digest, size).await?
+        {
+            return Ok(bytes);
+        }
         let doing = format!("reading blob {digest} of {repo}");
         let mut ask = Ask::get(doing, repo, Need::Pull, format!("blobs/{digest}"));
         ask.blob = Some(*digest);
         let limit = size_hint.unwrap_or(MAX_BLOB).min(MAX_BLOB);
         let endpoints = self.endpoints(repo, Need::Pull)?;
         Ok(self.whole(&endpoints, &ask, limit, Some(*digest)).await?.1)
+    }
+
+    /// A blob by its range; None where what comes so is not what it should be.
+    async fn resumed(&self, repo: &Repo, digest: &Digest, size: u64) -> Result<Option<Bytes>, RegistryError> {
+        let read = async {
+            let mut body = self.blob_range(repo, digest, 0..size).await?;
+            let mut all = BytesMut::new();
+            while let Some(piece) = body.next().await? {
+                all.extend_from_slice(&piece);
+            }
+            Ok(all.freeze())
+        };
+        match read.await {
+            Ok(bytes) if Digest::of(&bytes) == *digest => Ok(Some(bytes)),
+            Ok(_) => {
+                self.lied(repo, digest);
+                Ok(None)
+            }
+            Err(error @ RegistryError::BadAnswer { .. }) => {
+                tracing::debug!(%error, "reading it whole");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// A whole body from the first server that has it right.

@@ -60,7 +60,7 @@ impl Tries<'_> {
         self.made += 1;
         let pause = self.policy.pause(self.made, error.retry_after());
         let late = self.start.elapsed() + pause > self.policy.total;
-        let enough = self.made >= self.policy.attempts || self.endpoint.health.is_down();
+        let enough = self.made >= self.policy.attempts(&error) || self.endpoint.health.is_down();
         if !self.patient || !error.retryable() || enough || late {
             return Err(error);
         }

@@ -17,19 +17,31 @@ use super::tls::Http;
 
 /// Slowest upload that is waited for, in bytes per second.
 const SLOWEST_UPLOAD: u64 = 64 << 10;
-/// Slowest download: a server that sends a byte now and then is never silent, and never done.
-const SLOWEST_DOWNLOAD: u64 = 4 << 10;
+/// What a server did not do that is too slow.
+pub(super) const TRICKLES: &str = "send more than a trickle";
 
 pub(super) struct Wire {
     pub stats: Arc<Stats>,
     pub timeouts: Timeouts,
 }
 
-/// How a body comes; only the time that was spent waiting for it counts.
+/// How a body comes, in however many responses; only the time that was spent waiting for it counts.
 #[derive(Default)]
 pub(super) struct Pace {
     waited: Duration,
     bytes: u64,
+}
+
+impl Pace {
+    /// Counts what was waited for; true at the end of a window in which too little came.
+    pub(super) fn is_trickle(&mut self, waited: Duration, bytes: usize, limits: &Timeouts) -> bool {
+        self.waited += waited;
+        self.bytes += bytes as u64;
+        if self.waited < limits.window {
+            return false;
+        }
+        std::mem::take(self).bytes < limits.least()
+    }
 }
 
 impl Wire {
@@ -80,21 +92,19 @@ impl Wire {
         let since = Instant::now();
         let next = tokio::time::timeout(limit, response.chunk()).await;
         let host = || authority(response.url());
-        let late = |what| RegistryError::TimedOut { doing: doing.to_owned(), host: host(), what, limit };
+        let late =
+            |what, limit| RegistryError::TimedOut { doing: doing.to_owned(), host: host(), what, limit };
         match next {
             Ok(Ok(chunk)) => {
                 let length = chunk.as_ref().map_or(0, Bytes::len);
                 self.stats.received(length);
-                pace.waited += since.elapsed();
-                pace.bytes += length as u64;
-                let due = Duration::from_millis(pace.bytes * 1000 / SLOWEST_DOWNLOAD);
-                if chunk.is_some() && pace.waited > limit + due {
-                    return Err(late("send more than a trickle"));
+                if pace.is_trickle(since.elapsed(), length, &self.timeouts) && chunk.is_some() {
+                    return Err(late(TRICKLES, self.timeouts.window));
                 }
                 Ok(chunk)
             }
             Ok(Err(error)) => Err(self.failure(error, doing, host())),
-            Err(_) => Err(late("send more")),
+            Err(_) => Err(late("send more", limit)),
         }
     }
 
@@ -148,9 +158,24 @@ impl Wire {
         if let Some((detail, advice)) = certificate::trouble(&error, &host) {
             return RegistryError::Tls { doing, host, detail, advice };
         }
+        if let Some(what) = no_http(&error) {
+            return RegistryError::BadAnswer { doing, host, what };
+        }
         let detail = cause(error);
         RegistryError::Unreachable { doing, host, detail }
     }
+}
+
+/// What is wrong with an answer that is none of HTTP's.
+fn no_http(error: &reqwest::Error) -> Option<String> {
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if let Some(error) = inner.downcast_ref::<hyper::Error>().filter(|error| error.is_parse()) {
+            return Some(format!("what is no HTTP answer ({error})"));
+        }
+        cause = inner.source();
+    }
+    None
 }
 
 /// The innermost cause, which is the one a user can act on ("connection refused").

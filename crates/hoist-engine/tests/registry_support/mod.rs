@@ -31,6 +31,7 @@ pub fn config() -> ClientConfig {
             connect: Duration::from_secs(2),
             first_byte: Duration::from_secs(20),
             idle: Duration::from_secs(20),
+            ..Timeouts::default()
         },
         retry: RetryPolicy {
             attempts: 4,
