@@ -17,6 +17,14 @@ pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes room for the first `len` bytes of a file, whose length stays what it is.
+///
+/// # Errors
+/// The kernel's: no room, or a file system that cannot.
+pub fn reserve(file: &File, len: u64) -> io::Result<()> {
+    Ok(rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, len)?)
+}
+
 /// Drops clean cached pages of a range (len 0: to the end).
 ///
 /// # Errors

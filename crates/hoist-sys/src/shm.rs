@@ -23,6 +23,14 @@ pub struct SharedBits {
     bits: u64,
 }
 
+/// Has the file system take room for all of an empty file.
+fn allocate(file: &mut File, len: usize) -> io::Result<()> {
+    match rustix::fs::fallocate(&*file, rustix::fs::FallocateFlags::empty(), 0, len as u64) {
+        Err(rustix::io::Errno::OPNOTSUPP) => io::copy(&mut io::repeat(0).take(len as u64), file).map(drop),
+        other => Ok(other?),
+    }
+}
+
 // SAFETY: the mapping is plain memory accessed only through atomics, owned until drop.
 unsafe impl Send for SharedBits {}
 // SAFETY: as above.
@@ -43,6 +51,8 @@ impl SharedBits {
         if header != wanted || file.metadata()?.len() != len as u64 {
             file.set_len(0)?;
             file.set_len(len as u64)?;
+            // A hole that finds no room when it is written to would end the process with a SIGBUS.
+            allocate(&mut file, len)?;
             file.rewind()?;
             file.write_all(&wanted)?;
         }

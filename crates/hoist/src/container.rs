@@ -3,7 +3,9 @@
 //! The image is mounted on `image`; an overlay of `upper` over it on `rootfs` is what the program sees.
 //! A container that was not run with `--rm` keeps its `upper` until `hoist rm`.
 
+use std::ffi::OsString;
 use std::fs::{DirBuilder, File, TryLockError};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -294,12 +296,18 @@ fn overlay(lower: &Path, upper: &Path, work: &Path, target: &Path, flags: &[&str
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     // "lowerdir+" takes one path as it is, colons and commas included.
     fsconfig_set_string(&fs, "lowerdir+", lower)?;
-    fsconfig_set_string(&fs, "upperdir", upper)?;
-    fsconfig_set_string(&fs, "workdir", work)?;
+    fsconfig_set_string(&fs, "upperdir", escaped(upper))?;
+    fsconfig_set_string(&fs, "workdir", escaped(work))?;
     flags.iter().try_for_each(|flag| fsconfig_set_flag(&fs, *flag))?;
     fsconfig_create(&fs)?;
     let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
     move_mount(&mount, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+/// These two options of overlayfs take a backslash for an escape (`ovl_unescape` in fs/overlayfs/params.c).
+fn escaped(path: &Path) -> OsString {
+    let bytes = path.as_os_str().as_bytes().iter();
+    OsString::from_vec(bytes.flat_map(|&b| if b == b'\\' { vec![b, b] } else { vec![b] }).collect())
 }
 
 fn detach(target: &Path) -> anyhow::Result<()> {

@@ -124,7 +124,7 @@ fn damage_and_absence_are_errors_that_pass() {
 fn a_full_disk_fails_reads_until_there_is_room() {
     for driver in DRIVERS {
         let node = |store: &Path| Node::with_store(store).with_driver(driver);
-        disk::reads_fail_until_there_is_room(&Case::new(), node, |_| {});
+        disk::reads_fail_until_there_is_room(&Case::new(), node);
     }
 }
 

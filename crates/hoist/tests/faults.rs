@@ -261,5 +261,22 @@ fn a_pull_onto_a_full_disk_fails_and_succeeds_when_there_is_room() {
 #[test]
 fn reads_that_find_the_disk_full_fail_and_succeed_when_there_is_room() {
     // The log is on the full disk too.
-    disk::reads_fail_until_there_is_room(&Case::new(), Node::with_store, |_| {});
+    disk::reads_fail_until_there_is_room(&Case::new(), Node::with_store);
+}
+
+/// Not even a byte of room: reads fail, the process goes on, and the log, which stands on that disk, says why.
+#[test]
+fn a_disk_without_any_room_is_told_of_in_the_log() {
+    let case = Case::new();
+    let disk = SmallDisk::new(40);
+    let node = Node::with_store(&disk.root().join("store"));
+    let mount = node.mount(&case.image.name, &[]);
+    let server = node.servers();
+    let ballast = disk.fill_up();
+    assert!(case.source.assert_right_or_failing_for_room(mount.root()) < FILES.len());
+    assert_eq!(node.servers(), server, "it was killed: {}", node.logs());
+    let logs = node.logs();
+    assert!(logs.contains("a read failed") && logs.contains("No space left"), "{logs}");
+    fs::remove_file(ballast).unwrap();
+    case.source.assert_shown(mount.root());
 }

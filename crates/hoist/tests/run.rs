@@ -190,3 +190,15 @@ fn a_mount_serves_in_the_background_until_unmounted() {
     assert_eq!(fs::read_dir(target).unwrap().count(), 0);
     assert_eq!(image.hoist(&["unmount", target]).status().unwrap().code(), Some(1));
 }
+
+/// Paths of the store that mean something to who mounts.
+#[test]
+fn a_store_of_any_name_will_do() {
+    let image = Image::new();
+    for name in [r"back\slash", r"twice\\", "a,b:c", "with space"] {
+        let script = "echo new >/tmp/x && cat /tmp/x";
+        let mut command = image.run_command(&["--rm"], &["sh", "-c", script]);
+        let said = common::output(command.env("HOIST_ROOT", image.path(name)));
+        assert_eq!(said, "new\n", "{name}");
+    }
+}

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use super::Store;
 use crate::error::Error;
 
+/// Room that a log has whatever becomes of the disk, bytes.
+const RESERVED: u64 = 64 << 10;
+
 /// Makes a log in the store at `root`, named after `what`. It is locked for as long as anybody has it open.
 ///
 /// # Errors
@@ -23,6 +26,8 @@ pub fn new_log(root: &Path, what: &str) -> Result<(File, PathBuf), Error> {
         tempfile::Builder::new().prefix(&format!("{what}-")).suffix(".log").append(true).tempfile_in(&dir);
     let log = log.map_err(Error::io("make a log in", &dir))?;
     log.as_file().try_lock_shared().map_err(|e| Error::io("lock", log.path())(e.into()))?;
+    // What is said of a full disk must find room on it. Without that, it is lost, and nothing else.
+    let _ = hoist_sys::file::reserve(log.as_file(), RESERVED);
     log.keep().map_err(|e| Error::io("keep a log in", &dir)(e.error))
 }
 

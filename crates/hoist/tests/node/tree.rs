@@ -82,19 +82,29 @@ impl Source {
 
     /// Of every file, that reading it gives its content or EIO: returns how many gave their content.
     pub fn assert_right_or_failing(&self, mounted: &Path) -> usize {
-        FILES.iter().filter(|(path, _)| is_right_or_failing(&mounted.join(path), &self.read(path))).count()
+        self.count_right(mounted, &[libc::EIO])
+    }
+
+    /// The same where there may be no room either.
+    pub fn assert_right_or_failing_for_room(&self, mounted: &Path) -> usize {
+        self.count_right(mounted, &[libc::EIO, libc::ENOSPC])
+    }
+
+    fn count_right(&self, mounted: &Path, errors: &[i32]) -> usize {
+        let right = |path: &str| is_right_or_failing(&mounted.join(path), &self.read(path), errors);
+        FILES.iter().filter(|(path, _)| right(path)).count()
     }
 }
 
-/// Whether a file can be read; fails where what is read is not `wanted`.
-fn is_right_or_failing(file: &Path, wanted: &[u8]) -> bool {
+/// Whether a file can be read; fails where what is read is not `wanted`, or the error is another.
+fn is_right_or_failing(file: &Path, wanted: &[u8], errors: &[i32]) -> bool {
     match fs::read(file) {
         Ok(found) => {
             assert!(found == wanted, "{} has wrong bytes", file.display());
             true
         }
         Err(e) => {
-            assert_eq!(e.raw_os_error(), Some(libc::EIO), "{}: {e}", file.display());
+            assert!(e.raw_os_error().is_some_and(|e| errors.contains(&e)), "{}: {e}", file.display());
             false
         }
     }
