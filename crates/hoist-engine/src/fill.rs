@@ -7,6 +7,7 @@
 
 mod assemble;
 mod chunks;
+mod doubt;
 mod here;
 mod job;
 mod keep;
@@ -16,6 +17,7 @@ mod windows;
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -26,8 +28,9 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::error::Error;
 use crate::registry::{ImageSource, RegistryError};
-use crate::store::{DIGESTS, Digests, Known, LayerDir, LayerState};
+use crate::store::{DIGESTS, Digests, Known, LayerDir, LayerState, Parts};
 
+pub use doubt::Doubt;
 pub(crate) use here::Here;
 pub use plan::Meter;
 use plan::Pace;
@@ -153,6 +156,8 @@ pub struct LayerFill {
     sweeping: AtomicBool,
     native: AtomicBool,
     lied: Mutex<Option<String>>,
+    /// Does its index fit it?
+    doubt: Arc<Doubt>,
 }
 
 impl LayerFill {
@@ -164,7 +169,7 @@ impl LayerFill {
         data: Arc<File>,
         windows: Option<crate::oci::Descriptor>,
         source: ImageSource,
-        known: Arc<Known>,
+        (known, doubt): (Arc<Known>, Arc<Doubt>),
         (meter, slots): (Arc<Meter>, Arc<Semaphore>),
     ) -> Result<Arc<Self>, Error> {
         let n = table.extents.extents.len();
@@ -209,6 +214,7 @@ impl LayerFill {
             sweeping: AtomicBool::new(false),
             native: AtomicBool::new(false),
             lied: Mutex::new(None),
+            doubt,
         }))
     }
 
@@ -368,11 +374,25 @@ impl LayerFill {
         let synced = self.data.sync_data().map_err(Error::io("sync", self.dir.file("data")));
         let synced =
             synced.and_then(|()| self.digests.sync().map_err(Error::io("sync", self.dir.file(DIGESTS))));
-        let saved = synced.and_then(|()| self.dir.save_presence(&bits));
+        let saved = synced.and_then(|()| self.is_ours()).and_then(|()| self.dir.save_presence(&bits));
         if saved.is_err() {
             self.dirty.store(true, Ordering::Release);
         }
         saved
+    }
+
+    /// What is recorded speaks of the file that has the data file's name: that must be the one we fill.
+    fn is_ours(&self) -> Result<(), Error> {
+        let path = self.dir.file("data");
+        let ours = hoist_sys::file::identity(&*self.data).map_err(Error::io("look at", &path))?;
+        let named = std::fs::metadata(&path).map(|named| (named.dev(), named.ino()));
+        if named.is_ok_and(|named| named == ours) || self.condemned().is_some() {
+            return Ok(());
+        }
+        Err(Error::Store {
+            path,
+            why: "was replaced while it was being filled: what is fetched is not recorded any more".into(),
+        })
     }
 
     /// The next bytes of the kept blob from `at`; None at its end.
@@ -471,12 +491,13 @@ impl LayerFill {
 
     /// The layer is complete and verified: the kept blob is not needed any more, and its readers
     /// go past us from now on.
-    pub fn become_native(&self) -> Result<(), Error> {
+    pub fn become_native(&self, parts: Parts) -> Result<(), Error> {
         self.data.sync_data().map_err(Error::io("sync", self.dir.file("data")))?;
         self.sync()?;
+        self.is_ours()?;
         self.native.store(true, Ordering::Release);
         self.keep.empty();
         let state = self.dir.state();
-        self.dir.save_state(&LayerState { complete: true, ..state })
+        self.dir.save_state(&LayerState { complete: true, parts: Some(parts), ..state })
     }
 }

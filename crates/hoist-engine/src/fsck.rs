@@ -154,7 +154,14 @@ impl Engine {
         for entry in fs::read_dir(dir.path()).into_iter().flatten().flatten() {
             let path = entry.path();
             if path.extension().is_some_and(|e| e == "erofs") {
+                let sum = fs::read_to_string(path.with_extension("sum"));
                 let decoded = fs::read(&path).map_err(|e| e.to_string());
+                if let (Ok(sum), Ok(bytes)) = (sum, &decoded)
+                    && sum != blake3::hash(bytes).to_hex().as_str()
+                {
+                    bad.push((path, "its tree is not what was written".to_owned()));
+                    continue;
+                }
                 if let Err(e) = decoded.and_then(|bytes| erofs::decode(&bytes).map_err(|e| e.to_string())) {
                     bad.push((path, format!("its tree cannot be read: {e}")));
                 }
@@ -270,7 +277,7 @@ fn mend_layer(
             Ok("removed: it is made or fetched anew")
         }
         Remedy::Refetch { present } => {
-            let state = LayerState { complete: false, verified: false, lied: None };
+            let state = LayerState::default();
             // In this order nothing counts as present at any instant that did not before.
             let mend = || {
                 for name in ["live", "kept", "blob"] {

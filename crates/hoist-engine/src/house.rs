@@ -200,7 +200,7 @@ impl Engine {
             let folder = self.store.root().join("layers").join(&name);
             let Some(dir) = LayerDir::at(&folder) else { continue };
             // In the layout of an index, when it also stands here whole in our own.
-            let replaced = name.contains('.') && self.store.layer(dir.blob(), None).state().complete;
+            let replaced = name.contains('.') && self.store.layer(dir.blob(), None).is_whole();
             if (replaced || !kept.contains(&dir.blob().hex())) && !clearing.uses_layer(&folder) {
                 pruned.layers += 1;
                 clearing.take_away(&folder)?;
@@ -226,6 +226,7 @@ fn meant_by(text: &str, refs: Vec<RefRecord>) -> Result<Vec<String>, Error> {
     let meant: Vec<RefRecord> = refs.into_iter().filter(is_meant).collect();
     let images: BTreeSet<Digest> = meant.iter().map(|record| record.manifest).collect();
     if meant.is_empty() {
+        let text = crate::reference::told(text);
         return Err(Error::NotFound(format!(
             "no image or container {text:?} here; `hoist images` and `hoist ps` list them"
         )));

@@ -208,8 +208,18 @@ impl Engine {
         let cannot = |why: String| Error::Mount { image: image.name.clone(), why };
         let driver = drivers::choose(self.config.driver, self.store.root()).map_err(&cannot)?;
         let mut choosing = self.store.choosing()?;
-        let own = self.has_own_layout(&image.digest);
-        let index = image.index.as_ref().filter(|_| self.config.trust == Trust::Registry && !own);
+        let own = match self.has_own_layout(&image.digest) {
+            true => match self.own_tree(image) {
+                // Found damaged, it is fetched again like what was never here.
+                Err(e) if !self.has_own_layout(&image.digest) => {
+                    tracing::warn!("{e}");
+                    None
+                }
+                tree => Some(tree?),
+            },
+            false => None,
+        };
+        let index = image.index.as_ref().filter(|_| self.config.trust == Trust::Registry && own.is_none());
         let lazy = match index {
             Some(index) => match self.lazy(image, index, purpose, driver).await {
                 // Just found to be bad: that counts as none.
@@ -225,7 +235,7 @@ impl Engine {
         let (tree, mut layers) = match lazy {
             Some(lazy) => lazy,
             None => {
-                if !own {
+                if own.is_none() {
                     progress.note(&format!("{} has no trusted index: fetching all of it first", image.name));
                     // Long, and safe without: what is pulled is locked layer by layer.
                     drop(choosing);
@@ -240,11 +250,15 @@ impl Engine {
                 let whole =
                     |l: &Descriptor| MountedLayer::Whole(self.store.layer(&l.digest, None).file("data"));
                 let all = image.manifest.layers.iter().map(whole).collect();
-                (self.own_tree(image)?, Layers { all, server: None, shown: false })
+                let tree = own.map_or_else(|| self.own_tree(image), Ok)?;
+                (tree, Layers { all, server: None, shown: false })
             }
         };
         let lazy = layers.lazy().next().is_some();
         let mut presence = Presence::before(target).map_err(|e| cannot(e.to_string()))?;
+        if presence.target.to_str().is_none() {
+            return Err(cannot(format!("the path {} is not UTF-8", presence.target.display())));
+        }
         if driver != Driver::Erofs {
             // EROFS lists no file as its own: another's superblock would be taken for ours.
             presence.before = u64::MAX;
@@ -313,12 +327,14 @@ impl Engine {
         let attended = self.serving.upkeep.attend(self, &layers.all, driver);
         let mut tasks = Vec::new();
         if let Some(index) = &image.index {
-            let lazy = layers.lazy().map(Arc::clone).collect();
+            let lazy: Vec<_> = layers.lazy().map(Arc::clone).collect();
             let (server, served) = (layers.server.clone(), served.clone());
             let pass_by = move |layer: &LazyLayer| {
                 server.iter().for_each(|server| server.unmark(layer));
                 served.iter().for_each(|served| served.pass_by(layer));
             };
+            let (engine, of, lazily) = (self.clone(), image.clone(), Vec::clone(&lazy));
+            tasks.push(tokio::spawn(verify::settle_doubts(lazily, engine, of, index.digest)));
             let (engine, image) = (self.clone(), image.clone());
             tasks.push(tokio::spawn(verify::when_whole(pass_by, lazy, engine, image, index.digest)));
         }
@@ -360,9 +376,12 @@ fn show(
     let devices: Vec<&Path> = devices.iter().map(PathBuf::as_path).collect();
     // In this very process reads of absent data would wait for the thread that asks: mount(2) itself
     // reads metadata only, which is whole.
-    sys::erofs(tree, &devices, &record.target).map_err(|e| e.to_string())?;
+    let superblock = sys::erofs_numbered(tree, &devices, &record.target).map_err(|e| e.to_string())?;
     let mut known = || {
-        presence.look(&Snapshot::take().map_err(Error::io("read", "/proc/self/mountinfo"))?);
+        match superblock {
+            Some(number) => presence.superblocks = vec![number],
+            None => presence.look(&Snapshot::take().map_err(Error::io("read", "/proc/self/mountinfo"))?),
+        }
         record.superblocks.clone_from(&presence.superblocks);
         lease.record(record)?;
         match server {

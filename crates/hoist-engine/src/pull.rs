@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use futures_util::StreamExt;
 use hoist_format::digest::Digest;
+use hoist_format::table::Table;
 use hoist_format::{erofs, merge};
 use serde::Serialize;
 
@@ -18,7 +19,7 @@ use crate::progress::Progress;
 use crate::publish;
 use crate::registry::ImageSource;
 use crate::stats::Stats;
-use crate::store::{Begun, Kept, LayerDir, LayerState};
+use crate::store::{Begun, Kept, LayerDir, LayerState, Parts};
 
 /// What a pull did.
 #[derive(Debug, Clone, Serialize)]
@@ -75,14 +76,25 @@ impl Engine {
 
     /// `to_index`: with the layers' windows and spans as only an own pass finds them.
     async fn pull_as(&self, image: &Image, to_index: bool, progress: &dyn Progress) -> Result<Pulled, Error> {
+        self.pull_again(image, to_index, false, progress).await
+    }
+
+    /// `again`: as what was here of the layers turned out to be damaged.
+    async fn pull_again(
+        &self,
+        image: &Image,
+        to_index: bool,
+        again: bool,
+        progress: &dyn Progress,
+    ) -> Result<Pulled, Error> {
         let started = Instant::now();
         let expected = image.expected()?;
         let mut todo: Vec<&Expected> = Vec::new();
         for e in &expected {
             let own = self.store.layer(&e.blob, None);
             let complete = match to_index {
-                true => own.state().complete && own.file("windows").exists(),
-                false => own.state().complete || self.adopt(&own)?,
+                true => own.is_whole() && own.file("windows").exists(),
+                false => own.is_whole() || self.adopt(&own)?,
             };
             if !complete && todo.iter().all(|t| t.blob != e.blob) {
                 todo.push(e);
@@ -100,7 +112,13 @@ impl Engine {
             }
             progress.end();
         }
-        self.own_tree(image)?;
+        if let Err(e) = self.own_tree(image) {
+            if again || self.has_own_layout(&image.digest) {
+                return Err(e);
+            }
+            tracing::warn!("{e}");
+            return Box::pin(self.pull_again(image, to_index, true, progress)).await;
+        }
         self.check_published(image, &expected)?;
         for e in &expected {
             self.store.layer(&e.blob, None).touch();
@@ -122,13 +140,9 @@ impl Engine {
         progress: &dyn Progress,
     ) -> Result<(), Error> {
         let dir = self.store.layer(&expected.blob, None);
-        clear_away(&dir);
         // Nobody may take the folder away meanwhile.
         let _held = dir.hold()?;
-        let aside = tempfile::Builder::new()
-            .prefix(ASIDE)
-            .tempfile_in(dir.path())
-            .map_err(Error::io("write in", dir.path()))?;
+        let aside = self.store.aside()?;
         let path = aside.path().to_owned();
         let file = aside.reopen().map_err(Error::io("open", &path))?;
         let kept = self.store.kept(&expected.blob, expected.size).map(Arc::new);
@@ -141,11 +155,11 @@ impl Engine {
         }
         let (done, reused) = pulled?;
         self.known.copied(reused);
-        keep(&dir, done)?;
+        let parts = keep(&dir, done)?;
         aside.persist(dir.file("data")).map_err(|e| Error::io("rename to", dir.file("data"))(e.error))?;
         // A complete layer without its data would be the worst to find after a power cut.
         crate::store::sync_dir(dir.path())?;
-        dir.save_state(&LayerState { complete: true, verified: true, lied: None })?;
+        dir.save_state(&LayerState::whole(parts))?;
         begun.iter().for_each(|begun| begun.forget());
         Ok(())
     }
@@ -155,10 +169,16 @@ impl Engine {
     fn adopt(&self, own: &LayerDir) -> Result<bool, Error> {
         for theirs in self.store.published_layouts(own.blob()) {
             let state = theirs.state();
-            let parts = (theirs.table_bytes(), std::fs::read(theirs.file("tree")).ok());
-            let ((Some(table), Some(tree)), true) = (parts, state.complete && state.verified) else {
+            if !(state.verified && theirs.is_whole()) {
                 continue;
-            };
+            }
+            let parts = (theirs.sound_part("table", |p| &p.table), theirs.sound_part("tree", |p| &p.tree));
+            let (Some(table), Some(tree)) = parts else { continue };
+            let parts = state.parts.unwrap_or_else(|| Parts {
+                data_size: 0,
+                table: Digest::of(&table),
+                tree: Digest::of(&tree),
+            });
             let _held = own.hold()?;
             let _ = std::fs::remove_file(own.file("windows"));
             own.save("tree", &tree)?;
@@ -167,7 +187,7 @@ impl Engine {
             let data = own.file("data");
             std::fs::hard_link(theirs.file("data"), &data).map_err(Error::io("link to", &data))?;
             crate::store::sync_dir(own.path())?;
-            own.save_state(&LayerState { complete: true, verified: true, lied: None })?;
+            own.save_state(&LayerState::whole(parts))?;
             return Ok(true);
         }
         Ok(false)
@@ -177,14 +197,13 @@ impl Engine {
     pub(crate) fn has_own_layout(&self, manifest: &Digest) -> bool {
         let Some((bytes, _)) = self.store.image(manifest).load(manifest) else { return false };
         let Ok(parsed) = serde_json::from_slice::<crate::oci::Manifest>(&bytes) else { return false };
-        parsed.layers.iter().all(|l| self.store.layer(&l.digest, None).state().complete)
+        parsed.layers.iter().all(|l| self.store.layer(&l.digest, None).is_whole())
     }
 
     /// The merged tree of our own layouts, made if it is not there.
     pub(crate) fn own_tree(&self, image: &Image) -> Result<PathBuf, Error> {
         let dir = self.store.image(&image.digest);
-        let path = dir.tree_path(None);
-        if path.exists() {
+        if let Some(path) = dir.sound_tree(None) {
             return Ok(path);
         }
         dir.save_tree(None, &self.merged(image, |blob| self.store.layer(blob, None))?)
@@ -200,13 +219,21 @@ impl Engine {
         let mut devices = Vec::new();
         for layer in &image.manifest.layers {
             let folder = layout(&layer.digest);
-            let bytes = std::fs::read(folder.file("tree")).map_err(Error::io("read", folder.file("tree")))?;
-            let bad = |e: &dyn std::fmt::Display| Error::Store {
-                path: folder.file("tree"),
-                why: format!("is damaged: {e}; remove the image with `hoist rm` and pull it again"),
+            let bad = |name: &str, e: &dyn std::fmt::Display| {
+                // Nothing is made of it any more, and the next pull brings it again.
+                let disowned = folder.disown();
+                let path = folder.file(name);
+                disowned
+                    .err()
+                    .unwrap_or(Error::Store { path, why: format!("is damaged: {e}; pull the image again") })
             };
-            trees.push(erofs::decode(&bytes).map_err(|e| bad(&e))?);
-            let table = folder.table()?.ok_or_else(|| bad(&"its table is missing"))?;
+            let part = |name: &str, digest: fn(&Parts) -> &Digest| {
+                folder.sound_part(name, digest).ok_or_else(|| bad(name, &"it is not what was written"))
+            };
+            let tree = part("tree", |parts| &parts.tree)?;
+            trees.push(erofs::decode(&tree).map_err(|e| bad("tree", &e))?);
+            let table = part("table", |parts| &parts.table)?;
+            let table = Table::decode(&table).map_err(|e| bad("table", &e))?;
             devices.push(erofs::Device { tag: layer.digest.hex(), size: table.extents.data_size });
         }
         let refs: Vec<_> = trees.iter().collect();
@@ -239,6 +266,7 @@ impl Engine {
             for (name, media_type, total) in
                 [("table", publish::TABLE, &mut tables), ("windows", publish::WINDOWS, &mut windows)]
             {
+                // The table was held against its digest when the tree was merged; a window names its own.
                 let bytes = std::fs::read(dir.file(name)).map_err(Error::io("read", dir.file(name)))?;
                 *total += bytes.len() as u64;
                 if !bytes.is_empty() {
@@ -276,35 +304,22 @@ impl Engine {
     }
 }
 
-/// How data files are called that are being written.
-const ASIDE: &str = "data.";
-
-/// Removes what pulls have left that were killed, unless one is under way.
-fn clear_away(dir: &LayerDir) {
-    let Ok(folder) = std::fs::File::open(dir.path()) else { return };
-    if folder.try_lock().is_err() {
-        return;
-    }
-    for entry in std::fs::read_dir(dir.path()).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(ASIDE) {
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
-}
-
 /// Keeps what a pass found, except the data file.
-fn keep(dir: &LayerDir, done: Ingested) -> Result<(), Error> {
-    keep_tree(dir, &done)?;
+fn keep(dir: &LayerDir, done: Ingested) -> Result<Parts, Error> {
+    let tree = keep_tree(dir, &done)?;
     dir.save("windows", &done.windows)?;
-    dir.save("table", &done.table.encode())
+    let table = done.table.encode();
+    dir.save("table", &table)?;
+    Ok(Parts { data_size: done.table.extents.data_size, table: Digest::of(&table), tree })
 }
 
-/// Keeps the layer's own tree.
-pub(crate) fn keep_tree(dir: &LayerDir, done: &Ingested) -> Result<(), Error> {
+/// Keeps the layer's own tree; gives the digest of what was written.
+pub(crate) fn keep_tree(dir: &LayerDir, done: &Ingested) -> Result<Digest, Error> {
     let device = erofs::Device { tag: dir.blob().hex(), size: done.table.extents.data_size };
     let tree = erofs::encode(&done.layer.tree, &[device])
         .map_err(|e| Error::Layer { blob: *dir.blob(), why: e.to_string() })?;
-    dir.save("tree", &tree)
+    dir.save("tree", &tree)?;
+    Ok(Digest::of(&tree))
 }
 
 /// A pass over a blob, from the first server that has it right: a mirror that has not is found out

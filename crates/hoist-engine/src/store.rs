@@ -4,6 +4,7 @@
 //! its blob digest and, where the layout comes from a published index, by that index too, because
 //! another index may lay the same layer out otherwise.
 
+mod aside;
 mod digests;
 mod kept;
 mod known;
@@ -11,6 +12,7 @@ mod layer;
 mod log;
 pub(crate) mod mounts;
 mod record;
+mod tree;
 pub(crate) mod usage;
 
 use std::fs;
@@ -25,7 +27,7 @@ pub(crate) use digests::{DIGESTS, Digests, recorded};
 pub use kept::{Begun, Kept};
 pub(crate) use known::NAMELESS;
 pub use known::{Known, Place};
-pub use layer::{LayerDir, LayerState};
+pub use layer::{LayerDir, LayerState, Parts};
 pub use log::new_log;
 pub use mounts::{MountRecord, Servers};
 pub use record::{ImageDir, RefRecord};
@@ -45,12 +47,22 @@ impl Store {
     /// what is not ours must never be pruned.
     pub fn open(root: &Path) -> Result<Self, Error> {
         use std::os::unix::fs::DirBuilderExt;
+        let utf8 = |root: PathBuf| {
+            match root.to_str() {
+            Some(_) => Ok(root),
+            None => Err(Error::Store {
+                why: "its path is not UTF-8, so no record could name what is mounted from it; name another folder with --root".into(),
+                path: root,
+            }),
+        }
+        };
+        let root = utf8(std::path::absolute(root).map_err(Error::io("find the store", root))?)?;
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(root)
-            .map_err(Error::io("create the store", root))?;
-        let root = root.canonicalize().map_err(Error::io("find the store", root))?;
+            .create(&root)
+            .map_err(Error::io("create the store", &root))?;
+        let root = utf8(root.canonicalize().map_err(Error::io("find the store", &root))?)?;
         let version = root.join("version");
         match fs::read_to_string(&version) {
             Ok(text) if text == VERSION => {}
@@ -79,6 +91,7 @@ impl Store {
             }
             Err(e) => return Err(Error::io("read", &version)(e)),
         }
+        aside::clear(&root);
         Ok(Self { root })
     }
 

@@ -47,6 +47,40 @@ pub fn knows(file_system: &str) -> io::Result<()> {
 /// # Errors
 /// With the kernel's own words. ENOTBLK for files is a kernel without file-backed EROFS (Linux 6.12).
 pub fn erofs(image: &Path, devices: &[&Path], target: &Path) -> io::Result<()> {
+    attach(&unattached(image, devices)?, target)
+}
+
+/// Times that a mount is made anew because others were made in the same instant.
+const TRIES: u32 = 100;
+
+/// The same for files, and gives the number of the superblock, which tells later whether it is still there (see
+/// [`presence`](crate::presence)). None where the kernel does not list it.
+///
+/// The kernel says the numbers of all that are there, not which is whose. So a mount that came into being together
+/// with others, of whatever process, is thrown away before anybody has seen it, and made anew a little later.
+///
+/// # Errors
+/// As [`erofs`].
+pub fn erofs_numbered(image: &Path, devices: &[&Path], target: &Path) -> io::Result<Option<u64>> {
+    for _ in 0..TRIES {
+        let before = crate::presence::superblocks();
+        let mount = unattached(image, devices)?;
+        let new = crate::presence::superblocks();
+        let mut new = new.difference(&before);
+        let number = new.next().copied();
+        if new.next().is_none() {
+            attach(&mount, target)?;
+            return Ok(number);
+        }
+        drop(mount);
+        // At random, or those that met would meet again.
+        let chance = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
+        std::thread::sleep(std::time::Duration::from_micros(chance % 10_000));
+    }
+    erofs(image, devices, target).map(|()| None)
+}
+
+fn unattached(image: &Path, devices: &[&Path]) -> io::Result<OwnedFd> {
     let open = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC);
     let fs = open
         .map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("this kernel has no EROFS ({e})")))?;
@@ -58,7 +92,7 @@ pub fn erofs(image: &Path, devices: &[&Path], target: &Path) -> io::Result<()> {
     devices.iter().try_for_each(|d| set("device", d))?;
     // Or block devices would be opened for writing.
     fsconfig_set_flag(fs.as_fd(), "ro").map_err(|e| explain(&fs, "setting ro", e))?;
-    attach(&create(&fs, "mounting EROFS", MountAttrFlags::MOUNT_ATTR_RDONLY)?, target)
+    create(&fs, "mounting EROFS", MountAttrFlags::MOUNT_ATTR_RDONLY)
 }
 
 /// Makes the file system and a mount of it that stands nowhere yet.

@@ -59,7 +59,8 @@ impl Snapshot {
     }
 }
 
-fn superblocks() -> BTreeSet<u64> {
+/// The numbers of all that are there now.
+pub(crate) fn superblocks() -> BTreeSet<u64> {
     let entries = std::fs::read_dir(SUPERBLOCKS).into_iter().flatten().flatten();
     entries.filter_map(|e| e.file_name().to_str()?.strip_prefix("erofs-")?.parse().ok()).collect()
 }

@@ -8,21 +8,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hoist_testkit::layout::Compression;
-use hoist_testkit::{process, push_layout};
+use hoist_testkit::{ProxyOptions, process, push_layout};
+use node::case::{Case, PATIENCE};
 use node::tree::{FILES, Source, noise};
 use node::{Node, Published, REPO, count};
 use serde_json::Value;
 
 fn json(said: &str) -> Value {
     serde_json::from_str(said).unwrap()
-}
-
-/// The folders of the store's layers.
-fn layers(node: &Node) -> Vec<PathBuf> {
-    let mut folders: Vec<_> =
-        fs::read_dir(node.store("layers")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    folders.sort();
-    folders
 }
 
 /// Flips a bit in every 200,000th byte of a file, in place.
@@ -52,7 +45,7 @@ fn damage_is_found_mended_and_fetched_again() {
         }
         let (found, well) = fsck(&node, &[]);
         assert!(well && count(&found, "extents") > 5 && count(&found, "layers") == 1, "{found}");
-        damage(&layers(&node)[0].join("data"));
+        damage(&node.layers()[0].join("data"));
         let (found, well) = fsck(&node, &[]);
         let bad = count(&found, "bad_extents");
         assert!(!well && bad > 5, "{pulled}: {found}");
@@ -86,7 +79,7 @@ fn damaged_documents_are_found_and_made_anew() {
         node.says(&["pull", &image.name]);
         let path = match of {
             "image" => node.store("images").join(&image.digest[7..]).join(file),
-            _ => layers(&node)[0].join(file),
+            _ => node.layers()[0].join(file),
         };
         let whole = fs::read(&path).unwrap();
         fs::write(&path, &whole[..whole.len() / 2]).unwrap();
@@ -108,7 +101,7 @@ fn what_the_disk_has_lost_is_fetched_again() {
     let node = Node::new();
     let mount = node.mount(&image.name, &[]);
     assert!(mount.read("etc/motd").unwrap() == source.read("etc/motd"));
-    let layer = &layers(&node)[0];
+    let layer = &node.layers()[0];
     let recorded = || Ok(layer.join("present").exists());
     process::wait_until("the record of what is here", Duration::from_secs(20), recorded).unwrap();
     mount.unmount();
@@ -134,7 +127,7 @@ fn what_is_mounted_is_not_mended() {
     source.assert_shown(mount.root());
     let (found, well) = fsck(&node, &["--repair"]);
     assert!(well && count(&found, "extents") > 5, "{found}");
-    let present = layers(&node)[0].join("present");
+    let present = node.layers()[0].join("present");
     fs::write(&present, b"nonsense").unwrap();
     let (found, well) = fsck(&node, &["--repair"]);
     assert!(!well && found.to_string().contains("in use"), "{found}");
@@ -171,11 +164,11 @@ fn pruning_spares_what_is_mounted_and_nothing_else() {
     mount.unmount();
     let pruned = json(&node.says(&["prune", "--json"]));
     assert_eq!((count(&pruned, "images"), count(&pruned, "layers")), (1, 1), "{pruned}");
-    assert!(layers(&node).is_empty());
+    assert!(node.layers().is_empty());
 }
 
 fn on_disk(node: &Node) -> u64 {
-    let files = layers(node).into_iter().flat_map(|folder| fs::read_dir(folder).unwrap());
+    let files = node.layers().into_iter().flat_map(|folder| fs::read_dir(folder).unwrap());
     files.map(|file| file.unwrap().metadata().unwrap().blocks() * 512).sum()
 }
 
@@ -233,7 +226,7 @@ fn room_is_made_by_the_next_process_if_one_dies_at_it() {
         while pruning.try_wait().unwrap().is_none() && spins < 40 {
             spins += 1;
             let _ = node.hoist(&["--version"]).output().unwrap();
-            if layers(&node).is_empty() {
+            if node.layers().is_empty() {
                 break;
             }
         }
@@ -244,6 +237,31 @@ fn room_is_made_by_the_next_process_if_one_dies_at_it() {
     }
     node.says(&["rm", &image.name]);
     node.says(&["prune"]);
-    assert!(layers(&node).is_empty());
+    assert!(node.layers().is_empty());
     assert_eq!(fs::read_dir(node.store("gone")).map_or(0, Iterator::count), 0);
+}
+
+/// A pull that is killed leaves nothing behind that the next command does not remove; one that goes on loses nothing.
+#[test]
+fn what_a_killed_pull_has_written_is_removed() {
+    let case = Case::new();
+    let node = Node::new();
+    let aside = || fs::read_dir(node.store("aside")).into_iter().flatten().flatten().map(|e| e.path());
+    let is_written = || Ok(aside().any(|path| path.metadata().is_ok_and(|meta| meta.len() > 0)));
+    case.image.proxy.set_options(ProxyOptions { rate: Some(2_000_000), ..ProxyOptions::default() });
+    let mut pull = node.hoist(&["pull", &case.image.name]).spawn().unwrap();
+    process::wait_until("a part of the layer", PATIENCE, is_written).unwrap();
+    node.says(&["images"]);
+    assert_eq!(aside().count(), 1);
+    pull.kill().unwrap();
+    pull.wait().unwrap();
+    assert_eq!(aside().count(), 1);
+    node.says(&["images"]);
+    assert_eq!(aside().count(), 0);
+    let mut pull = node.hoist(&["pull", &case.image.name]).spawn().unwrap();
+    process::wait_until("a part of the layer", PATIENCE, is_written).unwrap();
+    node.says(&["images"]);
+    case.image.proxy.set_options(ProxyOptions::default());
+    assert!(pull.wait().unwrap().success());
+    case.source.assert_shown(node.mount(&case.image.name, &[]).root());
 }

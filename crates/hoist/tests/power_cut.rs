@@ -80,8 +80,19 @@ impl Disk {
                 false => drop(stopped.insert(folder)),
             }
         }
+        // What the program saw: a file is renamed whether or not its first name ever reached the disk.
+        let mut seen = Disk::default();
         for (at, op) in done.iter().enumerate() {
             let reaches = op.folder().is_none_or(|folder| last.get(folder).is_some_and(|&last| at <= last));
+            let moved = match op {
+                Op::Create(path, file) => seen.names.insert(path.clone(), Entry::File(*file)),
+                Op::Rename(from, to) => {
+                    let moved = seen.names.get(from).copied();
+                    seen.rename(from, to);
+                    moved
+                }
+                _ => None,
+            };
             if !reaches {
                 continue;
             }
@@ -92,7 +103,12 @@ impl Disk {
                 Op::Create(path, file) => {
                     disk.names.insert(path.clone(), Entry::File(*file));
                 }
-                Op::Rename(from, to) => disk.rename(from, to),
+                Op::Rename(from, to) => {
+                    disk.rename(from, to);
+                    if let Some(file @ Entry::File(_)) = moved {
+                        disk.names.insert(to.clone(), file);
+                    }
+                }
                 Op::Link(from, to) => {
                     if let Some(&entry) = disk.names.get(from) {
                         disk.names.insert(to.clone(), entry);

@@ -3,10 +3,9 @@
 mod node;
 
 use std::fs;
-use std::time::Duration;
 
 use hoist_testkit::layout::{Built, Compression};
-use hoist_testkit::{process, push_layout, reading};
+use hoist_testkit::{push_layout, reading};
 use node::tree::{FILES, Source, noise};
 use node::{Node, Published, REPO, count};
 
@@ -141,13 +140,7 @@ fn a_pull_uses_what_a_lazy_mount_has_fetched() {
     let node = Node::new();
     let mount = node.mount(&image.name, &[]);
     source.assert_shown(mount.root());
-    let verified = || {
-        fs::read_dir(node.store("layers")).unwrap().any(|layer| {
-            let state = fs::read_to_string(layer.unwrap().path().join("state.json"));
-            state.is_ok_and(|state| state.contains(r#""complete":true,"verified":true"#))
-        })
-    };
-    process::wait_until("the layer's check", Duration::from_secs(20), || Ok(verified())).unwrap();
+    node.wait_verified();
     let pulled = pull(&node);
     assert_eq!(
         (&pulled["fetched_layers"], count(&pulled["stats"], "requests") < 4),

@@ -4,10 +4,12 @@ mod node;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 
 use hoist_testkit::layout::Compression;
 use hoist_testkit::push::{push_blob, push_manifest};
-use hoist_testkit::{Fault, FaultKind, When, digest, http, push_layout};
+use hoist_testkit::{Fault, FaultKind, When, digest, http, process, push_layout};
+use node::case::{Case, PATIENCE};
 use node::tree::{FILES, Source, noise};
 use node::{Node, Published, REPO, count};
 use serde_json::{Value, json};
@@ -157,6 +159,111 @@ fn another_layer_with_an_index_that_fits_it_is_found_out_when_complete() {
     assert!(said.contains(&lied.layer), "{said}");
     fs::write(stored(&lied.layer), true_blob).unwrap();
     lied.is_never_used_again(&node);
+}
+
+/// Two answers that do not fit the index: then the layer as a whole tells who is wrong, without anybody asking for it.
+#[test]
+fn bytes_that_never_fit_the_index_have_it_found_out() {
+    let lied = Lied::new(&["tree", "table"], Compression::None, change_content);
+    let node = Node::new();
+    let mount = node.mount(&lied.image.name, &[]);
+    assert_eq!(mount.read(CHANGED).unwrap_err().raw_os_error(), Some(libc::EIO));
+    node.wait_distrusted();
+    // Of what is in no cache yet nothing is shown any more.
+    assert_eq!(mount.read("lib/d.so").unwrap_err().raw_os_error(), Some(libc::EIO));
+    drop(mount);
+    lied.is_never_used_again(&node);
+}
+
+/// Nor is a true index blamed for a registry that is broken.
+#[test]
+fn bytes_that_never_fit_a_true_index_accuse_the_registry() {
+    let case = Case::of(Source::new(), Compression::None);
+    case.inject(When::Always, FaultKind::FlipBit(70_000));
+    let node = Node::new();
+    let mount = node.mount(&case.image.name, &[]);
+    case.source.assert_right_or_failing(mount.root());
+    process::wait_until("the outcome", PATIENCE, || {
+        Ok(node.logs().contains("nothing was found out about the index"))
+    })
+    .unwrap_or_else(|e| panic!("{e}{}", node.logs()));
+    case.image.proxy.clear_faults();
+    case.source.assert_shown(mount.root());
+    assert_eq!(fs::read_dir(node.store("distrusted")).unwrap().count(), 0);
+}
+
+/// Waits for the verdict on the tree of the case's image, and gives the file that keeps it.
+fn wait_judged(node: &Node, case: &Case) -> PathBuf {
+    let judged = || -> Option<PathBuf> {
+        let mut files = fs::read_dir(node.image(&case.image.digest)).ok()?.map(|entry| entry.unwrap().path());
+        files.find(|path| path.extension().is_some_and(|e| e == "judged"))
+    };
+    process::wait_until("the verdict on the tree", PATIENCE, || Ok(judged().is_some())).unwrap();
+    judged().unwrap()
+}
+
+/// A tree is judged although nothing has to be fetched: a process that was killed before its verdict had brought every
+/// layer.
+#[test]
+fn a_tree_over_layers_that_were_all_here_is_judged() {
+    let case = Case::new();
+    let node = Node::new();
+    let mount = node.mount(&case.image.name, &[]);
+    case.source.assert_shown(mount.root());
+    let verdict = wait_judged(&node, &case);
+    mount.unmount();
+    fs::remove_file(&verdict).unwrap();
+    let mount = node.mount(&case.image.name, &[]);
+    assert_eq!(wait_judged(&node, &case), verdict);
+    assert_eq!(count(&mount.unmount(), "demand_stalls"), 0);
+}
+
+/// Parts that are what the index names, but no tree and no table: it counts as none, now and ever.
+#[test]
+fn an_index_whose_parts_are_nonsense_is_never_used_again() {
+    for kind in ["tree", "table"] {
+        let case = Case::new();
+        let host = case.image.registry.host();
+        let nonsense = noise(5, 3000);
+        let digest = digest::of_bytes(&nonsense);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), &nonsense).unwrap();
+        push_blob(&host, REPO, &digest, file.path()).unwrap();
+        let mut index = case.image.index();
+        let parts = index["layers"].as_array_mut().unwrap();
+        let part = parts.iter_mut().find(|p| p["mediaType"].as_str().unwrap().contains(kind)).unwrap();
+        (part["digest"], part["size"]) = (json!(digest), json!(nonsense.len()));
+        let bytes = serde_json::to_vec(&index).unwrap();
+        replace_tagged(&case.image, &bytes);
+        let list = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": []}).to_string();
+        push_manifest(&host, REPO, &case.image.digest.replace(':', "-"), INDEX, list.as_bytes()).unwrap();
+        let node = Node::new();
+        {
+            let mount = node.mount(&case.image.name, &[]);
+            case.source.assert_right_or_failing(mount.root());
+        }
+        assert_eq!(fs::read_dir(node.store("distrusted")).unwrap().count(), 1, "{kind}");
+        case.image.proxy.reset();
+        let mount = node.mount(&case.image.name, &[]);
+        case.source.assert_shown(mount.root());
+        assert_eq!(count(&mount.unmount(), "demand_stalls"), 0, "{kind}");
+        assert!(case.image.proxy.log().iter().all(|request| !request.path.contains(&digest)), "{kind}");
+    }
+}
+
+/// A layer that was taken out of the store after the tree was judged is checked when it is filled anew.
+#[test]
+fn a_layer_that_is_filled_anew_is_checked_anew() {
+    let case = Case::new();
+    let node = Node::new();
+    for _ in 0..2 {
+        let mount = node.mount(&case.image.name, &[]);
+        case.source.assert_shown(mount.root());
+        node.wait_verified();
+        wait_judged(&node, &case);
+        mount.unmount();
+        node.layers().iter().for_each(|layer| fs::remove_dir_all(layer).unwrap());
+    }
 }
 
 fn change_mode(other: &Source) {

@@ -41,7 +41,11 @@ impl LayerFill {
                 tracing::warn!(layer = %self.dir.blob(), ?spans, "fetching again: {why}");
                 self.windows.forget(&spans);
                 self.source.lied(self.table.spans.blob(spans.start, self.dir.blob()));
-                self.attempt(spans).await
+                let again = self.attempt(spans).await;
+                if matches!(again, Err(FillError::Corrupt(_))) {
+                    self.doubt.raise();
+                }
+                again
             }
             other => other,
         }

@@ -18,7 +18,7 @@ use tokio::sync::{OnceCell, Semaphore, watch};
 use super::slow::Names;
 use crate::counters::Counters;
 use crate::error::Error;
-use crate::fill::{FillCounts, FillError, LayerFill, Meter};
+use crate::fill::{Doubt, FillCounts, FillError, LayerFill, Meter};
 use crate::ingest::Expected;
 use crate::oci::Descriptor;
 use crate::registry::ImageSource;
@@ -117,6 +117,7 @@ pub(crate) struct LazyLayer {
     complete: watch::Sender<bool>,
     /// What its check against the image found: did it pass? One check for all mounts.
     pub judged: OnceCell<bool>,
+    doubt: Arc<Doubt>,
 }
 
 impl LazyLayer {
@@ -146,6 +147,7 @@ impl LazyLayer {
             looped: AtomicBool::new(false),
             complete: watch::Sender::new(false),
             judged: OnceCell::new(),
+            doubt: Arc::default(),
         })
     }
 
@@ -160,6 +162,14 @@ impl LazyLayer {
     /// The sparse data file, opened before any mark was set on it.
     pub fn data(&self) -> &File {
         &self.data
+    }
+    /// Of its table, as the index has it.
+    pub fn table_digest(&self) -> Digest {
+        self.table.table.digest
+    }
+    /// Does its index fit it?
+    pub fn doubt(&self) -> &Doubt {
+        &self.doubt
     }
     /// What its files are called.
     pub fn names(&self) -> &Names {
@@ -202,7 +212,8 @@ impl LazyLayer {
             let (known, line) = (Arc::clone(&self.known), (Arc::clone(&self.meter), Arc::clone(&self.slots)));
             // Its own table is new to those who look for what is here.
             known.stale();
-            LayerFill::open(self.dir().clone(), table, data, windows, source, known, line).map_err(kept)
+            let (dir, doubt) = (self.dir().clone(), Arc::clone(&self.doubt));
+            LayerFill::open(dir, table, data, windows, source, (known, doubt), line).map_err(kept)
         });
         opened.await
     }

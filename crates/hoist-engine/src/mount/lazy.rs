@@ -9,7 +9,7 @@ use hoist_format::erofs;
 
 use super::layer::{LazyLayer, MountedLayer, TableSource};
 use super::slow::Names;
-use super::{Layers, Use};
+use super::{Layers, Use, lost};
 use crate::config::Driver;
 use crate::engine::Engine;
 use crate::error::Error;
@@ -54,10 +54,15 @@ impl Engine {
             Driver::ErofsFuse | Driver::Fuse => None,
         };
         let mut layers = Layers { all: Vec::new(), server: server.clone(), shown: false };
+        let denied = lost::denied(&self.store)?;
         for (i, (table, size)) in tables.into_iter().zip(sizes).enumerate() {
             let layer = match self.whole_alike(&table, size).await? {
                 Some(data) => MountedLayer::Whole(data),
                 None => {
+                    if denied.contains(&table.dir.file("data")) {
+                        tracing::warn!(layer = %table.dir.blob(), "a lost mount of it is still in use: fetching it anew");
+                        table.dir.forget_data()?;
+                    }
                     let known = Arc::clone(&self.known);
                     let (meter, slots) = (Arc::clone(&self.meter), Arc::clone(&self.slots));
                     // A tree has no more devices than fit.
@@ -106,10 +111,10 @@ impl Engine {
             return Ok(Some(table.dir.file("data")));
         }
         let own = self.store.layer(&table.expected.blob, None);
-        if !own.state().complete || !own.has_data(size) {
+        if !own.is_whole() || !own.has_data(size) {
             return Ok(None);
         }
-        let Some(ours) = own.table_bytes() else { return Ok(None) };
+        let Some(ours) = own.sound_part("table", |parts| &parts.table) else { return Ok(None) };
         let alike = crate::check::lie(table.bytes().await?, &ours).is_none();
         Ok(alike.then(|| own.file("data")))
     }
@@ -121,7 +126,6 @@ impl Engine {
         index: &PublishedIndex,
     ) -> Result<(PathBuf, Vec<u64>), Error> {
         let dir = self.store.image(&image.digest);
-        let path = dir.tree_path(Some(&index.digest));
         // Said of bytes that are what the index names: the index itself is no good, now and ever.
         let bad = |e: &dyn std::fmt::Display| {
             let error = Error::image("published index", index.digest, e.to_string());
@@ -130,16 +134,13 @@ impl Engine {
             }
             error
         };
-        if path.exists() {
+        if let Some(path) = dir.sound_tree(Some(&index.digest)) {
             // Superblock and device table stand at the start: no need to read names and attributes.
             let most = 8192 + DEVICE_SLOT * image.manifest.layers.len() as u64;
             let mut head = Vec::new();
             let read = File::open(&path).and_then(|file| file.take(most).read_to_end(&mut head));
             read.map_err(Error::io("read", &path))?;
-            let sizes = device_sizes(&head).map_err(|e| Error::Store {
-                path: path.clone(),
-                why: format!("is damaged: {e}; remove the image with `hoist rm` and start it again"),
-            })?;
+            let sizes = device_sizes(&head).map_err(|e| bad(&e))?;
             return Ok((path, sizes));
         }
         let stored = image.source.blob(&index.tree.digest, Some(index.tree.size)).await?;

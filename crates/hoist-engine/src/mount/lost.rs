@@ -5,13 +5,15 @@
 //! is detached, so that nobody enters it any more, and its data files are watched again by a keeper that
 //! denies, so that those who are still in it get errors.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 
 use super::guard;
 use crate::error::Error;
 use crate::store::mounts::Lease;
-use crate::store::{MountRecord, Store};
+use crate::store::{LayerDir, MountRecord, Store};
 
 /// Takes lost mounts out of service; says each in the log.
 pub(crate) fn retire(store: &Store) -> Result<(), Error> {
@@ -48,7 +50,7 @@ pub(super) fn take_out_of_service(
         None => record
             .data
             .iter()
-            .filter(|path| path.exists())
+            .filter(|path| path.exists() && !is_whole(path))
             .map(|path| File::open(path).map_err(Error::io("open", path)))
             .collect::<Result<Vec<_>, _>>()
             .and_then(|data| guard::deny(store, &data, &record.presence(), (&record.id, lease.as_fd()))),
@@ -74,6 +76,26 @@ pub(super) fn take_out_of_service(
     record.lost = true;
     lease.record(&record)?;
     denied
+}
+
+/// Has a data file no holes that could be read?
+fn is_whole(data: &Path) -> bool {
+    data.parent().and_then(LayerDir::at).is_some_and(|dir| dir.is_whole())
+}
+
+/// The data files of which every read is denied, since a mount that is still in use was lost, and that no other mount
+/// fills: who mounts their layers anew begins with new ones.
+pub(super) fn denied(store: &Store) -> Result<BTreeSet<PathBuf>, Error> {
+    let records = store.mounts()?;
+    let mut denied = BTreeSet::new();
+    if records.iter().any(|record| record.lost) {
+        let held = records.iter().filter(|record| store.is_held(&record.id));
+        let (lost, served): (Vec<_>, Vec<_>) = held.partition(|record| record.lost);
+        denied.extend(lost.iter().flat_map(|record| record.data.iter().cloned()));
+        let filled: BTreeSet<_> = served.iter().flat_map(|record| &record.data).collect();
+        denied.retain(|data| !filled.contains(data));
+    }
+    Ok(denied)
 }
 
 impl crate::Engine {

@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::fill::FillError;
 use crate::image::Image;
 use crate::ingest::Ingest;
+use crate::store::Parts;
 
 /// After a failure it is tried again no sooner than this, and then ever later.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -18,6 +19,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// For the check of a layer so many bytes that nobody needs to read are fetched; beyond that it waits for a
 /// pull, or what other layers had here would be fetched after all.
 const CHECK_MOST: u64 = 1 << 20;
+
+/// A layer that could not be fetched to settle a doubt is fetched again for another no sooner than this.
+const DOUBT_AGAIN: Duration = Duration::from_secs(60);
 
 /// Watches the layers of a mount until all are complete and judged, then judges the tree. `pass_by` lets the
 /// readers of a layer that passed go past us.
@@ -65,6 +69,41 @@ pub(super) async fn when_whole(
     let judged = tokio::task::spawn_blocking(move || engine.judge_tree(&image, &index)).await;
     if let Ok(Err(e)) = judged {
         tracing::error!("checking the published tree against the layers: {e}");
+    }
+}
+
+/// Settles doubts about a mount's layers until it is dropped.
+pub(super) async fn settle_doubts(layers: Vec<Arc<LazyLayer>>, engine: Engine, image: Image, index: Digest) {
+    let settling = layers.iter().map(|layer| settle(&engine, &image, &index, layer));
+    futures_util::future::join_all(settling).await;
+}
+
+/// What was fetched did not match the index, twice. One of the two is wrong: the layer as a whole tells which.
+async fn settle(engine: &Engine, image: &Image, index: &Digest, layer: &LazyLayer) {
+    let (blob, silent) = (layer.dir().blob(), &crate::progress::Silent);
+    loop {
+        let doubt = layer.doubt().raised().await;
+        let Some(fill) = layer.filling() else { continue };
+        let whole =
+            crate::pull::fetch_and_ingest(layer.expected(), &image.source, None, None, None, silent).await;
+        let table = fill.table().encode();
+        let settled = whole.and_then(|(done, _)| match crate::check::lie(&table, &done.table.encode()) {
+            Some(why) => {
+                fill.condemn(why);
+                engine.judge(index, layer.dir(), Some(why))
+            }
+            None => {
+                tracing::warn!(layer = %blob, "the index is right: other bytes came by mistake");
+                Ok(())
+            }
+        });
+        match settled {
+            Ok(()) => doubt.settle(),
+            Err(e) => {
+                tracing::warn!(layer = %blob, "nothing was found out about the index: {e}");
+                tokio::time::sleep(DOUBT_AGAIN).await;
+            }
+        }
     }
 }
 
@@ -119,24 +158,24 @@ async fn judge(engine: &Engine, image: &Image, index: &Digest, layer: &LazyLayer
         let again = crate::pull::fetch_and_ingest(&expected, &image.source, None, None, None, silent).await;
         passed = again.map(|(done, _)| done);
     }
-    if let Ok(done) = &passed {
-        crate::pull::keep_tree(layer.dir(), done)?;
-    }
+    let tree = passed.as_ref().ok().map(|done| crate::pull::keep_tree(layer.dir(), done)).transpose()?;
     let table = fill.table().encode();
-    let lie = Engine::verdict(&table, passed)?;
-    if let Some(why) = &lie {
-        fill.condemn(why);
+    if let Some(why) = Engine::verdict(&table, passed)? {
+        fill.condemn(&why);
+        engine.judge(index, layer.dir(), Some(&why))?;
+        return Ok(false);
     }
-    engine.judge(index, layer.dir(), lie.as_deref())?;
-    if lie.is_none() {
-        // The verdict was on the blob: what readers get is what stands in the data file.
-        fill.mend().await.map_err(|e| Error::Store {
-            path: layer.dir().file("data"),
-            why: format!("has not what was verified, and it can't be fetched again: {e}"),
-        })?;
-        let native = tokio::task::spawn_blocking(move || fill.become_native()).await;
-        native.map_err(|e| Error::Internal(e.to_string()))??;
-        tracing::info!(layer = %layer.dir().blob(), "complete, and all of it is what the image says");
-    }
-    Ok(lie.is_none())
+    // The verdict was on the blob: what readers get is what stands in the data file.
+    fill.mend().await.map_err(|e| Error::Store {
+        path: layer.dir().file("data"),
+        why: format!("has not what was verified, and it can't be fetched again: {e}"),
+    })?;
+    engine.judge(index, layer.dir(), None)?;
+    let Some(tree) = tree else { return Ok(false) };
+    let data_size = fill.table().extents.data_size;
+    let parts = Parts { data_size, table: layer.table_digest(), tree };
+    let native = tokio::task::spawn_blocking(move || fill.become_native(parts)).await;
+    native.map_err(|e| Error::Internal(e.to_string()))??;
+    tracing::info!(layer = %layer.dir().blob(), "complete, and all of it is what the image says");
+    Ok(true)
 }

@@ -20,6 +20,27 @@ pub struct LayerState {
     pub verified: bool,
     /// The layout was found to lie: nothing of this folder is served.
     pub lied: Option<String>,
+    /// What a complete layer consists of, so that damage shows.
+    #[serde(default)]
+    pub parts: Option<Parts>,
+}
+
+/// The files of a complete layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parts {
+    /// Bytes of `data`, at least.
+    pub data_size: u64,
+    /// Of `table`.
+    pub table: Digest,
+    /// Of `tree`.
+    pub tree: Digest,
+}
+
+impl LayerState {
+    /// Of a layer that is all here and what the image says.
+    pub fn whole(parts: Parts) -> Self {
+        Self { complete: true, verified: true, lied: None, parts: Some(parts) }
+    }
 }
 
 /// Folder of one layer in one layout.
@@ -65,6 +86,28 @@ impl LayerDir {
         let bytes = serde_json::to_vec(state).map_err(|e| Error::Internal(e.to_string()))?;
         write_durable(&self.file("state.json"), &bytes)
     }
+    /// Is the layer complete, and its data file as long as it should be?
+    pub fn is_whole(&self) -> bool {
+        let state = self.state();
+        state.complete && self.has_data(state.parts.map_or(0, |parts| parts.data_size))
+    }
+    /// A file of a complete layer, if it is what was written.
+    pub fn sound_part(&self, name: &str, digest: impl Fn(&Parts) -> &Digest) -> Option<Vec<u8>> {
+        let bytes = fs::read(self.file(name)).ok();
+        let state = self.state();
+        // Layers of stores before this was noted are taken as they are.
+        let sound =
+            bytes.filter(|b| state.parts.as_ref().is_none_or(|parts| Digest::of(b) == *digest(parts)));
+        if sound.is_none() {
+            tracing::error!(layer = %self.blob, "its {name} is gone, or was damaged on the disk");
+        }
+        sound
+    }
+    /// It is not whole any more: what is damaged or gone of it is fetched again.
+    pub fn disown(&self) -> Result<(), Error> {
+        let state = self.state();
+        self.save_state(&LayerState { lied: state.lied, ..LayerState::default() })
+    }
     /// The stored table's bytes.
     pub fn table_bytes(&self) -> Option<Vec<u8>> {
         fs::read(self.file("table")).ok()
@@ -87,18 +130,23 @@ impl LayerDir {
     /// they go first, so that whoever is killed in between leaves nothing that a hole could pass for.
     pub fn open_data(&self, size: u64) -> Result<File, Error> {
         if !self.has_data(size) {
-            for name in ["live", "present"] {
-                let path = self.file(name);
-                match fs::remove_file(&path) {
-                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(Error::io("remove", &path)(e));
-                    }
-                    _ => {}
-                }
+            if self.state().complete {
+                tracing::error!(layer = %self.blob, "its data is gone, or cut short: fetching it again");
+                self.disown()?;
             }
-            super::sync_dir(&self.path)?;
+            self.forget_maps()?;
         }
         self.open_sparse("data", size)
+    }
+    fn forget_maps(&self) -> Result<(), Error> {
+        self.remove("live")?;
+        self.remove("present")?;
+        super::sync_dir(&self.path)
+    }
+    /// Begins with an empty data file; who has the old one open keeps it. Only where nobody fills that.
+    pub fn forget_data(&self) -> Result<(), Error> {
+        self.forget_maps()?;
+        self.remove("data")
     }
     /// Is there a data file of at least this size?
     pub fn has_data(&self, size: u64) -> bool {

@@ -220,7 +220,8 @@ impl Store {
         Ok(self.mounts()?.iter().any(|record| self.is_held(&record.id)))
     }
 
-    fn is_held(&self, id: &str) -> bool {
+    /// Does anybody serve, or guard, the mount?
+    pub(crate) fn is_held(&self, id: &str) -> bool {
         let file = File::open(lease_path(&self.mounts_dir(), id));
         file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }

@@ -35,13 +35,6 @@ impl ImageDir {
     pub fn path(&self) -> &Path {
         &self.path
     }
-    /// The merged tree as the kernel mounts it, per index as layers are.
-    pub fn tree_path(&self, index: Option<&Digest>) -> PathBuf {
-        self.path.join(match index {
-            None => "tree.erofs".to_owned(),
-            Some(index) => format!("tree.{}.erofs", index.short()),
-        })
-    }
     /// Manifest and config, if both are here and still what their digests say.
     pub fn load(&self, manifest: &Digest) -> Option<(Vec<u8>, Vec<u8>)> {
         let bytes = fs::read(self.path.join("manifest.json")).ok()?;
@@ -61,13 +54,6 @@ impl ImageDir {
     /// Remembers that it was.
     pub fn save_judged(&self, index: &Digest) -> Result<(), Error> {
         write_atomic(&self.tree_path(Some(index)).with_extension("judged"), b"")
-    }
-    /// Keeps a merged tree.
-    pub fn save_tree(&self, index: Option<&Digest>, erofs: &[u8]) -> Result<PathBuf, Error> {
-        fs::create_dir_all(&self.path).map_err(Error::io("create", &self.path))?;
-        let path = self.tree_path(index);
-        write_atomic(&path, erofs)?;
-        Ok(path)
     }
 }
 

@@ -104,6 +104,31 @@ impl Node {
         }
     }
 
+    /// The folders of its store's layers.
+    pub fn layers(&self) -> Vec<PathBuf> {
+        let mut folders: Vec<_> =
+            fs::read_dir(self.store("layers")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        folders.sort();
+        folders
+    }
+
+    /// Waits until a layer is complete and was found to be the image's.
+    pub fn wait_verified(&self) {
+        let is_verified = |layer: PathBuf| {
+            let state = fs::read_to_string(layer.join("state.json")).unwrap_or_default();
+            state.contains(r#""complete":true,"verified":true"#)
+        };
+        process::wait_until("the layer's check", Duration::from_secs(30), || {
+            Ok(self.layers().into_iter().any(is_verified))
+        })
+        .unwrap_or_else(|e| panic!("{e}{}", self.logs()));
+    }
+
+    /// The folder of an image in its store.
+    pub fn image(&self, digest: &str) -> PathBuf {
+        self.store("images").join(digest.trim_start_matches("sha256:"))
+    }
+
     /// The processes that serve its mounts.
     pub fn servers(&self) -> Vec<i32> {
         self.leases("filler_pid")

@@ -1,6 +1,7 @@
 //! The processes behind a node's mounts, and their ends.
 
-use std::fs;
+use std::fs::{self, File};
+use std::path::PathBuf;
 
 use hoist_testkit::process;
 use rustix::process::{Pid, Signal, kill_process};
@@ -24,11 +25,11 @@ pub fn kill_both(node: &Node) {
     // Stopped first, or one would start the other anew.
     both.iter().for_each(|&pid| send(pid, Signal::STOP));
     both.iter().for_each(|&pid| send(pid, Signal::KILL));
-    for pid in both {
-        process::wait_until("the end of a killed process", PATIENCE, || {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            Ok(stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z')))
-        })
-        .unwrap();
-    }
+    // A process looks ended when its first thread is: what it held is free when all are.
+    let leases = || fs::read_dir(node.store("mounts")).unwrap().map(|entry| entry.unwrap().path());
+    let is_held = |path: &PathBuf| File::open(path).is_ok_and(|file| file.try_lock_shared().is_err());
+    process::wait_until("the end of killed processes", PATIENCE, || {
+        Ok(!leases().any(|path| path.extension().is_some_and(|e| e == "lease") && is_held(&path)))
+    })
+    .unwrap();
 }
