@@ -206,7 +206,8 @@ impl Engine {
         progress: &dyn Progress,
     ) -> Result<Mount, Error> {
         let cannot = |why: String| Error::Mount { image: image.name.clone(), why };
-        let driver = drivers::choose(self.config.driver, self.store.root()).map_err(&cannot)?;
+        let group = || self.serving.server(self)?.group();
+        let driver = drivers::choose(self.config.driver, self.store.root(), &group).map_err(&cannot)?;
         let mut choosing = self.store.choosing()?;
         let own = match self.has_own_layout(&image.digest) {
             true => match self.own_tree(image) {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use hoist_sys::fanotify::Group;
 
@@ -16,29 +17,36 @@ pub struct DriverState {
     pub missing: Option<String>,
 }
 
+/// Gives the group that is asked whether there are events.
+type Events<'e> = dyn Fn() -> Result<Arc<Group>, String> + 'e;
+
 /// What each driver has to say of a store at `root` (or where it would be made), the fastest first.
 pub fn drivers(root: &Path) -> [DriverState; 3] {
-    Driver::ALL.map(|driver| DriverState { driver, missing: missing(driver, root).err() })
+    let group = || Group::new().map(Arc::new).map_err(|e| e.to_string());
+    Driver::ALL.map(|driver| DriverState { driver, missing: missing(driver, root, &group).err() })
 }
 
-/// The driver that is wanted, or the fastest that works.
-pub(super) fn choose(wanted: Option<Driver>, root: &Path) -> Result<Driver, String> {
+/// The driver that is wanted, or the fastest that works. `group` is one that lives on: to close one takes the
+/// kernel many milliseconds.
+pub(super) fn choose(wanted: Option<Driver>, root: &Path, group: &Events<'_>) -> Result<Driver, String> {
     if let Some(driver) = wanted {
         let named = |why| format!("the driver {} does not work here: {why}", driver.name());
-        return missing(driver, root).map(|()| driver).map_err(named);
+        return missing(driver, root, group).map(|()| driver).map_err(named);
     }
-    let states = drivers(root);
-    if let Some(usable) = states.iter().find(|state| state.missing.is_none()) {
-        return Ok(usable.driver);
+    let mut each = Vec::new();
+    for driver in Driver::ALL {
+        match missing(driver, root, group) {
+            Ok(()) => return Ok(driver),
+            Err(why) => each.push(format!("{}: {why}", driver.name())),
+        }
     }
-    let each = states.map(|state| format!("{}: {}", state.driver.name(), state.missing.unwrap_or_default()));
     Err(format!("no driver works here ({})", each.join("; ")))
 }
 
 /// The error is what is missing.
-fn missing(driver: Driver, root: &Path) -> Result<(), String> {
+fn missing(driver: Driver, root: &Path, group: &Events<'_>) -> Result<(), String> {
     match driver {
-        Driver::Erofs => erofs().and_then(|()| events(root)),
+        Driver::Erofs => erofs().and_then(|()| events(root, &*group()?)),
         Driver::ErofsFuse => erofs().and_then(|()| fuse_device()),
         Driver::Fuse => {
             fuse_device()?;
@@ -70,8 +78,7 @@ fn fuse_device() -> Result<(), String> {
 }
 
 /// Whether files of the store can have pre-content events: asks for those of one.
-fn events(root: &Path) -> Result<(), String> {
-    let group = Group::new().map_err(|e| e.to_string())?;
+fn events(root: &Path, group: &Group) -> Result<(), String> {
     let there = root.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
     let probe = tempfile::tempfile_in(there)
         .map_err(|e| format!("a file cannot be made in {}: {e}", there.display()))?;

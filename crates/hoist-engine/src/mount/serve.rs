@@ -67,6 +67,11 @@ impl Server {
         Ok(server)
     }
 
+    /// Its group, or why there is none.
+    pub fn group(&self) -> Result<Arc<Group>, String> {
+        self.group.clone()
+    }
+
     fn new(engine: &Engine, group: Result<Arc<Group>, String>, in_work: InWork, resumed: bool) -> Arc<Self> {
         Arc::new(Self {
             group,
