@@ -111,6 +111,7 @@ struct State {
     /// Counts failures, so that a waiter tells a new one from an old one.
     failures: u64,
     pace: Pace,
+    ahead: sweep::Ahead,
     /// Reads that found something missing.
     demands: u32,
 }
@@ -153,7 +154,8 @@ pub struct LayerFill {
     dirty: AtomicBool,
     /// Ranges that readers took, whose pages here are now a second copy.
     read: Mutex<Vec<Range<u64>>>,
-    sweeping: AtomicBool,
+    /// A job ended.
+    ended: Notify,
     native: AtomicBool,
     lied: Mutex<Option<String>>,
     /// Does its index fit it?
@@ -211,7 +213,7 @@ impl LayerFill {
             // What an earlier process published and did not wait to sync is synced by this one.
             dirty: AtomicBool::new(unsynced),
             read: Mutex::default(),
-            sweeping: AtomicBool::new(false),
+            ended: Notify::new(),
             native: AtomicBool::new(false),
             lied: Mutex::new(None),
             doubt,
@@ -256,6 +258,7 @@ impl LayerFill {
     pub async fn fill(self: &Arc<Self>, start: u64, end: u64) -> Result<(), FillError> {
         let wanted = self.table.extents.touching(start, end);
         let before = self.lock().failures;
+        let mut counted = false;
         loop {
             let published = self.progress.notified();
             tokio::pin!(published);
@@ -268,6 +271,9 @@ impl LayerFill {
             let (Some(&first), Some(&last)) = (missing.first(), missing.last()) else {
                 return Ok(());
             };
+            if !std::mem::replace(&mut counted, true) {
+                self.lock().demands += 1;
+            }
             self.claim_for(first, last, before)?;
             published.await;
         }
@@ -278,6 +284,7 @@ impl LayerFill {
         let from = self.table.spans.containing(self.table.extents.stream_range(first).start);
         let to = self.table.spans.containing(self.table.extents.stream_range(last).start);
         let mut state = self.lock();
+        state.ahead.reader = to;
         self.sweep_if_dense(&mut state);
         for span in from..=to {
             match &state.spans[span] {
@@ -286,11 +293,28 @@ impl LayerFill {
                 _ if !self.needs(span) => {}
                 _ => {
                     let end = state.pace.reach(span, to, &self.table.spans, &self.meter);
-                    self.start_jobs(&mut state, span, end);
+                    let most = if state.ahead.all { to + 1 } else { end };
+                    let now = self.within(span, to + 1, most, plan::JOB_MAX);
+                    self.start_jobs(&mut state, span, now);
+                    state.ahead.wanted = span..end;
+                    if now < end {
+                        self.go_ahead(&mut state);
+                    }
                 }
             }
         }
         Ok(())
+    }
+
+    /// Where spans of so many bytes end that begin with `first`: between `least` and `most`.
+    fn within(&self, first: usize, least: usize, most: usize, bytes: u64) -> usize {
+        let spans = &self.table.spans;
+        let mut sum = spans.stored_bytes(first..least);
+        let fits = |s: &usize| {
+            sum += spans.stored_bytes(*s..*s + 1);
+            sum <= bytes
+        };
+        (least..most).take_while(fits).last().map_or(least, |s| s + 1)
     }
 
     /// Claims unclaimed spans from `span` up to `end` and starts jobs of bounded size over them.
@@ -356,6 +380,7 @@ impl LayerFill {
         }
         drop(state);
         self.progress.notify_waiters();
+        self.ended.notify_waiters();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -407,8 +432,11 @@ impl LayerFill {
         if extent > 0 {
             let span = self.table.spans.containing(self.table.extents.stream_range(extent - 1).start);
             let mut state = self.lock();
-            if let Some(ahead) = state.pace.passed(span, &self.table.spans) {
-                self.start_jobs(&mut state, ahead.start, ahead.end);
+            state.ahead.reader = span;
+            if let Some(until) = state.pace.passed(span, &self.table.spans) {
+                state.ahead.wanted.end = until;
+                self.sweep_if_dense(&mut state);
+                self.go_ahead(&mut state);
             }
         }
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);

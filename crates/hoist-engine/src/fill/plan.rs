@@ -13,12 +13,19 @@ use crate::counters::Counters;
 /// Largest request of one job, blob bytes: more run side by side, so that nobody waits long for
 /// a span at a job's end.
 pub const JOB_MAX: u64 = 4 << 20;
-/// Farthest that a straight-ahead reader is preceded, blob bytes.
+/// Farthest that a straight-ahead reader is preceded, blob bytes, while not all of the layer is fetched.
 const AHEAD_MAX: u64 = 32 << 20;
 /// The least that a straight-ahead reader is preceded, blob bytes.
 const AHEAD_LEAST: u64 = 512 << 10;
 /// Assumed until measured, bytes.
 const FIRST_GUESS: u64 = 1 << 20;
+/// What is fetched ahead is asked for in so many requests side by side, which take this long to come beyond
+/// the round trip: the line never rests, and who demands something else does not wait much longer.
+const SIDE_BY_SIDE: u64 = 3;
+const QUEUE: f64 = 0.05;
+/// The least and the most of them all, blob bytes.
+const QUEUE_LEAST: u64 = 1 << 20;
+const QUEUE_MOST: u64 = 16 << 20;
 /// What is measured of a smaller answer says little of the line.
 const TELLING: u64 = 64 << 10;
 
@@ -29,7 +36,7 @@ pub struct Meter {
     under_way: AtomicU64,
     /// Requests ever begun.
     begun: AtomicU64,
-    idle: Notify,
+    less: Notify,
     /// Rung when something was published or read: there is upkeep to do.
     pub chores: Notify,
     /// What the fill path did.
@@ -89,23 +96,36 @@ impl Meter {
 
     /// Returns when nothing is under way.
     pub async fn idle(&self) {
+        self.less_than(1).await;
+    }
+
+    /// Returns when fewer bytes than this are under way.
+    pub async fn less_than(&self, bytes: u64) {
         loop {
-            let idle = self.idle.notified();
-            tokio::pin!(idle);
-            idle.as_mut().enable();
-            if self.under_way.load(Ordering::Relaxed) == 0 {
+            let less = self.less.notified();
+            tokio::pin!(less);
+            less.as_mut().enable();
+            if self.under_way.load(Ordering::Relaxed) < bytes {
                 return;
             }
-            idle.await;
+            less.await;
         }
+    }
+
+    /// Bytes that fetching ahead keeps under way, and those of one of its requests.
+    pub fn ahead(&self) -> (u64, u64) {
+        let line = *self.line.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // The rate is that of one request among several.
+        let worth = |l: Line| (SIDE_BY_SIDE as f64 * l.rate * (l.round_trip + QUEUE)) as u64;
+        let all = line.map_or(FIRST_GUESS, worth).clamp(QUEUE_LEAST, QUEUE_MOST);
+        (all, all / SIDE_BY_SIDE)
     }
 }
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        if self.0.under_way.fetch_sub(self.1, Ordering::Relaxed) == self.1 {
-            self.0.idle.notify_waiters();
-        }
+        self.0.under_way.fetch_sub(self.1, Ordering::Relaxed);
+        self.0.less.notify_waiters();
     }
 }
 
@@ -128,14 +148,19 @@ impl Pace {
         self.extend(first, last + 1, spans)
     }
 
-    /// A reader took something of `span`: the spans to fetch ahead of it now, if any.
-    pub fn passed(&mut self, span: usize, spans: &Spans) -> Option<std::ops::Range<usize>> {
+    /// A reader took something of `span`: the end of the spans to fetch ahead of it now, if there are more.
+    pub fn passed(&mut self, span: usize, spans: &Spans) -> Option<usize> {
         if !self.is_marked(span) || self.next >= spans.len() {
             return None;
         }
         let first = self.next;
         self.ahead = self.doubled();
-        Some(first..self.extend(first, first + 1, spans))
+        Some(self.extend(first, first + 1, spans))
+    }
+
+    /// Has a reader gone straight ahead for long?
+    pub fn is_straight(&self) -> bool {
+        self.ahead == AHEAD_MAX
     }
 
     /// May [`Pace::passed`] have an answer for this span?

@@ -1,26 +1,43 @@
-//! What nobody has asked for yet: the rest of a layer that is read densely, and in the background the rest
-//! of any layer. Both step aside for whatever somebody waits for.
+//! What nobody has asked for yet: what comes after a reader that goes straight ahead, the rest of a layer that
+//! is read densely, and in the background the rest of any layer. It is asked for in order and by little, so
+//! that whatever somebody waits for comes soon.
 
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use super::{FillError, LayerFill, SpanState, State};
+use super::{FillError, LayerFill, SpanState, State, plan};
 
-/// A layer is fetched to its end once this many reads had to wait and one in [`SWEEP_SHARE`] of its
-/// spans is here; at most [`SWEEP_SPANS`] spans are under way then.
-const SWEEP_DEMANDS: u32 = 12;
-const SWEEP_SHARE: usize = 4;
-const SWEEP_SPANS: usize = 6;
-/// Spans of one request: few, so that it is over soon.
-const STEP: usize = 2;
+/// A layer is fetched to its end once this many reads had to wait and one in [`DENSE_SHARE`] of its spans is
+/// here, or a reader went far straight ahead and one in [`STRAIGHT_SHARE`] is.
+const DENSE_DEMANDS: u32 = 32;
+const DENSE_SHARE: usize = 4;
+const STRAIGHT_SHARE: usize = 8;
+/// Spans of one request in the background: few, so that it is over soon.
+const BY: usize = 2;
+
+/// What is to be fetched ahead, in one layer.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    /// Where a reader was last, span index.
+    pub reader: usize,
+    /// The spans that it will probably want.
+    pub wanted: Range<usize>,
+    /// It will probably want everything.
+    pub all: bool,
+    /// Somebody is at it.
+    running: bool,
+}
 
 impl LayerFill {
-    /// Once readers have taken a good part of the layer, they will want the rest: fetches it in
-    /// order, a few jobs at a time, behind what is demanded.
+    /// Once readers have taken a good part of the layer, they will want the rest.
     pub(super) fn sweep_if_dense(self: &Arc<Self>, state: &mut State) {
-        state.demands += 1;
         let spans = state.spans.len();
-        if state.demands < SWEEP_DEMANDS || spans < 4 || self.sweeping.load(Ordering::Relaxed) {
+        let share = match state.demands {
+            _ if state.pace.is_straight() => STRAIGHT_SHARE,
+            DENSE_DEMANDS.. => DENSE_SHARE,
+            _ => return,
+        };
+        if spans < 4 || state.ahead.all {
             return;
         }
         // Of many small chunks the extents are counted, which takes no time.
@@ -28,48 +45,61 @@ impl LayerFill {
             Some(_) => ((0..spans).filter(|&s| !self.needs(s)).count(), spans),
             None => (self.live.count_set() as usize, self.table.extents.extents.len()),
         };
-        if here * SWEEP_SHARE < all || self.sweeping.swap(true, Ordering::AcqRel) {
-            return;
+        if here * share >= all {
+            state.ahead.all = true;
+            tracing::debug!(layer = %self.dir.blob(), here, all, "all of the layer will be wanted");
+            self.go_ahead(state);
         }
-        let this = Arc::clone(self);
-        self.runtime.spawn(async move { this.sweep().await });
     }
 
-    async fn sweep(self: Arc<Self>) {
+    /// Sees to it that what is wanted ahead is fetched.
+    pub(super) fn go_ahead(self: &Arc<Self>, state: &mut State) {
+        if !std::mem::replace(&mut state.ahead.running, true) {
+            let this = Arc::clone(self);
+            // Also called by the thread that answers events, which is none of the runtime's.
+            self.runtime.spawn(async move { this.fetch_ahead().await });
+        }
+    }
+
+    async fn fetch_ahead(self: Arc<Self>) {
         loop {
-            // Whatever somebody waits for comes first.
-            self.meter.idle().await;
-            let published = self.progress.notified();
-            tokio::pin!(published);
-            published.as_mut().enable();
-            match self.sweep_step() {
-                Sweep::Started => {}
-                Sweep::Busy => published.await,
-                Sweep::Over => return,
+            let (most, _) = self.meter.ahead();
+            self.meter.less_than(most).await;
+            let ended = self.ended.notified();
+            tokio::pin!(ended);
+            ended.as_mut().enable();
+            match self.step_ahead() {
+                Step::Started => {}
+                Step::Busy => ended.await,
+                Step::Over => return,
             }
         }
     }
 
-    /// Starts the next job of a sweep, if one may start now.
-    fn sweep_step(self: &Arc<Self>) -> Sweep {
+    /// Starts the next job, if one may start now.
+    fn step_ahead(self: &Arc<Self>) -> Step {
         let mut state = self.lock();
-        let claimed = state.spans.iter().filter(|s| matches!(s, SpanState::Claimed)).count();
+        let (spans, ahead) = (state.spans.len(), &state.ahead);
+        let bytes = |s: usize| self.table.spans.stored_bytes(s..s + 1);
+        let missing = |s: &usize| matches!(state.spans[*s], SpanState::Idle) && self.needs(*s);
+        let (next, limit) = match ahead.all {
+            true => ((ahead.reader..spans).chain(0..ahead.reader).find(missing), spans),
+            false => (ahead.wanted.clone().find(missing), ahead.wanted.end),
+        };
         let failed = state.spans.iter().any(|s| matches!(s, SpanState::Failed(..)));
-        let next = (0..state.spans.len())
-            .find(|&s| matches!(state.spans[s], SpanState::Idle) && self.needs(s))
-            .filter(|_| !failed && self.condemned().is_none());
-        match next {
-            Some(_) if claimed >= SWEEP_SPANS => Sweep::Busy,
-            Some(next) => {
-                self.start_jobs(&mut state, next, next + STEP);
-                Sweep::Started
-            }
+        let Some(next) = next.filter(|_| !failed && self.condemned().is_none()) else {
             // Over, or not now: later demands may set it off again.
-            None => {
-                self.sweeping.store(false, Ordering::Release);
-                Sweep::Over
-            }
+            (state.ahead.running, state.ahead.all) = (false, false);
+            return Step::Over;
+        };
+        let claimed = (0..spans).filter(|&s| matches!(state.spans[s], SpanState::Claimed));
+        let (most, each) = self.meter.ahead();
+        if claimed.map(bytes).sum::<u64>() >= most {
+            return Step::Busy;
         }
+        let end = self.within(next, next + 1, limit, each.min(plan::JOB_MAX));
+        self.start_jobs(&mut state, next, end);
+        Step::Started
     }
 
     /// Fetches the next spans that are missing; gives their bytes in the blob, None when nothing is.
@@ -81,7 +111,7 @@ impl LayerFill {
             let mut state = self.lock();
             let missing = |s: &usize| !matches!(state.spans[*s], SpanState::Claimed) && self.needs(*s);
             let Some(span) = (0..state.spans.len()).find(missing) else { return Ok(None) };
-            let last = (span + STEP).min(state.spans.len()) - 1;
+            let last = (span + BY).min(state.spans.len()) - 1;
             self.start_jobs(&mut state, span, last + 1);
             (span, self.table.spans.stored_bytes(span..last + 1))
         };
@@ -102,7 +132,7 @@ impl LayerFill {
     }
 }
 
-enum Sweep {
+enum Step {
     Started,
     Busy,
     Over,
