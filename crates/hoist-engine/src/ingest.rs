@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use bytes::Bytes;
-use hoist_format::codec::{CodecError, Decoded, StreamDecoder};
+use hoist_format::codec::{CodecError, Decoded, Piece, StreamDecoder};
 use hoist_format::digest::{Digest, Hasher};
 use hoist_format::extent::BLOCK;
 use hoist_format::layer::{DataSink, Layer, LayerBuilder, LayerError};
@@ -57,9 +57,8 @@ pub struct Ingest {
     expected: Expected,
 }
 
-/// Decoded pieces travel between the threads in this many bytes at most, a few at a time.
-const CHUNK: usize = 512 << 10;
-const IN_FLIGHT: usize = 6;
+/// Decoded pieces between the threads: they travel in the memory that they were decoded to.
+const IN_FLIGHT: usize = 12;
 
 impl Ingest {
     /// Starts the threads. File contents go to `data`; None checks and indexes only, which nobody waits for:
@@ -67,8 +66,8 @@ impl Ingest {
     pub fn start(expected: Expected, data: Option<(File, PathBuf)>) -> Result<Self, Error> {
         let (input, compressed) = sync_channel::<Bytes>(64);
         let (hashed, to_hash) = sync_channel::<Bytes>(256);
-        let (decoded, stream) = sync_channel::<Vec<u8>>(IN_FLIGHT);
-        let (recycle, recycled) = sync_channel::<Vec<u8>>(IN_FLIGHT + 2);
+        let (decoded, stream) = sync_channel::<Piece>(IN_FLIGHT);
+        let (recycle, recycled) = sync_channel::<Piece>(IN_FLIGHT + 2);
         let (blob, codec) = (expected.blob, expected.codec);
         let patient = data.is_none();
         let hash = spawn("hoist-digest", patient, move || {
@@ -146,24 +145,15 @@ fn decode(
     blob: Digest,
     codec: Codec,
     input: Receiver<Bytes>,
-    out: SyncSender<Vec<u8>>,
-    recycled: Receiver<Vec<u8>>,
+    out: SyncSender<Piece>,
+    recycled: Receiver<Piece>,
 ) -> Result<Option<Decoded>, Error> {
     let bad = |e: &dyn std::fmt::Display| Error::Layer { blob, why: e.to_string() };
     let mut decoder = StreamDecoder::new(codec, true).map_err(|e| bad(&e))?;
-    let mut buffer = Vec::with_capacity(CHUNK);
     let mut give = |block: &[u8]| {
-        decoder.feed(block, &mut |mut piece: &[u8]| {
-            while !piece.is_empty() {
-                let n = piece.len().min(CHUNK - buffer.len());
-                buffer.extend_from_slice(&piece[..n]);
-                piece = &piece[n..];
-                if buffer.len() == CHUNK {
-                    let fresh = recycled.try_recv().unwrap_or_else(|_| Vec::with_capacity(CHUNK));
-                    out.send(std::mem::replace(&mut buffer, fresh)).map_err(|_| Halt::Stopped)?;
-                }
-            }
-            Ok::<_, Halt>(())
+        decoder.feed_taking(block, &mut |output| {
+            let piece = output.take(recycled.try_recv().ok());
+            out.send(piece).map_err(|_| Halt::Stopped)
         })
     };
     let mut blocks = Blocks::default();
@@ -173,31 +163,27 @@ fn decode(
         Err(Halt::Stopped) => return Ok(None),
         Err(e) => return Err(bad(&e)),
     }
-    if !buffer.is_empty() {
-        let _ = out.send(buffer);
-    }
     decoder.finish().map(Some).map_err(|e| bad(&e))
 }
 
 fn build(
     blob: Digest,
-    stream: Receiver<Vec<u8>>,
-    recycle: SyncSender<Vec<u8>>,
+    stream: Receiver<Piece>,
+    recycle: SyncSender<Piece>,
     data: Option<(File, PathBuf)>,
 ) -> Result<(Layer, Digest), Error> {
     let mut hasher = Hasher::new();
     let mut builder = LayerBuilder::new();
     let mut sink = Writer { data, start: 0, buffer: Vec::with_capacity(WRITE), synced: 0 };
-    for mut chunk in stream {
-        hasher.update(&chunk);
-        if let Err(e) = builder.feed(&chunk, &mut sink) {
+    for piece in stream {
+        hasher.update(&piece);
+        if let Err(e) = builder.feed(&piece, &mut sink) {
             return Err(match (e, sink.data.take()) {
                 (LayerError::Write { source, .. }, Some((_, path))) => Error::io("write", path)(source),
                 (e, _) => Error::Layer { blob, why: e.to_string() },
             });
         }
-        chunk.clear();
-        let _ = recycle.try_send(chunk);
+        let _ = recycle.try_send(piece);
     }
     let layer = builder.finish().map_err(|e| Error::Layer { blob, why: e.to_string() })?;
     sink.finish(layer.extents.data_size)?;

@@ -9,7 +9,7 @@ use std::io::{Error, Result};
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
-use hoist_format::codec::{CodecError, Decoded, StreamDecoder};
+use hoist_format::codec::{CodecError, Decoded, Piece, StreamDecoder};
 use hoist_format::digest::Hasher;
 use hoist_format::layer::{Discard, LayerBuilder};
 use hoist_format::span::Codec;
@@ -17,9 +17,8 @@ use hoist_sys::inflate::Inflate;
 
 const INPUT: usize = 256 << 10;
 const OUTPUT: usize = 256 << 10;
-/// Decoded bytes travel between the threads in pieces of this many, as in hoist-engine's `ingest.rs`.
-const CHUNK: usize = 512 << 10;
-const IN_FLIGHT: usize = 6;
+/// Decoded pieces between the threads, as in hoist-engine's `ingest.rs`.
+const IN_FLIGHT: usize = 12;
 
 fn main() -> Result<()> {
     let usage = || Error::other("usage: inflate_ratio LAYER.tar.gz [TURNS]");
@@ -116,16 +115,15 @@ fn inflate(blob: &[u8]) -> Result<()> {
 /// Gives the CPU seconds of the three threads too.
 fn whole(blob: &[u8]) -> Result<(Decoded, [f64; 3])> {
     let from = of_thread()?;
-    let (out, stream) = sync_channel::<Vec<u8>>(IN_FLIGHT);
-    let (recycle, recycled) = sync_channel::<Vec<u8>>(IN_FLIGHT + 2);
+    let (out, stream) = sync_channel::<Piece>(IN_FLIGHT);
+    let (recycle, recycled) = sync_channel::<Piece>(IN_FLIGHT + 2);
     std::thread::scope(|scope| {
         let build = scope.spawn(move || {
             let (mut hasher, mut builder) = (Hasher::new(), LayerBuilder::new());
-            for mut chunk in stream {
-                hasher.update(&chunk);
-                builder.feed(&chunk, &mut Discard).map_err(Error::other)?;
-                chunk.clear();
-                let _ = recycle.try_send(chunk);
+            for piece in stream {
+                hasher.update(&piece);
+                builder.feed(&piece, &mut Discard).map_err(Error::other)?;
+                let _ = recycle.try_send(piece);
             }
             hasher.finish();
             builder.finish().map_err(Error::other)?;
@@ -138,24 +136,14 @@ fn whole(blob: &[u8]) -> Result<(Decoded, [f64; 3])> {
             of_thread()
         });
         let mut decoder = StreamDecoder::new(Codec::Gzip, true).map_err(Error::other)?;
-        let mut buffer = Vec::with_capacity(CHUNK);
         for piece in blob.chunks(INPUT) {
-            let fed = decoder.feed::<CodecError>(piece, &mut |mut bytes| {
-                while !bytes.is_empty() {
-                    let n = bytes.len().min(CHUNK - buffer.len());
-                    buffer.extend_from_slice(&bytes[..n]);
-                    bytes = &bytes[n..];
-                    if buffer.len() == CHUNK {
-                        let fresh = recycled.try_recv().unwrap_or_else(|_| Vec::with_capacity(CHUNK));
-                        // If the other side is gone, joining it tells why.
-                        let _ = out.send(std::mem::replace(&mut buffer, fresh));
-                    }
-                }
+            let fed = decoder.feed_taking::<CodecError>(piece, &mut |output| {
+                // If the other side is gone, joining it tells why.
+                let _ = out.send(output.take(recycled.try_recv().ok()));
                 Ok(())
             });
             fed.map_err(Error::other)?;
         }
-        let _ = out.send(buffer);
         drop(out);
         let decoded = decoder.finish().map_err(Error::other)?;
         let decode = of_thread()? - from;

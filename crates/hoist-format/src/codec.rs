@@ -19,6 +19,7 @@ mod window;
 mod zstd;
 
 pub use block_run::{BlockAlgorithm, BlockRun, checksum};
+pub use buffer::{Output, Piece};
 pub use chunk::{ChunkError, decode_chunk};
 pub use span_decoder::SpanDecoder;
 pub use stream_decoder::{Decoded, StreamDecoder};

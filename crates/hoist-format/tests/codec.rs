@@ -1,5 +1,6 @@
 //! Decoding and checkpoints, judged by the tools that made the streams.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -36,9 +37,27 @@ fn decode(codec: Codec, blob: &[u8], piece: usize) -> Result<(Vec<u8>, Decoded),
     Ok((all, decoder.finish()?))
 }
 
+/// The same, taking the memory of every piece along and giving it back for a later one.
+fn decode_taking(codec: Codec, blob: &[u8], piece: usize) -> Result<(Vec<u8>, Decoded), CodecError> {
+    let (mut all, mut decoder) = (Vec::new(), StreamDecoder::with_limit(codec, true, LIMIT)?);
+    let mut taken = VecDeque::new();
+    for part in blob.chunks(piece) {
+        decoder.feed_taking::<CodecError>(part, &mut |output| {
+            let used = if taken.len() > 2 { taken.pop_front() } else { None };
+            let piece = output.take(used);
+            all.extend_from_slice(&piece);
+            taken.push_back(piece);
+            Ok(())
+        })?;
+    }
+    Ok((all, decoder.finish()?))
+}
+
 fn check(codec: Codec, blob: &[u8], want: &[u8]) -> usize {
     let (got, Decoded { spans, windows }) = decode(codec, blob, 70_001).unwrap();
     assert!(got == want, "decoded bytes differ");
+    let (taken, decoded) = decode_taking(codec, blob, 70_001).unwrap();
+    assert!(taken == want && decoded.spans == spans && decoded.windows == windows, "taken bytes differ");
     assert_eq!((spans.blob_size, spans.stream_size), (blob.len() as u64, want.len() as u64));
     assert!(windows.len() * 100 <= blob.len(), "windows take {} of {}", windows.len(), blob.len());
     let table = Table { extents: ExtentTable::default(), spans: Spans::Linear(spans.clone()) };

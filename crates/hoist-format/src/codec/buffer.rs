@@ -1,5 +1,7 @@
 //! Output that waits to be handed on, and the history before it.
 
+use std::ops::{Deref, Range};
+
 use hoist_sys::inflate::WINDOW;
 
 use super::CodecError;
@@ -7,6 +9,45 @@ use super::CodecError;
 /// Output is handed on in slices of up to this many bytes: large enough to spread the cost of a
 /// call, small enough for the second-level cache.
 const SLICE: usize = 256 * 1024;
+
+/// Output as it is handed on: to be looked at, or taken along with the memory that it stands in.
+pub struct Output<'b> {
+    bytes: &'b mut Box<[u8]>,
+    pending: Range<usize>,
+}
+
+impl Deref for Output<'_> {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.pending.clone()]
+    }
+}
+
+impl Output<'_> {
+    /// Takes it; the decoder goes on in the memory of an earlier piece, or in new memory.
+    #[must_use]
+    pub fn take(self, memory: Option<Piece>) -> Piece {
+        let fits = memory.map(|piece| piece.bytes).filter(|bytes| bytes.len() == self.bytes.len());
+        let mut fresh = fits.unwrap_or_else(|| vec![0; self.bytes.len()].into_boxed_slice());
+        let history = self.pending.end.saturating_sub(WINDOW)..self.pending.end;
+        fresh[history.clone()].copy_from_slice(&self.bytes[history]);
+        Piece { bytes: std::mem::replace(self.bytes, fresh), range: self.pending }
+    }
+}
+
+/// Output that was taken.
+#[derive(Debug)]
+pub struct Piece {
+    bytes: Box<[u8]>,
+    range: Range<usize>,
+}
+
+impl Deref for Piece {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.range.clone()]
+    }
+}
 
 /// `[history | pending | room]`; history is what was handed on already, at most [`WINDOW`] bytes
 /// of it are of use.
@@ -48,7 +89,7 @@ impl Buffer {
     }
 
     /// Hands pending output on if the buffer is full.
-    pub fn make_room<E>(&mut self, out: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    pub fn make_room<E>(&mut self, out: &mut dyn FnMut(Output<'_>) -> Result<(), E>) -> Result<(), E> {
         if self.end < self.bytes.len() {
             return Ok(());
         }
@@ -60,10 +101,10 @@ impl Buffer {
     }
 
     /// Hands all pending output on.
-    pub fn flush<E>(&mut self, out: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    pub fn flush<E>(&mut self, out: &mut dyn FnMut(Output<'_>) -> Result<(), E>) -> Result<(), E> {
         if self.handed < self.end {
             let from = std::mem::replace(&mut self.handed, self.end);
-            out(&self.bytes[from..self.end])?;
+            out(Output { bytes: &mut self.bytes, pending: from..self.end })?;
         }
         Ok(())
     }

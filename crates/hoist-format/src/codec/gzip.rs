@@ -3,7 +3,7 @@
 use hoist_sys::inflate::{Inflate, WINDOW, crc32};
 
 use super::CodecError;
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Output};
 use super::checkpoint::Checkpoints;
 use super::header::Header;
 use crate::span::Codec;
@@ -64,7 +64,7 @@ impl Gzip {
         mut input: &[u8],
         buf: &mut Buffer,
         mut spans: Option<&mut Checkpoints>,
-        out: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+        out: &mut dyn FnMut(Output<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         loop {
             if let State::Body = self.state {
@@ -136,7 +136,7 @@ impl Gzip {
         input: &mut &[u8],
         buf: &mut Buffer,
         mut spans: Option<&mut Checkpoints>,
-        out: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+        out: &mut dyn FnMut(Output<'_>) -> Result<(), E>,
     ) -> Result<bool, E> {
         buf.make_room(out)?;
         let seek = match spans.as_deref_mut() {

@@ -87,10 +87,10 @@ impl SpanDecoder {
                 self.buf.passed(input.len())?;
                 return if input.is_empty() { Ok(()) } else { out(input) };
             }
-            Kind::Gzip(gzip) => gzip.feed(input, &mut self.buf, None, out)?,
-            Kind::Zstd(zstd) => zstd.feed(input, &mut self.buf, None, out)?,
+            Kind::Gzip(gzip) => gzip.feed(input, &mut self.buf, None, &mut |o| out(&o))?,
+            Kind::Zstd(zstd) => zstd.feed(input, &mut self.buf, None, &mut |o| out(&o))?,
         }
-        self.buf.flush(out)
+        self.buf.flush(&mut |o| out(&o))
     }
 
     /// The stream offset, in bytes, up to which output was given.

@@ -1,6 +1,6 @@
 //! A whole blob, from its first byte to its last.
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Output};
 use super::checkpoint::Checkpoints;
 use super::gzip::Gzip;
 use super::zstd::Zstd;
@@ -63,9 +63,24 @@ impl StreamDecoder {
         input: &[u8],
         out: &mut dyn FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
+        self.feed_taking(input, &mut |output| out(&output))
+    }
+
+    /// The same, for those who take the output's memory along ([`Output::take`]) rather than copy it.
+    ///
+    /// # Errors
+    /// As [`StreamDecoder::feed`].
+    pub fn feed_taking<E: From<CodecError>>(
+        &mut self,
+        input: &[u8],
+        out: &mut dyn FnMut(Output<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let spans = self.want_spans.then_some(&mut self.spans);
         let may_end = match &mut self.kind {
-            Kind::Plain => return plain(input, &mut self.buf, spans, out),
+            Kind::Plain => {
+                plain(input, &mut self.buf, spans, out)?;
+                true
+            }
             Kind::Gzip(gzip) => {
                 gzip.feed(input, &mut self.buf, spans, out)?;
                 gzip.may_end()
@@ -104,17 +119,24 @@ impl StreamDecoder {
 
 /// A plain blob is its own output; any byte of it may start a span.
 fn plain<E: From<CodecError>>(
-    input: &[u8],
+    mut input: &[u8],
     buf: &mut Buffer,
     mut spans: Option<&mut Checkpoints>,
-    out: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    out: &mut dyn FnMut(Output<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
-    buf.passed(input.len())?;
-    while let Some(spans) = spans.as_deref_mut()
-        && let Some(next) = spans.next_plain()
-        && next < buf.total
-    {
-        spans.start(next, next)?;
+    while !input.is_empty() {
+        buf.make_room(out)?;
+        let room = buf.room();
+        let (now, rest) = input.split_at(input.len().min(room.len()));
+        room[..now.len()].copy_from_slice(now);
+        buf.produced(now.len())?;
+        input = rest;
+        while let Some(spans) = spans.as_deref_mut()
+            && let Some(next) = spans.next_plain()
+            && next < buf.total
+        {
+            spans.start(next, next)?;
+        }
     }
-    if input.is_empty() { Ok(()) } else { out(input) }
+    Ok(())
 }

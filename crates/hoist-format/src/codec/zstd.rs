@@ -3,7 +3,7 @@
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 use super::CodecError;
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Output};
 use super::checkpoint::Checkpoints;
 use crate::span::Codec;
 
@@ -38,7 +38,7 @@ impl Zstd {
         mut input: &[u8],
         buf: &mut Buffer,
         mut spans: Option<&mut Checkpoints>,
-        out: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+        out: &mut dyn FnMut(Output<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         while !input.is_empty() || self.flushing {
             if !self.in_frame {
