@@ -272,7 +272,9 @@ impl LayerFill {
                 return Ok(());
             };
             if !std::mem::replace(&mut counted, true) {
-                self.lock().demands += 1;
+                let mut state = self.lock();
+                state.demands += 1;
+                self.sweep_if_dense(&mut state);
             }
             self.claim_for(first, last, before)?;
             published.await;
@@ -285,7 +287,6 @@ impl LayerFill {
         let to = self.table.spans.containing(self.table.extents.stream_range(last).start);
         let mut state = self.lock();
         state.ahead.reader = to;
-        self.sweep_if_dense(&mut state);
         for span in from..=to {
             match &state.spans[span] {
                 SpanState::Failed(when, e) if *when > before => return Err(e.clone()),
