@@ -12,6 +12,8 @@ pub const WAIT_BOUNDS: [f64; 13] =
 pub struct Counters {
     /// Bytes that readers asked for and that were not here yet.
     pub demand_bytes: AtomicU64,
+    /// Reads that waited so long that they were told of, half a second or longer.
+    pub slow_reads: AtomicU64,
     /// Reads that got an error.
     pub failed_reads: AtomicU64,
     /// Extents that were verified and became readable, and their bytes.
@@ -41,6 +43,11 @@ impl Counters {
         let class = WAIT_BOUNDS.partition_point(|bound| *bound < time.as_secs_f64());
         self.waits[class].fetch_add(1, Relaxed);
         self.waited_micros.fetch_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// One of these reads was slow.
+    pub(crate) fn slow(&self) {
+        self.slow_reads.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn published(&self, bytes: u64) {

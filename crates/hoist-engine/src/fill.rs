@@ -7,6 +7,7 @@
 
 mod assemble;
 mod chunks;
+mod counts;
 mod doubt;
 mod here;
 mod job;
@@ -18,7 +19,7 @@ mod windows;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hoist_format::codec::CodecError;
@@ -30,6 +31,7 @@ use crate::error::Error;
 use crate::registry::{ImageSource, RegistryError};
 use crate::store::{DIGESTS, Digests, Known, LayerDir, LayerState, Parts};
 
+pub use counts::{Counts, FillCounts};
 pub use doubt::Doubt;
 pub(crate) use here::Here;
 pub use plan::Meter;
@@ -72,27 +74,6 @@ impl FillError {
             Self::Store(e) if e.kind() == std::io::ErrorKind::QuotaExceeded => libc::EDQUOT,
             _ => libc::EIO,
         }
-    }
-}
-
-/// Counts of what readers asked for.
-#[derive(Debug, Default)]
-pub struct FillCounts {
-    /// Bytes that readers wanted and that were absent.
-    demand_bytes: AtomicU64,
-    /// Reads that had to wait.
-    demand_stalls: AtomicU64,
-}
-
-impl FillCounts {
-    /// Notes one read that has to wait.
-    pub fn stalled(&self, bytes: u64) {
-        self.demand_stalls.fetch_add(1, Ordering::Relaxed);
-        self.demand_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-    /// Bytes asked for and reads so far.
-    pub fn so_far(&self) -> (u64, u64) {
-        (self.demand_bytes.load(Ordering::Relaxed), self.demand_stalls.load(Ordering::Relaxed))
     }
 }
 

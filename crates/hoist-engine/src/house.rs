@@ -97,23 +97,29 @@ impl Engine {
         Ok(records)
     }
 
-    /// What a mount of the image would do, and what is here of it.
-    pub fn inspect(&self, image: &Image) -> Result<Inspection, Error> {
+    /// Whether a mount of the image would be lazy, and why, or why not.
+    pub(crate) fn would_be_lazy(&self, image: &Image) -> (bool, String) {
         let own = self.has_own_layout(&image.digest);
-        let index = image.index.as_ref();
-        let (lazy, why) = match (own, self.config.trust, index) {
+        match (own, self.config.trust, image.index.as_ref()) {
             (true, _, _) => (false, "every layer is here, verified: nothing is left to fetch".to_owned()),
             (_, Trust::Registry, Some(_)) => {
                 (true, "a published index is trusted (--trust-index=registry)".into())
             }
             (_, Trust::Registry, None) => {
-                (false, "no index is published beside it: make one with `hoist index --push`".into())
+                let none = "no index is published beside it: make one with `hoist index --push`";
+                (false, image.no_index.clone().unwrap_or_else(|| none.into()))
             }
             (_, Trust::Local | Trust::None, _) => (
                 false,
                 "--trust-index allows no published index: everything is fetched and verified first".into(),
             ),
-        };
+        }
+    }
+
+    /// What a mount of the image would do, and what is here of it.
+    pub fn inspect(&self, image: &Image) -> Result<Inspection, Error> {
+        let index = image.index.as_ref();
+        let (lazy, why) = self.would_be_lazy(image);
         let mut layers = Vec::new();
         for layer in &image.manifest.layers {
             let own = self.store.layer(&layer.digest, None);

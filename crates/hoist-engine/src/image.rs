@@ -1,5 +1,6 @@
 //! From a name to an image: manifest, config, layers, and the published index if there is one.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,6 +32,8 @@ pub struct Image {
     pub config: ImageConfig,
     /// The index published beside it.
     pub index: Option<PublishedIndex>,
+    /// Why none is used, where there is more to say than that there is none.
+    pub no_index: Option<String>,
     /// Why the registry could not say whether the name still means this image; None where it did, or need
     /// not be asked.
     pub unchecked: Option<String>,
@@ -69,7 +72,7 @@ impl Engine {
         {
             self.check_platform(name, &image.config)?;
             // Without an index the layers must come from the registry anyway.
-            image.index = self.find_index(&known, &source).await;
+            (image.index, image.no_index) = self.find_index(&known, &source).await;
             return Ok(image);
         }
         let known = match self.store.lookup(name) {
@@ -106,14 +109,14 @@ impl Engine {
             }
         };
         let index = self.find_index(&digest, &source);
-        let (config, index) = tokio::join!(config, index);
+        let (config, (index, no_index)) = tokio::join!(config, index);
         let config = config?;
         let parsed: ImageConfig = parse("config", &manifest.config.digest, &config)?;
         self.check_platform(name, &parsed)?;
         self.store.image(&digest).save(&bytes, &config)?;
         let pinned = self.store.lookup(name).is_some_and(|record| record.pinned);
         self.store.remember(&RefRecord { name: name.to_owned(), manifest: digest, pinned })?;
-        build(name, digest, bytes, &config, index, source)
+        Ok(Image { no_index, ..build(name, digest, bytes, &config, index, source)? })
     }
 
     /// What the registry has under the name. Who has something to fall back on does not wait long.
@@ -144,25 +147,40 @@ impl Engine {
         Ok(())
     }
 
-    /// The index to use: the one kept here, else one that is found beside the image now.
-    async fn find_index(&self, digest: &Digest, source: &ImageSource) -> Option<PublishedIndex> {
+    /// The index to use: the one kept here, else one that is found beside the image now; or why there is none,
+    /// if more than that can be said.
+    async fn find_index(
+        &self,
+        digest: &Digest,
+        source: &ImageSource,
+    ) -> (Option<PublishedIndex>, Option<String>) {
         if self.config.trust != Trust::Registry || self.has_own_layout(digest) {
-            return None;
+            return (None, None);
         }
         if let Some(kept) = self.kept_index(digest) {
-            return Some(kept);
+            return (Some(kept), None);
         }
-        match publish::find(source, digest, |index| self.store.distrusted(index)).await {
+        let refused = std::sync::Mutex::new(Vec::new());
+        let refuse = |index: &Digest| {
+            let why = self.store.distrusted(index)?;
+            refused.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{index}: {why}"));
+            Some(why)
+        };
+        match publish::find(source, digest, refuse).await {
             Ok(Some(index)) => {
                 let dir = self.store.image(digest);
                 let _ = std::fs::create_dir_all(dir.path());
                 let _ = crate::store::write_atomic(&dir.path().join("index.json"), &index.bytes);
-                Some(index)
+                (Some(index), None)
             }
-            Ok(None) => None,
+            Ok(None) => {
+                let refused = refused.into_inner().unwrap_or_else(PoisonError::into_inner);
+                let why = format!("the published index is not used: {}", refused.join("; "));
+                (None, (!refused.is_empty()).then_some(why))
+            }
             Err(e) => {
                 tracing::warn!("looking for a published index failed, going on without: {e}");
-                None
+                (None, Some(format!("looking for a published index failed: {e}")))
             }
         }
     }
@@ -238,7 +256,7 @@ fn build(
         return Err(Error::image("manifest", digest, why));
     }
     let (name, unchecked) = (name.to_owned(), None);
-    Ok(Image { name, digest, manifest, manifest_bytes, config, index, unchecked, source })
+    Ok(Image { name, digest, manifest, manifest_bytes, config, index, no_index: None, unchecked, source })
 }
 
 pub(crate) fn parse<T: serde::de::DeserializeOwned>(

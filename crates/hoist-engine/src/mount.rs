@@ -7,6 +7,7 @@ mod background;
 mod drivers;
 mod fuse;
 mod guard;
+mod journal;
 mod layer;
 mod lazy;
 mod lost;
@@ -32,6 +33,7 @@ use hoist_sys::presence::{Presence, Snapshot};
 use crate::config::{Driver, Trust};
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::fill::Counts;
 use crate::image::Image;
 use crate::oci::Descriptor;
 use crate::progress::Progress;
@@ -40,14 +42,16 @@ use crate::store::mounts::{FuseRecord, Lease};
 use crate::store::{MountRecord, Servers};
 
 pub(crate) use lost::retire as retire_lost;
+pub(crate) use slow::Names;
 
 pub use drivers::{DriverState, drivers};
 pub use fuse::Owners;
 use guard::{By, Guarded};
+use journal::Journal;
 use layer::{LazyLayer, MountedLayer};
 use serve::Server;
 
-pub use status::{LayerStatus, Needs};
+pub use status::{LayerStatus, Needs, Viewer};
 pub use table::MountTable;
 use upkeep::{Attended, Upkeep};
 
@@ -75,8 +79,9 @@ pub struct Mount {
     /// The FUSE session that shows it, if one does.
     served: Option<Arc<fuse::Served>>,
     driver: Driver,
-    /// Bytes asked for and stalls of the layers before this mount, which may share them.
-    before: (u64, u64),
+    /// Counts of the layers before this mount, which may share them.
+    before: Counts,
+    journal: Arc<Journal>,
     seconds_to_mount: f64,
     tasks: Vec<tokio::task::JoinHandle<()>>,
     attended: Option<Attended>,
@@ -115,9 +120,8 @@ impl Layers {
         self.all.iter().map(path).collect()
     }
 
-    fn counts(&self) -> (u64, u64) {
-        let counts = self.lazy().map(|l| l.counts.so_far());
-        counts.fold((0, 0), |sum, (bytes, stalls)| (sum.0 + bytes, sum.1 + stalls))
+    fn counts(&self) -> Counts {
+        self.lazy().map(|l| l.counts.so_far()).fold(Counts::default(), Counts::and)
     }
 }
 
@@ -137,6 +141,8 @@ struct Shown {
     driver: Driver,
     guarded: Option<Arc<Server>>,
     served: Option<Arc<fuse::Served>>,
+    /// Why it is lazy, or why not.
+    why: String,
 }
 
 /// The server of a process, once there is one; it ends with the last engine.
@@ -221,11 +227,13 @@ impl Engine {
             false => None,
         };
         let index = image.index.as_ref().filter(|_| self.config.trust == Trust::Registry && own.is_none());
+        let (_, mut why) = self.would_be_lazy(image);
         let lazy = match index {
             Some(index) => match self.lazy(image, index, purpose, driver).await {
                 // Just found to be bad: that counts as none.
                 Err(e) if self.store.distrusted(&index.digest).is_some() => {
                     tracing::warn!("the published index is not used: {e}");
+                    why = format!("the published index is not used: {e}");
                     None
                 }
                 lazy => Some(lazy?),
@@ -307,7 +315,7 @@ impl Engine {
         for data in &record.data {
             data.parent().and_then(crate::store::LayerDir::at).iter().for_each(crate::store::LayerDir::touch);
         }
-        Ok(self.attend(image, Shown { record, layers, lease, driver, guarded, served }))
+        Ok(self.attend(image, Shown { record, layers, lease, driver, guarded, served, why }))
     }
 
     /// Has this process replaced by one that runs the program as it now stands on disk, without readers
@@ -323,10 +331,14 @@ impl Engine {
     fn attend(
         &self,
         image: &Image,
-        Shown { record, layers, lease, driver, guarded, served }: Shown,
+        Shown { record, layers, lease, driver, guarded, served, why }: Shown,
     ) -> Mount {
+        let seconds_to_mount = self.started.elapsed().as_secs_f64();
+        let lazy = layers.lazy().next().is_some();
+        let fresh = journal::fresh(&record, driver.name(), lazy, why, seconds_to_mount);
+        let journal = Arc::new(Journal::new(self, &record, &layers, fresh));
         let attended = self.serving.upkeep.attend(self, &layers.all, driver);
-        let mut tasks = Vec::new();
+        let mut tasks = vec![tokio::spawn(Arc::clone(&journal).keep())];
         if let Some(index) = &image.index {
             let lazy: Vec<_> = layers.lazy().map(Arc::clone).collect();
             let (server, served) = (layers.server.clone(), served.clone());
@@ -352,7 +364,8 @@ impl Engine {
             guarded,
             served,
             driver,
-            seconds_to_mount: self.started.elapsed().as_secs_f64(),
+            seconds_to_mount,
+            journal,
             tasks,
             attended: Some(attended),
         }
@@ -455,10 +468,10 @@ impl Mount {
 
     /// What it cost so far.
     pub fn stats(&self) -> Stats {
-        let (bytes, stalls) = self.layers.counts();
+        let counts = self.layers.counts() - self.before;
         Stats {
-            demand_bytes: bytes - self.before.0,
-            demand_stalls: stalls - self.before.1,
+            demand_bytes: counts.demand_bytes,
+            demand_stalls: counts.stalls,
             copied_bytes: self.engine.known.copied_so_far(),
             seconds_to_mount: self.seconds_to_mount,
             driver: Some(self.driver.name()),
@@ -530,6 +543,7 @@ impl Mount {
             server.guard.remove(&self.record.target, &self.record.id);
         }
         self.lease.end();
+        self.journal.end(&self.layers());
         Ok(stats)
     }
 }

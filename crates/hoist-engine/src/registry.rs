@@ -42,7 +42,7 @@ pub use range::RangeBody;
 pub use read::MAX_BLOB;
 pub use secret::Secret;
 pub use source::ImageSource;
-pub use stats::Stats;
+pub use stats::{HostCounts, Stats};
 
 pub use crate::reference::{Reference, Repo, Source};
 

@@ -6,6 +6,7 @@
 
 mod aside;
 mod digests;
+pub mod history;
 mod kept;
 mod known;
 mod layer;

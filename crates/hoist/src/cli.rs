@@ -238,6 +238,8 @@ pub enum Command {
     /// Let an image's data go when the store's limit asks for it
     Unpin(Pin),
     Status(Status),
+    Top(Top),
+    Why(Why),
     Daemon(Daemon),
     Doctor(Doctor),
     /// Go on with the mounts of a process that has died; started by its keeper alone
@@ -483,6 +485,39 @@ pub struct Status {
     /// Print it as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Watch the mounts of the store: what is here of each, what is fetched, who waits for what
+///
+/// A table anew each second, until it is interrupted; it is told what the processes that serve the mounts write
+/// down each second, with or without a daemon.
+#[derive(Debug, Args)]
+pub struct Top {
+    /// Print a line of JSON each time
+    #[arg(long)]
+    pub json: bool,
+    /// Time between two looks, as 2s or 500ms
+    #[arg(short = 'd', long, value_name = "TIME", default_value = "1s", value_parser = crate::commands::top::interval)]
+    pub interval: std::time::Duration,
+    /// Look so many times, then end
+    #[arg(short = 'n', long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+}
+
+/// Tell why something was not lazy, or was slow
+///
+/// Of the latest mount: whether it was lazy and why not, which driver showed it and what is missing for a faster
+/// one, what its readers waited for (the slowest reads by the file's name, which server served them, what went wrong
+/// meanwhile), and how much came from where. Of the image: whether a mount would be lazy now. Mounts are remembered
+/// for a while after their end.
+#[derive(Debug, Args)]
+pub struct Why {
+    /// Print it as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// A container, a folder that an image is or was mounted on, or an image by name or digest
+    #[arg(value_name = "CONTAINER|DIR|IMAGE")]
+    pub of: String,
 }
 
 /// Serve a store and all its mounts from one process

@@ -14,7 +14,9 @@ mod rm;
 mod run;
 mod serve;
 mod status;
+pub(crate) mod top;
 mod unmount;
+mod why;
 
 use hoist_sys::keeper::Inheritance;
 use serde::Serialize;
@@ -42,6 +44,8 @@ pub fn run(cli: Cli, inheritance: Option<Inheritance>) -> anyhow::Result<u8> {
         Command::Fsck(options) => return fsck::run(global, &options),
         Command::Pin(options) => pin::run(global, &options, true)?,
         Command::Unpin(options) => pin::run(global, &options, false)?,
+        Command::Why(options) => why::run(global, &options)?,
+        Command::Top(options) => top::run(global, &options)?,
         Command::Status(options) => status::run(global, &options)?,
         Command::Daemon(options) => daemon::run(global, &options)?,
         Command::Prune(options) => prune::run(global, &options)?,
@@ -51,11 +55,17 @@ pub fn run(cli: Cli, inheritance: Option<Inheritance>) -> anyhow::Result<u8> {
 
 /// Prints to stdout; a reader who has read enough (`| head`) is no failure.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    print_if_read(text).map(drop)
+}
+
+/// The same; false if nobody reads any more.
+fn print_if_read(text: &str) -> anyhow::Result<bool> {
     use std::io::{ErrorKind, Write};
     let mut out = std::io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -264,6 +264,13 @@ pub fn image_of(root: &Path, name: &str) -> anyhow::Result<PathBuf> {
     Ok(containers(root).join(name).join("image"))
 }
 
+/// The name of the container whose image is mounted there, if one's is.
+pub fn name_of(root: &Path, target: &Path) -> Option<String> {
+    let below = target.strip_prefix(containers(root)).ok()?;
+    let name = below.parent().filter(|_| below.file_name().is_some_and(|name| name == "image"))?;
+    name.to_str().filter(|name| check_name(name).is_ok()).map(str::to_owned)
+}
+
 /// What became of a container that was to be removed.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Removal {

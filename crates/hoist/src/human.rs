@@ -64,6 +64,9 @@ fn shortened(mut cell: String) -> String {
 }
 
 fn title(name: &str) -> String {
+    if name == "layer_bytes" {
+        return "size".to_owned();
+    }
     name.strip_suffix("_bytes").unwrap_or(name).replace('_', " ")
 }
 

@@ -23,7 +23,7 @@ fn stderr(output: &Output) -> String {
 fn help_is_as_reviewed() {
     let commands = [
         "", "run", "mount", "unmount", "pull", "index", "images", "inspect", "ps", "rm", "prune", "fsck",
-        "pin", "unpin", "status", "daemon", "doctor",
+        "pin", "unpin", "status", "top", "why", "daemon", "doctor",
     ];
     for command in commands {
         let mut args = vec![command, "--help"];

@@ -73,6 +73,9 @@ fn containers_are_listed_while_they_run_and_after() {
         assert!(web["ended"].is_u64() && count(web, "present_bytes") >= here, "{web}");
         assert_eq!(count(web, "total_bytes"), total);
         assert!(node.says(&["ps"]).contains("exited (3)"));
+        let why = node.says(&["why", "web"]);
+        assert!(why.contains(&format!("{} on {}", image.name, point.display())), "{why}");
+        assert!(why.contains("\nlazy: ") && why.contains("reads waited for data"), "{why}");
         node.says(&["rm", "web"]);
         assert_eq!(ps(&node).len(), 0);
         node.says(&["run", "--rm", &image.name, "sh", "-c", ":"]);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hoist_format::span::Spans;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::counters::Counters;
 
@@ -39,6 +39,8 @@ pub struct Meter {
     less: Notify,
     /// Rung when something was published or read: there is upkeep to do.
     pub chores: Notify,
+    /// Changed when something was fetched or somebody has waited: there is something to tell of.
+    pub activity: watch::Sender<()>,
     /// What the fill path did.
     pub counters: Counters,
 }
@@ -126,6 +128,7 @@ impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         self.0.under_way.fetch_sub(self.1, Ordering::Relaxed);
         self.0.less.notify_waiters();
+        self.0.activity.send_replace(());
     }
 }
 

@@ -15,7 +15,7 @@ use hoist_format::span::SpanTable;
 use hoist_format::table::Table;
 use tokio::sync::{OnceCell, Semaphore, watch};
 
-use super::slow::Names;
+use super::slow::{Names, Slowest};
 use crate::counters::Counters;
 use crate::error::Error;
 use crate::fill::{Doubt, FillCounts, FillError, LayerFill, Meter};
@@ -109,6 +109,8 @@ pub(crate) struct LazyLayer {
     fill: OnceCell<Arc<LayerFill>>,
     /// What its readers asked for, in all mounts.
     pub counts: FillCounts,
+    /// The reads that waited longest.
+    pub slowest: Slowest,
     /// Until our own first read of it, before any mount.
     probing: AtomicBool,
     /// A loop device lies between it and its readers.
@@ -143,6 +145,7 @@ impl LazyLayer {
             slots,
             fill: OnceCell::new(),
             counts: FillCounts::default(),
+            slowest: Slowest::default(),
             probing: AtomicBool::new(true),
             looped: AtomicBool::new(false),
             complete: watch::Sender::new(false),
@@ -178,6 +181,14 @@ impl LazyLayer {
     /// Does it hold no file contents at all?
     pub fn is_empty(&self) -> bool {
         self.data_size == 0
+    }
+    /// There is something to tell of it.
+    pub fn tell(&self) {
+        self.meter.activity.send_replace(());
+    }
+    /// What is asked of registries for it.
+    pub fn stats(&self) -> Option<&crate::registry::Stats> {
+        self.table.source.stats().map(|stats| &**stats)
     }
     /// What the fill path of all layers did.
     pub fn counters(&self) -> &Counters {

@@ -114,7 +114,8 @@ impl Engine {
         };
         server.serves(&lease)?;
         let guarded = Some(Arc::clone(server));
-        Ok(self.attend(&image, Shown { record, layers, lease, driver, guarded, served }))
+        let why = "a process before this one mounted it".to_owned();
+        Ok(self.attend(&image, Shown { record, layers, lease, driver, guarded, served, why }))
     }
 
     async fn go_on_by_fuse(

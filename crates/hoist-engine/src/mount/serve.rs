@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hoist_sys::fanotify::{Answer, Group};
 use hoist_sys::file::identity;
@@ -14,7 +14,7 @@ use hoist_sys::keeper::{Asked, FileId, Inheritance, Table as InWork};
 
 use super::guard::Guard;
 use super::layer::LazyLayer;
-use super::slow::SLOW;
+use super::slow::Watch;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::fill::FillError;
@@ -29,8 +29,6 @@ pub(crate) struct Server {
     files: Mutex<Files>,
     leases: Mutex<Vec<Arc<Lease>>>,
     timeout: Duration,
-    /// Of the registry client, for telling what a slow read took.
-    stats: Arc<crate::registry::Stats>,
     runtime: tokio::runtime::Handle,
     pub(super) guard: Guard,
     /// It has the group of a process before it.
@@ -79,7 +77,6 @@ impl Server {
             files: Mutex::default(),
             leases: Mutex::default(),
             timeout: engine.config.read_timeout,
-            stats: Arc::clone(&engine.stats),
             runtime: tokio::runtime::Handle::current(),
             guard: Guard::new(engine.store.clone(), engine.config.successor.clone()),
             resumed,
@@ -250,6 +247,7 @@ impl Server {
                 layer.adopt_writer(descriptor);
             }
         }
+        layer.counts.asked();
         if is_here(&layer, &asked) {
             return answer(asked, Answer::Allow);
         }
@@ -280,31 +278,11 @@ impl Server {
     }
 
     async fn fill(self: Arc<Self>, layer: Arc<LazyLayer>, asked: Asked) {
-        let (since, before) = (Instant::now(), self.stats.requests());
-        let ((start, end), pid, bytes) = (asked.range(), asked.pid(), asked.count());
+        let (start, end) = asked.range();
+        let watch = Watch::begin(&layer, start, asked.count(), asked.pid());
         let filled = self.fill_range(&layer, start, end, true).await;
-        layer.counters().waited(bytes, since.elapsed(), filled.is_err());
-        match filled {
-            Ok(()) => {
-                answer(asked, Answer::Allow);
-                let waited = since.elapsed();
-                tracing::debug!(layer = %layer.dir().blob(), offset = start, bytes, pid, ?waited, "a read waited");
-                if waited >= SLOW {
-                    let requests = self.stats.requests() - before;
-                    tell(&layer, start, move |file| {
-                        let waited_ms = waited.as_millis() as u64;
-                        tracing::warn!(file, waited_ms, requests, bytes, pid, "a read was slow");
-                    });
-                }
-            }
-            Err(e) => {
-                answer(asked, Answer::Deny(e.errno()));
-                let (blob, waited_ms) = (*layer.dir().blob(), since.elapsed().as_millis() as u64);
-                tell(&layer, start, move |file| {
-                    tracing::error!(layer = %blob, file, waited_ms, bytes, pid, "a read failed: {e}");
-                });
-            }
-        }
+        answer(asked, filled.as_ref().map_or_else(|e| Answer::Deny(e.errno()), |()| Answer::Allow));
+        watch.end(&layer, filled.as_ref().copied());
     }
 
     async fn fill_range(
@@ -375,12 +353,6 @@ fn is_here(layer: &LazyLayer, asked: &Asked) -> bool {
         fill.note_read(start, end);
     }
     here.is_some()
-}
-
-/// Finds out what the file is called, beside everything else, and tells.
-fn tell(layer: &LazyLayer, offset: u64, tell: impl FnOnce(String) + Send + 'static) {
-    let names = layer.names().clone();
-    tokio::task::spawn_blocking(move || tell(names.of(offset)));
 }
 
 fn answer(asked: Asked, answer: Answer) {

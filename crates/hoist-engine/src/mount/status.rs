@@ -1,6 +1,7 @@
 //! What a mount shows and how far its layers are, for those who ask.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use hoist_format::digest::Digest;
 use serde::{Deserialize, Serialize};
@@ -58,7 +59,7 @@ impl Mount {
 
     /// Reads of its layers that had to wait since it was mounted.
     pub fn demand_stalls(&self) -> u64 {
-        self.layers.counts().1.saturating_sub(self.before.1)
+        (self.layers.counts() - self.before).stalls
     }
 }
 
@@ -71,40 +72,48 @@ impl MountRecord {
             Some(_) => Driver::Fuse,
         }
     }
-
-    /// Its layers, lowest first, as the store shows them to processes that do not serve it.
-    pub fn layers(&self) -> Vec<LayerStatus> {
-        self.data.iter().filter_map(|data| recorded(data)).collect()
-    }
 }
 
-/// Of a layer that is filled, what all processes of this boot have made readable.
-fn recorded(data: &Path) -> Option<LayerStatus> {
-    let dir = LayerDir::at(data.parent()?)?;
-    let state = dir.state();
-    if state.complete {
-        return whole(data);
+/// Looks at mounts that other processes serve, again and again: tables are read once.
+#[derive(Default)]
+pub struct Viewer {
+    /// The lengths of a layer's extents, bytes.
+    extents: HashMap<PathBuf, Vec<u64>>,
+}
+
+impl Viewer {
+    /// The layers of a mount, lowest first, as the store shows them.
+    pub fn layers(&mut self, record: &MountRecord) -> Vec<LayerStatus> {
+        record.data.iter().filter_map(|data| self.layer(data)).collect()
     }
-    let (present_bytes, total_bytes) = match dir.table() {
-        Ok(Some(table)) => {
-            let extents = &table.extents.extents;
-            // A table has fewer extents than 2^32.
-            let here = Here::of(&dir, &state, extents.len() as u32);
-            let present = extents.iter().enumerate().filter(|(i, _)| here.has(*i as u32));
-            (present.map(|(_, e)| e.len).sum(), extents.iter().map(|e| e.len).sum())
+
+    /// Of a layer that is filled, what all processes of this boot have made readable.
+    fn layer(&mut self, data: &Path) -> Option<LayerStatus> {
+        let dir = LayerDir::at(data.parent()?)?;
+        let state = dir.state();
+        if state.complete {
+            return whole(data);
         }
-        // Nobody has read of it yet.
-        _ => (0, data.metadata().map_or(0, |meta| meta.len())),
-    };
-    let (complete, verified) = (state.complete, state.verified);
-    Some(LayerStatus {
-        digest: *dir.blob(),
-        present_bytes,
-        total_bytes,
-        complete,
-        verified,
-        condemned: state.lied,
-    })
+        if !self.extents.contains_key(dir.path())
+            && let Ok(Some(table)) = dir.table()
+        {
+            let lengths = table.extents.extents.iter().map(|extent| extent.len).collect();
+            self.extents.insert(dir.path().to_owned(), lengths);
+        }
+        let (present_bytes, total_bytes) = match self.extents.get(dir.path()) {
+            Some(lengths) => {
+                // A table has fewer extents than 2^32.
+                let here = Here::of(&dir, &state, lengths.len() as u32);
+                let present = lengths.iter().enumerate().filter(|(i, _)| here.has(*i as u32));
+                (present.map(|(_, len)| len).sum(), lengths.iter().sum())
+            }
+            // Nobody has read of it yet.
+            None => (0, data.metadata().map_or(0, |meta| meta.len())),
+        };
+        let LayerState { complete, verified, lied: condemned, .. } = state;
+        let digest = *dir.blob();
+        Some(LayerStatus { digest, present_bytes, total_bytes, complete, verified, condemned })
+    }
 }
 
 fn status(layer: &MountedLayer) -> Option<LayerStatus> {

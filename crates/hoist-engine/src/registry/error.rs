@@ -189,6 +189,23 @@ impl RegistryError {
             other => other.to_string(),
         }
     }
+    /// Which server it is about, if one.
+    pub(crate) fn host(&self) -> Option<&str> {
+        match self {
+            Self::NotFound { host, .. }
+            | Self::Unauthorized { host, .. }
+            | Self::Unreachable { host, .. }
+            | Self::TimedOut { host, .. }
+            | Self::Down { host, .. }
+            | Self::Tls { host, .. }
+            | Self::Status { host, .. }
+            | Self::BadAnswer { host, .. }
+            | Self::DigestMismatch { host, .. }
+            | Self::Contended { host, .. }
+            | Self::RangesIgnored { host, .. } => Some(host),
+            Self::Config { .. } | Self::Layout { .. } => None,
+        }
+    }
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,

@@ -178,6 +178,7 @@ impl HttpRange {
                 Err(error) => error,
             };
             open.endpoint.health.failed(&error, open.since);
+            client.0.wire.stats.trouble(&error);
             self.failed(error).await?;
         }
         self.open = None;

@@ -225,7 +225,7 @@ impl Client {
         })?;
         let answered = self.ask_admitted(endpoint, ask).await;
         admission.report(&answered, ask.method == Method::GET);
-        answered
+        answered.inspect_err(|error| self.0.wire.stats.trouble(error))
     }
 
     /// The same, but for what is no failure yet: a token to renew, a redirect that has expired.

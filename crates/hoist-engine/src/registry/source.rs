@@ -11,6 +11,7 @@ use super::error::RegistryError;
 use super::layout::Layout;
 use super::media::{Descriptor, Fetched};
 use super::range::RangeBody;
+use super::stats::Stats;
 use crate::reference::{Reference, Source};
 
 /// An image in a registry or in a layout. Cheap to clone.
@@ -122,6 +123,14 @@ impl ImageSource {
                 client.referrers(&reference.repo, digest, artifact_type).await
             }
             Self::Layout { layout, .. } => layout.referrers(digest, artifact_type).await,
+        }
+    }
+
+    /// What was asked of registries for it; None of a layout.
+    pub fn stats(&self) -> Option<&Arc<Stats>> {
+        match self {
+            Self::Registry { client, .. } => Some(client.stats()),
+            Self::Layout { .. } => None,
         }
     }
 

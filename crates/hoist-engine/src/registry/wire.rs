@@ -60,7 +60,7 @@ impl Wire {
         let secure = request.url().scheme() == "https";
         let body = request.body().and_then(|body| body.as_bytes()).map_or(0, <[u8]>::len);
         let limit = self.timeouts.first_byte + Duration::from_secs(body as u64 / SLOWEST_UPLOAD);
-        self.stats.request();
+        self.stats.request(&host);
         match tokio::time::timeout(limit, client.execute(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
@@ -97,7 +97,9 @@ impl Wire {
         match next {
             Ok(Ok(chunk)) => {
                 let length = chunk.as_ref().map_or(0, Bytes::len);
-                self.stats.received(length);
+                // What a server says of its troubles is nothing that it served.
+                let host = response.status().is_success().then(|| authority(response.url()));
+                self.stats.received(host.as_deref(), length);
                 if pace.is_trickle(since.elapsed(), length, &self.timeouts) && chunk.is_some() {
                     return Err(late(TRICKLES, self.timeouts.window));
                 }

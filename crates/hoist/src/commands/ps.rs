@@ -50,6 +50,9 @@ pub(super) fn run(global: &Global, options: &Ps) -> anyhow::Result<()> {
     if options.json {
         return super::print_json(&rows);
     }
+    if rows.is_empty() {
+        return super::print("no containers");
+    }
     let rows: Vec<Value> = rows.iter().map(Row::shown).collect();
     super::print(crate::human::text(&Value::Array(rows)).trim_end())
 }

@@ -78,6 +78,12 @@ pub const METRICS: &[Metric] = &[
         kind: Kind::Counter(|engine| load(|counters| &counters.failed_reads, engine)),
     },
     Metric {
+        name: "hoist_slow_reads",
+        help: "Reads of mounts that waited half a second or longer; the log and `hoist why` tell of each, with the file, \
+               the server that served it and what went wrong meanwhile.",
+        kind: Kind::Counter(|engine| load(|counters| &counters.slow_reads, engine)),
+    },
+    Metric {
         name: "hoist_demand_wait_seconds",
         help: "How long reads of mounts had to wait. Its count is the number of reads that did (stalls).",
         kind: Kind::Waits,

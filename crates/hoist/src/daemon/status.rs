@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use hoist_engine::{Engine, LayerStatus};
+use hoist_engine::{Engine, LayerStatus, Viewer};
 use hoist_format::digest::Digest;
 use serde::{Deserialize, Serialize};
 
 use super::connection::crate_version;
 use super::mounts::{Mounts, Served};
+use crate::container::name_of;
 
 /// A store and its mounts.
 #[derive(Debug, Serialize, Deserialize)]
@@ -123,10 +124,10 @@ fn mount(served: &Served, filler_pid: u32) -> MountStatus {
 
 /// Mounts that processes of their own serve.
 fn recorded(engine: &Engine) -> anyhow::Result<Vec<MountStatus>> {
-    let mut mounts = Vec::new();
+    let (mut mounts, mut viewer) = (Vec::new(), Viewer::default());
     for record in engine.store().mounts()? {
         let servers = engine.store().servers(&record.id);
-        let (layers, container) = (record.layers(), container_of(engine, &record.target));
+        let (layers, container) = (viewer.layers(&record), name_of(engine.store().root(), &record.target));
         let driver = record.driver().name().to_owned();
         mounts.push(MountStatus {
             target: record.target,
@@ -138,19 +139,12 @@ fn recorded(engine: &Engine) -> anyhow::Result<Vec<MountStatus>> {
             driver: Some(driver),
             since: record.since,
             container,
-            demand_stalls: None,
+            demand_stalls: engine.store().history(&record.id).map(|history| history.stalls),
             layers: Some(layers),
         });
     }
     mounts.sort_by(|a, b| a.target.cmp(&b.target));
     Ok(mounts)
-}
-
-/// The container whose image is mounted there.
-fn container_of(engine: &Engine, target: &Path) -> Option<String> {
-    let below = target.strip_prefix(engine.store().root().join("containers")).ok()?;
-    let name = below.parent().filter(|_| below.file_name().is_some_and(|name| name == "image"))?;
-    name.to_str().filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
 /// What images and layers of the store at `root` take on disk.

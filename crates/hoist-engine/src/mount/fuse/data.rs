@@ -6,12 +6,13 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hoist_sys::fuse::Answer;
 use tokio::sync::Notify;
 
 use super::super::layer::{LazyLayer, MountedLayer};
+use super::super::slow::Watch;
 use super::Show;
 use crate::fill::FillError;
 
@@ -67,6 +68,7 @@ impl Data {
             Some(Held::Lazy(layer)) => layer,
         };
         let end = start.saturating_add(len as u64);
+        layer.counts.asked();
         match layer.filling() {
             Some(fill) if fill.condemned().is_none() && fill.is_present(start, end) => {
                 give(layer.data(), start, len, answer);
@@ -94,7 +96,7 @@ impl Data {
 
     async fn fill(self: Arc<Self>, wait: Wait, cancel: Arc<Notify>, answer: Answer) {
         let unique = answer.unique();
-        let asked = Instant::now();
+        let watch = Watch::begin(&wait.layer, wait.start, wait.len as u64, wait.pid);
         let outcome = tokio::select! {
             filled = tokio::time::timeout(self.timeout, wait.fill()) => {
                 Some(filled.unwrap_or(Err(FillError::Timeout(self.timeout))))
@@ -102,24 +104,23 @@ impl Data {
             () = cancel.notified() => None,
         };
         self.waiting().remove(&unique);
-        let Wait { layer, start, len, pid } = wait;
-        let blob = *layer.dir().blob();
+        let Wait { layer, start, len, .. } = wait;
         match outcome {
             None => answer.fail(libc::EINTR),
             Some(Err(e)) => {
                 answer.fail(e.errno());
-                tracing::error!(layer = %blob, offset = start, bytes = len, pid, "a read failed: {e}");
+                watch.end(&layer, Err(&e));
             }
             Some(Ok(())) => {
-                let given = tokio::task::spawn_blocking(move || {
-                    give(layer.data(), start, len, answer);
-                    if let Some(fill) = layer.filling() {
+                let given = Arc::clone(&layer);
+                let giving = tokio::task::spawn_blocking(move || {
+                    give(given.data(), start, len, answer);
+                    if let Some(fill) = given.filling() {
                         fill.note_read(start, start + len as u64);
                     }
                 });
-                let _ = given.await;
-                let waited = asked.elapsed();
-                tracing::debug!(layer = %blob, offset = start, bytes = len, pid, ?waited, "a read waited");
+                let _ = giving.await;
+                watch.end(&layer, Ok(()));
             }
         }
     }
