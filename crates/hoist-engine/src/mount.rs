@@ -542,8 +542,9 @@ impl Mount {
             server.served(&self.lease);
             server.guard.remove(&self.record.target, &self.record.id);
         }
-        self.lease.end();
+        // Who waits for the end of the lease finds all of it written.
         self.journal.end(&self.layers());
+        self.lease.end();
         Ok(stats)
     }
 }
