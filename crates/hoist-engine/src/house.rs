@@ -1,12 +1,13 @@
 //! Looking at the store and cleaning it: images, inspect, remove, prune.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hoist_format::digest::Digest;
 use hoist_format::span::Codec;
 use serde::Serialize;
 
 use crate::config::Trust;
+use crate::convert::Note;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::fill::Here;
@@ -54,8 +55,8 @@ pub struct LayerInspection {
     pub digest: Digest,
     /// Its media type.
     pub media_type: String,
-    /// tar, tar+gzip or tar+zstd.
-    pub format: &'static str,
+    /// tar, tar+gzip or tar+zstd; or the format, and its version, in which it can be read as it is.
+    pub format: String,
     /// Bytes as stored in the registry.
     pub size: u64,
     /// Bytes of file contents that are here, of how many; None without an index.
@@ -116,15 +117,45 @@ impl Engine {
         }
     }
 
+    /// The same of one that is read by its own format's metadata.
+    pub(crate) fn lazy_as_it_is(&self, image: &Image, notes: &BTreeMap<Digest, Note>) -> String {
+        let lazy = notes.values().filter(|note| note.refused.is_none()).count();
+        let all = image.manifest.layers.len();
+        format!("{lazy} of {all} layers are read as they are, by their own format's metadata")
+    }
+
     /// What a mount of the image would do, and what is here of it.
-    pub fn inspect(&self, image: &Image) -> Result<Inspection, Error> {
+    ///
+    /// # Errors
+    /// When what is here of it is damaged.
+    pub async fn inspect(&self, image: &Image) -> Result<Inspection, Error> {
+        let own = self.has_own_layout(&image.digest);
+        let (notes, as_it_is) = self.notes(image, !own && image.index.is_none()).await;
+        let (engine, image) = (self.clone(), image.clone());
+        let look = tokio::task::spawn_blocking(move || engine.look(&image, &notes, as_it_is));
+        look.await.map_err(|e| Error::Internal(e.to_string()))?
+    }
+
+    fn look(
+        &self,
+        image: &Image,
+        notes: &BTreeMap<Digest, Note>,
+        as_it_is: bool,
+    ) -> Result<Inspection, Error> {
         let index = image.index.as_ref();
-        let (lazy, why) = self.would_be_lazy(image);
+        let own = self.has_own_layout(&image.digest);
+        let converted = self.kept_conversion(image).filter(|_| index.is_none());
+        let (lazy, why) = match as_it_is && !own && index.is_none() {
+            true => (true, self.lazy_as_it_is(image, notes)),
+            false => self.would_be_lazy(image),
+        };
         let mut layers = Vec::new();
         for layer in &image.manifest.layers {
             let own = self.store.layer(&layer.digest, None);
-            let dir = match index {
-                Some(index) if !own.state().complete => self.store.layer(&layer.digest, Some(&index.digest)),
+            let dir = match index.or(converted.as_ref()) {
+                Some(index) if !own.state().complete && index.layers.contains_key(&layer.digest) => {
+                    self.store.layer(&layer.digest, Some(&index.digest))
+                }
                 _ => own,
             };
             let state = dir.state();
@@ -134,9 +165,13 @@ impl Engine {
                 .as_ref()
                 .and_then(|t| t.spans.linear())
                 .is_some_and(|s| s.codec == Codec::Zstd && s.spans.len() == 1);
+            let note = notes.get(&layer.digest);
+            let refused = note.and_then(|note| note.refused.as_ref());
+            let known = note.map(|note| note.format.clone());
             let note = match (&state.lied, codec, whole_first) {
                 (Some(lied), _, _) => Some(format!("out of service: {lied}")),
-                (_, None, _) => Some("no tar layer that hoist reads".into()),
+                _ if refused.is_some() => refused.map(|why| format!("fetched whole first: {why}")),
+                (_, None, _) if note.is_none() => Some("no tar layer that hoist reads".into()),
                 (_, _, true) => Some("a single zstd frame: fetched whole at its first read".into()),
                 _ => None,
             };
@@ -151,12 +186,15 @@ impl Engine {
             layers.push(LayerInspection {
                 digest: layer.digest,
                 media_type: layer.media_type.clone(),
-                format: match codec {
-                    Some(Codec::Plain) => "tar",
-                    Some(Codec::Gzip) => "tar+gzip",
-                    Some(Codec::Zstd) => "tar+zstd",
-                    None => "unknown",
-                },
+                format: known.unwrap_or_else(|| {
+                    let name = match codec {
+                        Some(Codec::Plain) => "tar",
+                        Some(Codec::Gzip) => "tar+gzip",
+                        Some(Codec::Zstd) => "tar+zstd",
+                        None => "unknown",
+                    };
+                    name.to_owned()
+                }),
                 size: layer.size,
                 present,
                 verified: state.verified,

@@ -225,7 +225,10 @@ impl Engine {
             why: format!("has nothing of {}, which is mounted on {}", record.image, record.target.display()),
         })?;
         // The store may have another by now, or distrust this one: that is a matter of its layers.
-        let index = record.index.clone().map(|text| PublishedIndex::parse(text.into(), &record.manifest));
+        let index = record.index.clone().map(|text| {
+            let converted = PublishedIndex::parse_converted(text.clone().into(), &record.manifest);
+            converted.or_else(|_| PublishedIndex::parse(text.into(), &record.manifest))
+        });
         let index = index.transpose()?;
         build(&record.image, record.manifest, manifest.into(), &config, index, source)
     }

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use hoist_format::codec::{CodecError, Decoded, Piece, StreamDecoder};
 use hoist_format::digest::{Digest, Hasher};
 use hoist_format::extent::BLOCK;
+use hoist_format::formats;
 use hoist_format::layer::{DataSink, Layer, LayerBuilder, LayerError};
 use hoist_format::span::{Codec, Spans};
 use hoist_format::table::Table;
@@ -52,7 +53,7 @@ pub struct Ingest {
     /// Hashing the blob is a third of a second per gigabyte that inflating need not wait for.
     hashed: Option<SyncSender<Bytes>>,
     hash: thread::JoinHandle<Result<(Digest, u64), Error>>,
-    decode: thread::JoinHandle<Result<Option<Decoded>, Error>>,
+    decode: thread::JoinHandle<Result<Option<(Decoded, Vec<u8>)>, Error>>,
     build: thread::JoinHandle<Result<(Layer, Digest), Error>>,
     expected: Expected,
 }
@@ -101,13 +102,14 @@ impl Ingest {
         }
         // A decoder that found its listener gone has no word of its own: the builder's is the cause.
         let decoded = decoded?;
-        let (layer, diff_id) = built?;
+        let (mut layer, diff_id) = built?;
         let stopped = || Error::Internal("the builder stopped without a word".into());
-        let Decoded { spans, windows } = decoded.ok_or_else(stopped)?;
+        let (Decoded { spans, windows }, tail) = decoded.ok_or_else(stopped)?;
         if diff_id != wanted.diff_id {
             let which = "its diffID";
             return Err(Error::Digest { blob, which, found: diff_id, wanted: wanted.diff_id });
         }
+        layer.tree.hide(formats::hidden(&tail));
         let table = Table { extents: layer.extents.clone(), spans: Spans::Linear(spans) };
         Ok(Ingested { layer, table, windows })
     }
@@ -147,7 +149,7 @@ fn decode(
     input: Receiver<Bytes>,
     out: SyncSender<Piece>,
     recycled: Receiver<Piece>,
-) -> Result<Option<Decoded>, Error> {
+) -> Result<Option<(Decoded, Vec<u8>)>, Error> {
     let bad = |e: &dyn std::fmt::Display| Error::Layer { blob, why: e.to_string() };
     let mut decoder = StreamDecoder::new(codec, true).map_err(|e| bad(&e))?;
     let mut give = |block: &[u8]| {
@@ -157,13 +159,18 @@ fn decode(
         })
     };
     let mut blocks = Blocks::default();
-    let fed = input.iter().try_for_each(|bytes| blocks.feed(&bytes, &mut give));
+    let mut tail = Vec::new();
+    let fed = input.iter().try_for_each(|bytes| {
+        tail.extend_from_slice(&bytes[bytes.len().saturating_sub(formats::TAIL)..]);
+        tail.drain(..tail.len().saturating_sub(formats::TAIL));
+        blocks.feed(&bytes, &mut give)
+    });
     match fed.and_then(|()| give(blocks.rest())) {
         Ok(()) => {}
         Err(Halt::Stopped) => return Ok(None),
         Err(e) => return Err(bad(&e)),
     }
-    decoder.finish().map(Some).map_err(|e| bad(&e))
+    decoder.finish().map(|decoded| Some((decoded, tail))).map_err(|e| bad(&e))
 }
 
 fn build(

@@ -3,6 +3,7 @@
 
 mod check;
 mod config;
+mod convert;
 pub mod counters;
 mod engine;
 mod error;

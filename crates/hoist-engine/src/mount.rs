@@ -11,13 +11,14 @@ mod journal;
 mod layer;
 mod lazy;
 mod lost;
+mod prefetch;
 mod resume;
 mod serve;
 mod slow;
 mod status;
 mod table;
 mod upkeep;
-mod verify;
+pub(crate) mod verify;
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
@@ -240,7 +241,21 @@ impl Engine {
             },
             None => None,
         };
-        let index = index.filter(|_| lazy.is_some());
+        let mut converted = None;
+        let lazy = match lazy {
+            None if !own => match self.converted(image, progress).await? {
+                Some(index) => {
+                    let lazy = self.lazy(image, &index, purpose, driver).await?;
+                    why = self.lazy_as_it_is(image, &index.notes());
+                    converted = Some(Image { index: Some(index), ..image.clone() });
+                    Some(lazy)
+                }
+                None => None,
+            },
+            lazy => lazy,
+        };
+        let image = converted.as_ref().unwrap_or(image);
+        let index = image.index.as_ref().filter(|_| lazy.is_some());
         let (tree, mut layers) = match lazy {
             Some(lazy) => lazy,
             None => {
@@ -315,7 +330,12 @@ impl Engine {
         for data in &record.data {
             data.parent().and_then(crate::store::LayerDir::at).iter().for_each(crate::store::LayerDir::touch);
         }
-        Ok(self.attend(image, Shown { record, layers, lease, driver, guarded, served, why }))
+        let mut mount = self.attend(image, Shown { record, layers, lease, driver, guarded, served, why });
+        if purpose == Use::Run {
+            let lazy = mount.layers.lazy().map(Arc::clone).collect();
+            mount.tasks.push(tokio::spawn(prefetch::follow(lazy, Arc::clone(&self.meter))));
+        }
+        Ok(mount)
     }
 
     /// Has this process replaced by one that runs the program as it now stands on disk, without readers

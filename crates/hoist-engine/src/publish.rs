@@ -17,6 +17,8 @@ use crate::registry::{Client, ImageSource, RegistryError, date};
 
 /// `artifactType` of a published index.
 pub const ARTIFACT: &str = "application/vnd.hoist.index.v1";
+/// `artifactType` of a conversion: an index that was made here of another format's metadata, and stays here.
+pub(crate) const CONVERTED: &str = "application/vnd.hoist.converted.v1";
 /// The merged tree: a zstd-compressed EROFS image without file contents.
 pub const TREE: &str = "application/vnd.hoist.tree.v1+zstd";
 /// A layer's table.
@@ -25,6 +27,9 @@ pub const TABLE: &str = "application/vnd.hoist.table.v1+zstd";
 pub const WINDOWS: &str = "application/vnd.hoist.windows.v1";
 /// Annotation of tables and windows: the layer's blob digest.
 pub const LAYER: &str = "dev.hoist.layer";
+
+/// Annotation of an index whose tree has one data file for the whole image.
+pub(crate) const OF_IMAGE: &str = "dev.hoist.of-image";
 
 /// When an index was made (image-spec `annotations.md`): of several, the newest counts.
 const CREATED: &str = "org.opencontainers.image.created";
@@ -42,6 +47,10 @@ pub struct PublishedIndex {
     pub tree: Descriptor,
     /// Table and windows by layer.
     pub layers: BTreeMap<Digest, (Descriptor, Option<Descriptor>)>,
+    /// It was made here, of another format's metadata.
+    pub converted: bool,
+    /// Its tree has one data file for the whole image.
+    pub of_image: bool,
 }
 
 /// The tag under which an index is found in one request, without asking for referrers first.
@@ -55,10 +64,19 @@ impl PublishedIndex {
     /// # Errors
     /// When it is no index of ours, or of another image.
     pub fn parse(bytes: Bytes, subject: &Digest) -> Result<Self, Error> {
+        Self::parse_as(ARTIFACT, bytes, subject)
+    }
+
+    /// Reads the document of a conversion.
+    pub(crate) fn parse_converted(bytes: Bytes, subject: &Digest) -> Result<Self, Error> {
+        Self::parse_as(CONVERTED, bytes, subject)
+    }
+
+    fn parse_as(artifact_type: &str, bytes: Bytes, subject: &Digest) -> Result<Self, Error> {
         let digest = Digest::of(&bytes);
         let bad = |why: &str| Error::image("published index", digest, why);
         let manifest: Manifest = crate::image::parse("published index", &digest, &bytes)?;
-        if manifest.artifact_type.as_deref() != Some(ARTIFACT) {
+        if manifest.artifact_type.as_deref() != Some(artifact_type) {
             return Err(bad("its artifactType is another"));
         }
         if manifest.subject.as_ref().is_none_or(|s| s.digest != *subject) {
@@ -77,7 +95,8 @@ impl PublishedIndex {
         }
         let tree = tree.ok_or_else(|| bad("it has no tree"))?;
         let layers = layers.into_iter().filter_map(|(l, (t, w))| Some((l, (t?, w)))).collect();
-        Ok(Self { digest, bytes, tree, layers })
+        let of_image = manifest.annotations.contains_key(OF_IMAGE);
+        Ok(Self { digest, bytes, tree, layers, converted: artifact_type == CONVERTED, of_image })
     }
 }
 

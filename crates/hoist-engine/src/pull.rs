@@ -8,6 +8,7 @@ use std::time::Instant;
 use futures_util::StreamExt;
 use hoist_format::digest::Digest;
 use hoist_format::table::Table;
+use hoist_format::tree::Tree;
 use hoist_format::{erofs, merge};
 use serde::Serialize;
 
@@ -88,6 +89,19 @@ impl Engine {
         progress: &dyn Progress,
     ) -> Result<Pulled, Error> {
         let started = Instant::now();
+        if !image.is_of_tars() {
+            let fetched_layers = self.pull_converted(image, progress).await?;
+            let stats = Stats::of_client(&self.stats, started.elapsed());
+            let layers = image.manifest.layers.len();
+            return Ok(Pulled {
+                image: image.name.clone(),
+                digest: image.digest,
+                fetched_layers,
+                layers,
+                unchecked: image.unchecked.clone(),
+                stats,
+            });
+        }
         let expected = image.expected()?;
         let mut todo: Vec<&Expected> = Vec::new();
         for e in &expected {
@@ -133,7 +147,7 @@ impl Engine {
         Ok(Pulled { image: name, digest: image.digest, fetched_layers, layers, unchecked, stats })
     }
 
-    async fn pull_layer(
+    pub(crate) async fn pull_layer(
         &self,
         expected: &Expected,
         source: &ImageSource,
@@ -169,7 +183,8 @@ impl Engine {
     fn adopt(&self, own: &LayerDir) -> Result<bool, Error> {
         for theirs in self.store.published_layouts(own.blob()) {
             let state = theirs.state();
-            if !(state.verified && theirs.is_whole()) {
+            // A conversion has no tree of the layer alone.
+            if !(state.verified && theirs.is_whole() && theirs.file("tree").exists()) {
                 continue;
             }
             let parts = (theirs.sound_part("table", |p| &p.table), theirs.sound_part("tree", |p| &p.tree));
@@ -218,23 +233,9 @@ impl Engine {
         let mut trees = Vec::new();
         let mut devices = Vec::new();
         for layer in &image.manifest.layers {
-            let folder = layout(&layer.digest);
-            let bad = |name: &str, e: &dyn std::fmt::Display| {
-                // Nothing is made of it any more, and the next pull brings it again.
-                let disowned = folder.disown();
-                let path = folder.file(name);
-                disowned
-                    .err()
-                    .unwrap_or(Error::Store { path, why: format!("is damaged: {e}; pull the image again") })
-            };
-            let part = |name: &str, digest: fn(&Parts) -> &Digest| {
-                folder.sound_part(name, digest).ok_or_else(|| bad(name, &"it is not what was written"))
-            };
-            let tree = part("tree", |parts| &parts.tree)?;
-            trees.push(erofs::decode(&tree).map_err(|e| bad("tree", &e))?);
-            let table = part("table", |parts| &parts.table)?;
-            let table = Table::decode(&table).map_err(|e| bad("table", &e))?;
-            devices.push(erofs::Device { tag: layer.digest.hex(), size: table.extents.data_size });
+            let (tree, size) = layer_tree(&layout(&layer.digest))?;
+            trees.push(tree);
+            devices.push(erofs::Device { tag: layer.digest.hex(), size });
         }
         let refs: Vec<_> = trees.iter().collect();
         let merged = merge::merge(&refs).map_err(|e| Error::image("image", image.digest, e))?;
@@ -302,6 +303,26 @@ impl Engine {
             pushed,
         })
     }
+}
+
+/// The tree of a layer alone, and the size of its data file.
+pub(crate) fn layer_tree(folder: &LayerDir) -> Result<(Tree, u64), Error> {
+    let bad = |name: &str, e: &dyn std::fmt::Display| {
+        // Nothing is made of it any more, and the next pull brings it again.
+        let disowned = folder.disown();
+        let path = folder.file(name);
+        disowned
+            .err()
+            .unwrap_or(Error::Store { path, why: format!("is damaged: {e}; pull the image again") })
+    };
+    let part = |name: &str, digest: fn(&Parts) -> &Digest| {
+        folder.sound_part(name, digest).ok_or_else(|| bad(name, &"it is not what was written"))
+    };
+    let tree = part("tree", |parts| &parts.tree)?;
+    let tree = erofs::decode(&tree).map_err(|e| bad("tree", &e))?;
+    let table = part("table", |parts| &parts.table)?;
+    let table = Table::decode(&table).map_err(|e| bad("table", &e))?;
+    Ok((tree, table.extents.data_size))
 }
 
 /// Keeps what a pass found, except the data file.

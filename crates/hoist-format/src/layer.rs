@@ -9,8 +9,7 @@ pub(crate) mod walk;
 
 use std::io;
 
-use apply::Applier;
-pub(crate) use apply::lossy;
+pub(crate) use apply::{Applier, lossy};
 use extents::Cutter;
 pub use extents::MAX_DATA;
 pub use walk::WalkError;

@@ -11,6 +11,7 @@ pub mod digest;
 pub mod erofs;
 pub mod ext4;
 pub mod extent;
+pub mod formats;
 pub mod layer;
 mod le;
 pub mod merge;

@@ -450,6 +450,26 @@ fn prepare(
     Ok(Prepared { entry: Some(Entry { path, kind, meta }), size, flag })
 }
 
+/// An entry that came otherwise than from a tar, if it could stand in one.
+///
+/// # Errors
+/// [`TarFault`]: no file system of Linux's can have it.
+pub(crate) fn checked(mut entry: Entry) -> Result<Entry, TarFault> {
+    check_path(&entry.path)?;
+    let has_nul = |text: &[u8]| text.contains(&0);
+    if let EntryKind::Hardlink(to) | EntryKind::Symlink(to) = &mut entry.kind {
+        *to = target(std::mem::take(to))?;
+        if has_nul(to) {
+            return Err(TarFault::NulInName);
+        }
+    }
+    if has_nul(&entry.path) {
+        return Err(TarFault::NulInName);
+    }
+    entry.meta.xattrs = check_xattrs(entry.meta.xattrs)?;
+    Ok(entry)
+}
+
 fn check_path(path: &[u8]) -> Result<(), TarFault> {
     if path.len() >= PATH_MAX {
         return Err(TarFault::PathTooLong { what: "path", len: path.len() });

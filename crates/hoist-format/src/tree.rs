@@ -144,6 +144,12 @@ impl Tree {
             _ => None,
         }
     }
+    /// Takes these names out of the root folder.
+    pub fn hide(&mut self, names: &[&[u8]]) {
+        if let Kind::Dir(entries) = &mut self.inodes[ROOT as usize].kind {
+            entries.retain(|name, _| !names.contains(&&**name));
+        }
+    }
     /// Appends an inode that no folder names yet.
     pub fn push(&mut self, inode: Inode) -> InodeId {
         self.inodes.push(inode);

@@ -94,7 +94,7 @@ impl Worker {
         match self {
             Worker::Own(engine) => {
                 let image = engine.resolve(image).await?;
-                Ok(serde_json::to_value(engine.inspect(&image)?)?)
+                Ok(serde_json::to_value(engine.inspect(&image).await?)?)
             }
             Worker::Daemon(client, options) => {
                 let (image, options) = (absolute_name(image), options.clone());

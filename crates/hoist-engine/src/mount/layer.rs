@@ -38,7 +38,8 @@ pub(crate) struct TableSource {
     store: Store,
     pub dir: LayerDir,
     pub index: Digest,
-    pub expected: Expected,
+    /// What the layer must turn out to be; None where only its chunks can tell.
+    pub expected: Option<Expected>,
     pub table: Descriptor,
     pub windows: Option<Descriptor>,
     pub source: ImageSource,
@@ -50,7 +51,7 @@ impl TableSource {
         store: Store,
         dir: LayerDir,
         index: Digest,
-        expected: Expected,
+        expected: Option<Expected>,
         (table, windows): (Descriptor, Option<Descriptor>),
         source: ImageSource,
     ) -> Self {
@@ -83,7 +84,9 @@ impl TableSource {
         };
         let bytes = self.bytes().await?;
         let table = Table::decode(bytes).map_err(|e| bad(e.to_string()))?;
-        let alike = |s: &SpanTable| s.blob_size == self.expected.size && s.codec == self.expected.codec;
+        let alike = |s: &SpanTable| {
+            self.expected.as_ref().is_some_and(|e| s.blob_size == e.size && s.codec == e.codec)
+        };
         if table.spans.linear().is_some_and(|spans| !alike(spans)) {
             return Err(bad("its table is of another blob: index the image again".into()));
         }
@@ -159,8 +162,8 @@ impl LazyLayer {
         &self.table.dir
     }
     /// What the layer must turn out to be.
-    pub fn expected(&self) -> &Expected {
-        &self.table.expected
+    pub fn expected(&self) -> Option<&Expected> {
+        self.table.expected.as_ref()
     }
     /// The sparse data file, opened before any mark was set on it.
     pub fn data(&self) -> &File {

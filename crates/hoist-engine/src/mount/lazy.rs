@@ -1,10 +1,12 @@
 //! Preparing a lazy mount: the published tree, and the layers' data files, watched.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hoist_format::digest::Digest;
 use hoist_format::erofs;
 
 use super::layer::{LazyLayer, MountedLayer, TableSource};
@@ -14,7 +16,6 @@ use crate::config::Driver;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::image::Image;
-use crate::ingest::Expected;
 use crate::publish::PublishedIndex;
 
 /// Most that a published tree may have when decompressed, bytes.
@@ -31,19 +32,21 @@ impl Engine {
         purpose: Use,
         driver: Driver,
     ) -> Result<(PathBuf, Layers), Error> {
-        let mut tables = Vec::new();
-        for expected in image.expected()? {
-            tables.push(Arc::new(self.table_source(image, index, expected)?));
+        let mut tables = BTreeMap::new();
+        let own = |blob: &&Digest| image.manifest.layers.iter().any(|layer| layer.digest == **blob);
+        for blob in index.layers.keys().filter(own) {
+            tables.insert(*blob, Arc::new(self.table_source(image, index, blob)?));
         }
-        if purpose == Use::Run {
-            for table in tables.iter().map(Arc::clone) {
+        if purpose == Use::Run && !index.converted {
+            for table in tables.values().map(Arc::clone) {
                 // Side by side with the tree. What fails here is said by the read that needs it.
                 tokio::spawn(async move { table.bytes().await.map(drop) });
             }
         }
-        let (tree, sizes) = self.published_tree(image, index).await?;
-        if sizes.len() != tables.len() {
-            let why = "its tree is of another number of layers: index the image again";
+        let (tree, devices) = self.published_tree(image, index).await?;
+        let in_order = image.manifest.layers.iter().map(|layer| layer.digest);
+        if !index.of_image && !devices.iter().map(|d| d.0).eq(in_order) {
+            let why = "its tree is of other layers: index the image again";
             return Err(Error::image("published index", index.digest, why));
         }
         let server = match driver {
@@ -55,10 +58,16 @@ impl Engine {
         };
         let mut layers = Layers { all: Vec::new(), server: server.clone(), shown: false };
         let denied = lost::denied(&self.store)?;
-        for (i, (table, size)) in tables.into_iter().zip(sizes).enumerate() {
-            let layer = match self.whole_alike(&table, size).await? {
-                Some(data) => MountedLayer::Whole(data),
-                None => {
+        for (i, (blob, size)) in devices.into_iter().enumerate() {
+            let table = tables.get(&blob).map(Arc::clone);
+            let here = match &table {
+                Some(table) => self.whole_alike(table, size).await?,
+                None => Some(self.own_data(index, &blob, size)?),
+            };
+            let layer = match (here, table) {
+                (Some(data), _) => MountedLayer::Whole(data),
+                (None, None) => return Err(Error::Internal("a layer without a table".into())),
+                (None, Some(table)) => {
                     if denied.contains(&table.dir.file("data")) {
                         tracing::warn!(layer = %table.dir.blob(), "a lost mount of it is still in use: fetching it anew");
                         table.dir.forget_data()?;
@@ -83,13 +92,17 @@ impl Engine {
         &self,
         image: &Image,
         index: &PublishedIndex,
-        expected: Expected,
+        blob: &Digest,
     ) -> Result<TableSource, Error> {
         let bad = |why: String| Error::image("published index", index.digest, why);
-        let parts = index.layers.get(&expected.blob).cloned();
-        let parts = parts
-            .ok_or_else(|| bad(format!("index {} has no table of layer {}", index.digest, expected.blob)))?;
-        let dir = self.store.layer(&expected.blob, Some(&index.digest));
+        let parts = index.layers.get(blob).cloned();
+        let parts =
+            parts.ok_or_else(|| bad(format!("index {} has no table of layer {blob}", index.digest)))?;
+        let expected = match index.converted {
+            true => None,
+            false => image.expected()?.into_iter().find(|e| e.blob == *blob),
+        };
+        let dir = self.store.layer(blob, Some(&index.digest));
         match dir.state().lied {
             Some(why) => Err(bad(why)),
             None => Ok(TableSource::new(
@@ -103,6 +116,21 @@ impl Engine {
         }
     }
 
+    /// A layer that is filled without any mount, or beside those of other processes.
+    pub(crate) fn unwatched_layer(
+        &self,
+        image: &Image,
+        index: &PublishedIndex,
+        (blob, size): (&Digest, u64),
+        (tree, layer): (&Path, u16),
+    ) -> Result<Arc<LazyLayer>, Error> {
+        let table = Arc::new(self.table_source(image, index, blob)?);
+        let names = Names { tree: tree.to_owned(), layer };
+        let known = Arc::clone(&self.known);
+        let (meter, slots) = (Arc::clone(&self.meter), Arc::clone(&self.slots));
+        self.serving.share(LazyLayer::open(table, size, names, known, meter, slots)?)
+    }
+
     /// The data file of a layer that is here whole and laid out as the index says, if there is one: of
     /// an earlier mount, or of another image that was pulled.
     async fn whole_alike(&self, table: &TableSource, size: u64) -> Result<Option<PathBuf>, Error> {
@@ -110,7 +138,10 @@ impl Engine {
         if state.complete && state.verified && table.dir.has_data(size) {
             return Ok(Some(table.dir.file("data")));
         }
-        let own = self.store.layer(&table.expected.blob, None);
+        if table.expected.is_none() {
+            return Ok(None);
+        }
+        let own = self.store.layer(table.dir.blob(), None);
         if !own.is_whole() || !own.has_data(size) {
             return Ok(None);
         }
@@ -119,12 +150,22 @@ impl Engine {
         Ok(alike.then(|| own.file("data")))
     }
 
-    /// The published tree, checked and kept, and the sizes of the data files that it speaks of.
-    pub(super) async fn published_tree(
+    /// The data file of a layer that a conversion left in our own layout.
+    fn own_data(&self, index: &PublishedIndex, blob: &Digest, size: u64) -> Result<PathBuf, Error> {
+        let own = self.store.layer(blob, None);
+        if index.converted && own.is_whole() && own.has_data(size) {
+            return Ok(own.file("data"));
+        }
+        let why = format!("index {} has no table of layer {blob}", index.digest);
+        Err(Error::image("published index", index.digest, why))
+    }
+
+    /// The published tree, checked and kept, and the layers and sizes of the data files that it speaks of.
+    pub(crate) async fn published_tree(
         &self,
         image: &Image,
         index: &PublishedIndex,
-    ) -> Result<(PathBuf, Vec<u64>), Error> {
+    ) -> Result<(PathBuf, Vec<(Digest, u64)>), Error> {
         let dir = self.store.image(&image.digest);
         // Said of bytes that are what the index names: the index itself is no good, now and ever.
         let bad = |e: &dyn std::fmt::Display| {
@@ -140,24 +181,27 @@ impl Engine {
             let mut head = Vec::new();
             let read = File::open(&path).and_then(|file| file.take(most).read_to_end(&mut head));
             read.map_err(Error::io("read", &path))?;
-            let sizes = device_sizes(&head).map_err(|e| bad(&e))?;
-            return Ok((path, sizes));
+            let found = devices(&head).map_err(|e| bad(&e))?;
+            return Ok((path, found));
         }
         let stored = image.source.blob(&index.tree.digest, Some(index.tree.size)).await?;
         let tree = hoist_format::table::decompress(&stored, TREE_MAX).map_err(|e| bad(&e))?;
         // The kernel parses this: only what our own decoder finds sound is handed to it.
         let checked = tokio::task::spawn_blocking(move || {
             erofs::decode(&tree)?;
-            let sizes = device_sizes(&tree)?;
-            Ok::<_, erofs::DecodeError>((tree, sizes))
+            let found = devices(&tree)?;
+            Ok::<_, erofs::DecodeError>((tree, found))
         });
-        let (tree, sizes) =
+        let (tree, found) =
             checked.await.map_err(|e| Error::Internal(e.to_string()))?.map_err(|e| bad(&e))?;
-        Ok((dir.save_tree(Some(&index.digest), &tree)?, sizes))
+        Ok((dir.save_tree(Some(&index.digest), &tree)?, found))
     }
 }
 
-/// The sizes of the layers' data files, of a tree's first bytes.
-fn device_sizes(head: &[u8]) -> Result<Vec<u64>, erofs::DecodeError> {
-    Ok(erofs::Image::new(head)?.devices().iter().map(|d| d.size).collect())
+/// The layers of a tree and the sizes of their data files, of its first bytes. A device whose tag is no digest is of
+/// no layer.
+fn devices(head: &[u8]) -> Result<Vec<(Digest, u64)>, erofs::DecodeError> {
+    let image = erofs::Image::new(head)?;
+    let layer = |tag: &str| format!("sha256:{tag}").parse().unwrap_or(Digest::from_bytes([0; 32]));
+    Ok(image.devices().iter().map(|d| (layer(&d.tag), d.size)).collect())
 }

@@ -179,13 +179,12 @@ impl Engine {
             layers.all = record.data.iter().cloned().map(MountedLayer::Whole).collect();
             return Ok((image.clone(), self.own_tree(&image)?, layers));
         };
-        let (tree, sizes) = self.published_tree(&image, index).await?;
-        let expected = image.expected()?;
-        if sizes.len() != expected.len() || record.data.len() != expected.len() {
+        let (tree, devices) = self.published_tree(&image, index).await?;
+        if record.data.len() != devices.len() {
             return Err(gone(format!("what it has of {} is not what was mounted", record.image)));
         }
-        for (i, ((expected, size), data)) in expected.into_iter().zip(sizes).zip(&record.data).enumerate() {
-            let dir = self.store.layer(&expected.blob, Some(&index.digest));
+        for (i, ((blob, size), data)) in devices.into_iter().zip(&record.data).enumerate() {
+            let dir = self.store.layer(&blob, Some(&index.digest));
             let state = dir.state();
             let whole = dir.file("data") != *data || (state.complete && state.verified);
             layers.all.push(if state.lied.is_some() {
@@ -197,7 +196,7 @@ impl Engine {
                 }
                 MountedLayer::Whole(data.clone())
             } else {
-                let table = Arc::new(self.table_source(&image, index, expected)?);
+                let table = Arc::new(self.table_source(&image, index, &blob)?);
                 let known = Arc::clone(&self.known);
                 let (meter, slots) = (Arc::clone(&self.meter), Arc::clone(&self.slots));
                 let names = Names { tree: tree.clone(), layer: i as u16 };

@@ -16,7 +16,7 @@ const WHITEOUT: &[u8] = b".wh.";
 const AUFS: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-pub(super) struct Applier {
+pub(crate) struct Applier {
     pub tree: Tree,
     /// Parent of the last entry, by its cleaned path: neighbours mostly share it.
     last: Option<(Name, InodeId)>,

@@ -134,7 +134,7 @@ impl Daemon {
             Request::Inspect { image, options } => {
                 let engine = self.engine_for(&options)?;
                 let image = engine.resolve(&image).await?;
-                blocking(move || value(&engine.inspect(&image)?)).await
+                value(&engine.inspect(&image).await?)
             }
             Request::Remove { image } => value(&self.engine().remove(&image)?),
             Request::Prune => {

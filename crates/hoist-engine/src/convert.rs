@@ -1,0 +1,159 @@
+//! Images of other formats, as they are: their metadata is converted here, once, into what a published index of our own
+//! has: a merged tree, and a table for each layer. The document that names these stands in the store like an index, and
+//! everything behind it goes on as with one. A layer that cannot be read so is fetched whole and stands in our own
+//! layout beside the others.
+
+mod ask;
+mod keep;
+mod whole;
+
+use std::collections::BTreeMap;
+
+pub(crate) use keep::PREFETCH;
+
+use hoist_format::build::Described;
+use hoist_format::digest::Digest;
+use hoist_format::formats::{self, Covers, Found, ImageFacts, LayerFacts, Refusal};
+
+use crate::config::Trust;
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::image::Image;
+use crate::progress::Progress;
+use crate::publish::PublishedIndex;
+
+/// What is known of a layer's format.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Note {
+    /// Format and version.
+    pub format: String,
+    /// Why it is not read lazily; None where it is.
+    pub refused: Option<String>,
+}
+
+/// An image of which at least one layer can be read as it is.
+pub(crate) struct Conversion {
+    parts: Parts,
+    /// By layer.
+    notes: BTreeMap<Digest, Note>,
+    pinned: bool,
+}
+
+enum Parts {
+    /// By the number of the layer in the manifest.
+    Layers(BTreeMap<usize, Described>),
+    Image(Box<Described>),
+}
+
+impl Image {
+    fn facts(&self, unpinned: bool) -> ImageFacts {
+        let layers = self.manifest.layers.iter().map(|layer| LayerFacts {
+            media_type: layer.media_type.clone(),
+            digest: layer.digest,
+            size: layer.size,
+            annotations: layer.annotations.clone(),
+        });
+        let annotations = self.manifest.annotations.clone();
+        ImageFacts { digest: self.digest, annotations, layers: layers.collect(), unpinned }
+    }
+}
+
+impl Engine {
+    /// The image in the layout of its own format: as it was converted before, or now. None where nothing of it can
+    /// be read lazily. Layers that cannot are fetched whole.
+    pub(crate) async fn converted(
+        &self,
+        image: &Image,
+        progress: &dyn Progress,
+    ) -> Result<Option<PublishedIndex>, Error> {
+        if let Some(kept) = self.kept_conversion(image) {
+            return Ok(Some(kept));
+        }
+        let (conversion, _) = self.convert(image).await;
+        let Some(conversion) = conversion else { return Ok(None) };
+        if let Parts::Layers(described) = &conversion.parts {
+            for (number, expected) in image.manifest.layers.iter().enumerate() {
+                if !described.contains_key(&number) {
+                    self.whole_layer(image, &expected.digest, progress).await?;
+                }
+            }
+        }
+        self.keep_conversion(image, conversion).await.map(Some)
+    }
+
+    /// What is known of the layers' formats, by layer, and whether any can be read as it is. The registry is asked where
+    /// that is what a mount would do.
+    pub(crate) async fn notes(&self, image: &Image, asked: bool) -> (BTreeMap<Digest, Note>, bool) {
+        if let Some(kept) = self.kept_conversion(image) {
+            return (kept.notes(), true);
+        }
+        if asked && self.config.trust != Trust::None {
+            let (conversion, notes) = self.convert(image).await;
+            return (notes, conversion.is_some());
+        }
+        let mut notes = BTreeMap::new();
+        for reader in formats::readers(&image.facts(false)) {
+            let note = Note { format: reader.format().to_owned(), refused: None };
+            match reader.covers() {
+                Covers::Layer(number) => {
+                    let layer = image.manifest.layers.get(number);
+                    notes.extend(layer.map(|layer| (layer.digest, note)));
+                }
+                Covers::Image => {
+                    notes.extend(image.manifest.layers.iter().map(|layer| (layer.digest, note.clone())));
+                }
+            }
+        }
+        (notes, false)
+    }
+
+    /// Asks each format that the image may be of.
+    async fn convert(&self, image: &Image) -> (Option<Conversion>, BTreeMap<Digest, Note>) {
+        let mut notes = BTreeMap::new();
+        let unpinned = match self.config.trust {
+            Trust::Registry => true,
+            Trust::Local => false,
+            Trust::None => return (None, notes),
+        };
+        let readers = formats::readers(&image.facts(unpinned));
+        let asking = readers.into_iter().map(|reader| ask::ask(reader, image));
+        let mut layers = BTreeMap::new();
+        let (mut whole, mut pinned) = (None, true);
+        for (covers, format, outcome) in futures_util::future::join_all(asking).await {
+            let digests: Vec<Digest> = match covers {
+                Covers::Layer(number) => {
+                    image.manifest.layers.get(number).map(|l| l.digest).into_iter().collect()
+                }
+                Covers::Image => image.manifest.layers.iter().map(|l| l.digest).collect(),
+            };
+            let mut note = |format: &str, refused: Option<String>| {
+                for digest in &digests {
+                    notes.insert(*digest, Note { format: format.to_owned(), refused: refused.clone() });
+                }
+            };
+            match outcome {
+                Ok(Found { format, pinned: is_pinned, parts }) => {
+                    note(&format, None);
+                    pinned &= is_pinned;
+                    for (covers, described) in parts {
+                        match covers {
+                            Covers::Layer(number) => drop(layers.insert(number, described)),
+                            Covers::Image => whole = Some(Box::new(described)),
+                        }
+                    }
+                }
+                Err(Refusal::Other) => {}
+                Err(Refusal::Unusable(why)) => {
+                    tracing::warn!(image = image.name, ?covers, "not read as {format}: {why}");
+                    note(&format, Some(why));
+                }
+            }
+        }
+        let parts = match whole {
+            Some(described) => Parts::Image(described),
+            None if layers.is_empty() => return (None, notes),
+            None => Parts::Layers(layers),
+        };
+        (Some(Conversion { parts, notes: notes.clone(), pinned }), notes)
+    }
+}

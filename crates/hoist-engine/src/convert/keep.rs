@@ -1,0 +1,219 @@
+//! What was converted, in the store: the tables in the layers' folders, the merged tree with the image, and last the
+//! document that names them. It is written like the manifest of a published index, so that a layer's layout is named
+//! by it and never mixed with another.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use hoist_format::build::Described;
+use hoist_format::digest::Digest;
+use hoist_format::tree::Tree;
+use hoist_format::{erofs, merge};
+
+use super::{Conversion, Note, Parts};
+use crate::config::Trust;
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::image::Image;
+use crate::oci::{Descriptor, Manifest, media};
+use crate::progress::Progress;
+use crate::publish::{self, PublishedIndex};
+use crate::store::{LayerDir, write_atomic};
+
+/// The document's name in an image's folder.
+const CONVERTED: &str = "converted.json";
+/// Annotations of the document: how much of it the manifest's digest holds right; and, with a layer's digest behind, its format, and why it is not lazy.
+const PINNED: &str = "dev.hoist.pinned";
+const FORMAT: &str = "dev.hoist.format.";
+const REFUSED: &str = "dev.hoist.refused.";
+/// Ranges of a layer's data file that are read first: pairs of numbers, as JSON.
+pub(crate) const PREFETCH: &str = "prefetch";
+
+impl PublishedIndex {
+    /// What a document of a conversion says of the layers' formats.
+    pub(crate) fn notes(&self) -> BTreeMap<Digest, Note> {
+        let manifest: Option<Manifest> = serde_json::from_slice(&self.bytes).ok();
+        let annotations = manifest.map(|m| m.annotations).unwrap_or_default();
+        let note = |(key, format): (&String, &String)| {
+            let digest = key.strip_prefix(FORMAT)?;
+            let refused = annotations.get(&format!("{REFUSED}{digest}")).cloned();
+            Some((digest.parse().ok()?, Note { format: format.clone(), refused }))
+        };
+        annotations.iter().filter_map(note).collect()
+    }
+
+    fn is_pinned(&self) -> bool {
+        let manifest: Option<Manifest> = serde_json::from_slice(&self.bytes).ok();
+        manifest.is_some_and(|m| m.annotations.get(PINNED).is_some_and(|pinned| pinned == "yes"))
+    }
+}
+
+impl Engine {
+    /// A conversion that is here and whole, and may be used.
+    pub(crate) fn kept_conversion(&self, image: &Image) -> Option<PublishedIndex> {
+        let dir = self.store.image(&image.digest);
+        let bytes = std::fs::read(dir.path().join(CONVERTED)).ok()?;
+        let index = PublishedIndex::parse_converted(bytes.into(), &image.digest).ok()?;
+        let trusted = match self.config.trust {
+            Trust::Registry => true,
+            Trust::Local => index.is_pinned(),
+            Trust::None => false,
+        };
+        if !trusted
+            || self.store.distrusted(&index.digest).is_some()
+            || !dir.tree_path(Some(&index.digest)).exists()
+        {
+            return None;
+        }
+        let here = |(blob, (table, windows)): (&Digest, &(Descriptor, Option<Descriptor>))| {
+            let dir = self.store.layer(blob, Some(&index.digest));
+            let has =
+                |d: &Descriptor, name| std::fs::metadata(dir.file(name)).is_ok_and(|m| m.len() == d.size);
+            dir.state().lied.is_none()
+                && dir.table_bytes().is_some_and(|bytes| Digest::of(&bytes) == table.digest)
+                && windows.as_ref().is_none_or(|w| has(w, "windows"))
+        };
+        let whole = |layer: &Descriptor| {
+            index.layers.contains_key(&layer.digest) || self.store.layer(&layer.digest, None).is_whole()
+        };
+        let of_image = index.of_image;
+        let all = index.layers.iter().all(here) && (of_image || image.manifest.layers.iter().all(whole));
+        all.then_some(index)
+    }
+
+    /// Fetches a layer whole, if it is not here so.
+    pub(super) async fn whole_layer(
+        &self,
+        image: &Image,
+        blob: &Digest,
+        progress: &dyn Progress,
+    ) -> Result<(), Error> {
+        if self.store.layer(blob, None).is_whole() {
+            return Ok(());
+        }
+        let expected = image.expected()?.into_iter().find(|e| e.blob == *blob);
+        let expected =
+            expected.ok_or_else(|| Error::Internal(format!("layer {blob} is not in its image")))?;
+        progress.note(&format!("layer {} cannot be read lazily: fetching all of it first", blob.short()));
+        self.pull_layer(&expected, &image.source, progress).await
+    }
+
+    pub(super) async fn keep_conversion(
+        &self,
+        image: &Image,
+        conversion: Conversion,
+    ) -> Result<PublishedIndex, Error> {
+        let (engine, image) = (self.clone(), image.clone());
+        let kept = tokio::task::spawn_blocking(move || engine.keep_blocking(&image, conversion));
+        kept.await.map_err(|e| Error::Internal(e.to_string()))?
+    }
+
+    fn keep_blocking(&self, image: &Image, conversion: Conversion) -> Result<PublishedIndex, Error> {
+        let Conversion { parts, notes, pinned } = conversion;
+        let bad = |e: &dyn std::fmt::Display| Error::image("image", image.digest, e.to_string());
+        let of_image = matches!(parts, Parts::Image(_));
+        let (described, tree) = match parts {
+            Parts::Image(described) => {
+                // Its folder bears the name of the last layer, with which it comes and goes.
+                let Some(last) = image.manifest.layers.last() else { return Err(bad(&"it has no layers")) };
+                let device =
+                    erofs::Device { tag: last.digest.hex(), size: described.table.extents.data_size };
+                let merged = merge::merge(&[&described.tree]).map_err(|e| bad(&e))?;
+                let tree = erofs::encode(&merged, &[device]).map_err(|e| bad(&e))?;
+                (vec![(last.digest, *described)], tree)
+            }
+            Parts::Layers(layers) => self.merge_described(image, layers)?,
+        };
+        let mut manifest = Manifest {
+            schema_version: 2,
+            media_type: Some(media::MANIFEST.into()),
+            artifact_type: Some(publish::CONVERTED.into()),
+            config: descriptor(media::EMPTY, b"{}", None),
+            layers: vec![descriptor(publish::TREE, &tree, None)],
+            subject: Some(descriptor(media::MANIFEST, &image.manifest_bytes, None)),
+            annotations: BTreeMap::new(),
+        };
+        manifest.annotations.insert(PINNED.into(), if pinned { "yes" } else { "no" }.into());
+        if described.len() == 1 && of_image {
+            manifest.annotations.insert(publish::OF_IMAGE.into(), "yes".into());
+        }
+        for (blob, note) in &notes {
+            manifest.annotations.insert(format!("{FORMAT}{blob}"), note.format.clone());
+            let refused = note.refused.iter();
+            manifest.annotations.extend(refused.map(|why| (format!("{REFUSED}{blob}"), why.clone())));
+        }
+        let tables: Vec<Vec<u8>> = described.iter().map(|(_, d)| d.table.encode()).collect();
+        for ((blob, described), table) in described.iter().zip(&tables) {
+            manifest.layers.push(descriptor(publish::TABLE, table, Some(blob)));
+            if !described.windows.is_empty() {
+                manifest.layers.push(descriptor(publish::WINDOWS, &described.windows, Some(blob)));
+            }
+        }
+        let bytes = Bytes::from(serde_json::to_vec(&manifest).map_err(|e| Error::Internal(e.to_string()))?);
+        let index = PublishedIndex::parse_converted(bytes, &image.digest)?;
+        for ((blob, described), table) in described.iter().zip(&tables) {
+            self.keep_layer(&self.store.layer(blob, Some(&index.digest)), described, table)?;
+        }
+        let dir = self.store.image(&image.digest);
+        dir.save_tree(Some(&index.digest), &tree)?;
+        write_atomic(&dir.path().join(CONVERTED), &index.bytes)?;
+        Ok(index)
+    }
+
+    fn keep_layer(&self, dir: &LayerDir, described: &Described, table: &[u8]) -> Result<(), Error> {
+        dir.save("windows", &described.windows)?;
+        if described.prefetch.is_empty() {
+            dir.remove(PREFETCH)?;
+        } else {
+            let ranges: Vec<[u64; 2]> = described.prefetch.iter().map(|r| [r.start, r.end]).collect();
+            let bytes = serde_json::to_vec(&ranges).map_err(|e| Error::Internal(e.to_string()))?;
+            dir.save(PREFETCH, &bytes)?;
+        }
+        // The same document names the same table: a data file that is here is of it.
+        dir.save("table", table)
+    }
+
+    /// The image's tree of layers that were described and layers that are here whole.
+    fn merge_described(
+        &self,
+        image: &Image,
+        mut layers: BTreeMap<usize, Described>,
+    ) -> Result<(Vec<(Digest, Described)>, Vec<u8>), Error> {
+        let mut trees: Vec<Tree> = Vec::new();
+        let mut devices = Vec::new();
+        for (number, layer) in image.manifest.layers.iter().enumerate() {
+            let (tree, size) = match layers.get_mut(&number) {
+                Some(described) => {
+                    let tree = std::mem::take(&mut described.tree);
+                    (tree, described.table.extents.data_size)
+                }
+                None => crate::pull::layer_tree(&self.store.layer(&layer.digest, None))?,
+            };
+            trees.push(tree);
+            devices.push(erofs::Device { tag: layer.digest.hex(), size });
+        }
+        let refs: Vec<_> = trees.iter().collect();
+        let merged = merge::merge(&refs).map_err(|e| Error::image("image", image.digest, e))?;
+        let tree = erofs::encode(&merged, &devices).map_err(|e| Error::image("image", image.digest, e))?;
+        let mut described: Vec<(Digest, Described)> = Vec::new();
+        for (number, layer) in layers {
+            let blob = image.manifest.layers[number].digest;
+            // A layer may stand in an image twice.
+            if described.iter().all(|(known, _)| *known != blob) {
+                described.push((blob, layer));
+            }
+        }
+        Ok((described, tree))
+    }
+}
+
+fn descriptor(media_type: &str, bytes: &[u8], layer: Option<&Digest>) -> Descriptor {
+    Descriptor {
+        media_type: media_type.to_owned(),
+        digest: Digest::of(bytes),
+        size: bytes.len() as u64,
+        annotations: layer.iter().map(|l| (publish::LAYER.to_owned(), l.to_string())).collect(),
+        platform: None,
+        artifact_type: None,
+    }
+}

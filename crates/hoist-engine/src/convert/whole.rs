@@ -1,0 +1,65 @@
+//! The full pull of an image that is no stack of tars: what was converted is filled to its end.
+
+use std::sync::Arc;
+
+use hoist_format::formats::{self, Covers};
+
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::image::Image;
+use crate::mount::verify;
+use crate::oci::codec_of;
+use crate::progress::Progress;
+
+/// Bytes of a data file that are asked for at once.
+const STEP: u64 = 32 << 20;
+
+impl Image {
+    /// Can its layers be unpacked as tars, each by itself?
+    pub(crate) fn is_of_tars(&self) -> bool {
+        let whole = |reader: &Box<dyn formats::Reader>| reader.covers() == Covers::Image;
+        self.manifest.layers.iter().all(|layer| codec_of(&layer.media_type).is_some())
+            && !formats::readers(&self.facts(false)).iter().any(whole)
+    }
+}
+
+impl Engine {
+    /// Fetches all of an image in the layout of its own format; gives the number of layers that had to be fetched.
+    ///
+    /// # Errors
+    /// When it cannot be read in that format, or something of it cannot be had.
+    pub(crate) async fn pull_converted(
+        &self,
+        image: &Image,
+        progress: &dyn Progress,
+    ) -> Result<usize, Error> {
+        let Some(index) = self.converted(image, progress).await? else {
+            let notes = self.notes(image, true).await.0;
+            let why = notes.values().find_map(|note| note.refused.clone());
+            let why = why.unwrap_or_else(|| "its layers are of no format that hoist reads".into());
+            return Err(Error::image("image", image.digest, why));
+        };
+        let (tree, devices) = self.published_tree(image, &index).await?;
+        let mut fetched = 0;
+        for (number, (blob, size)) in devices.into_iter().enumerate() {
+            let state = self.store.layer(&blob, Some(&index.digest)).state();
+            if !index.layers.contains_key(&blob) || state.complete && state.verified {
+                continue;
+            }
+            let layer = self.unwatched_layer(image, &index, (&blob, size), (&tree, number as u16))?;
+            let _held = layer.dir().hold()?;
+            progress.begin(&format!("pulling {}", image.name), size);
+            let failed = |e: crate::fill::FillError| Error::Layer { blob, why: e.to_string() };
+            let fill = Arc::clone(layer.fill().await.map_err(failed)?);
+            for at in (0..size).step_by(STEP as usize) {
+                let end = size.min(at + STEP);
+                fill.fill(at, end).await.map_err(failed)?;
+                progress.advance(end - at);
+            }
+            verify::finish(&fill, layer.dir()).await?;
+            progress.end();
+            fetched += 1;
+        }
+        Ok(fetched)
+    }
+}

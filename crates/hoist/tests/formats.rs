@@ -1,0 +1,356 @@
+//! Images that were converted for other systems, as those systems' own tools made them: read as they are.
+
+mod node;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use hoist_testkit::{Exceptions, Fault, FaultKind, When, compare_tree, fixtures_dir, push_layout};
+use node::{Mounted, Node, Published, REPO, count};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+/// A file of the layer with many files.
+const SMALL: &str = "many/d02/f1752";
+
+fn published(format: &str) -> Published {
+    Published::plain(&fixtures_dir().unwrap().join(format))
+}
+
+fn assert_right(mount: &Mounted, exceptions: &Exceptions) {
+    let differences = compare_tree(mount.root(), exceptions).unwrap();
+    assert_eq!(differences, [""; 0], "{} differences", differences.len());
+}
+
+fn inspect(node: &Node, image: &str, options: &[&str]) -> Value {
+    let told = node.says(&[&["inspect", "--json", image], options].concat());
+    serde_json::from_str(&told).unwrap()
+}
+
+fn sizes(told: &Value) -> Vec<u64> {
+    told["layers"].as_array().unwrap().iter().map(|l| l["size"].as_u64().unwrap()).collect()
+}
+
+/// Right lazily, with each driver, a small file at a small price; again without a registry; pulled; and with an index
+/// of ours.
+fn is_read_as_it_is(image: Published, named: &str, most: u64, exceptions: &Exceptions) {
+    for driver in ["erofs", "fuse"] {
+        let node = Node::new().with_driver(driver);
+        let told = inspect(&node, &image.name, &[]);
+        assert_eq!(told["lazy"], true, "{told}");
+        for layer in told["layers"].as_array().unwrap() {
+            assert!(layer["format"].as_str().unwrap().contains(named), "{told}");
+        }
+        image.proxy.reset();
+        let mount = node.mount(&image.name, &[]);
+        let names = hoist_testkit::reading::walk(mount.root()).unwrap();
+        assert!(names.paths > 2000, "{names:?}");
+        let whole: u64 = sizes(&told).iter().sum();
+        let metadata = image.proxy.stats().body_bytes;
+        mount.read(SMALL).unwrap();
+        let one = image.proxy.stats().body_bytes - metadata;
+        assert!(metadata < whole / 10 && one < whole / most, "{metadata} + {one} of {whole} bytes");
+        assert_right(&mount, exceptions);
+        let stats = mount.unmount();
+        assert!(count(&stats, "demand_stalls") > 0, "{stats}");
+
+        image.proxy.reset();
+        let mount = node.mount(&image.name, &[]);
+        assert_right(&mount, exceptions);
+        mount.unmount();
+        let blobs = image.proxy.log().iter().filter(|r| r.path.contains("/blobs/")).count();
+        assert_eq!(blobs, 0, "{:?}", image.proxy.log());
+        node.says(&["fsck"]);
+    }
+    let pulled = Node::new();
+    pulled.says(&["pull", &image.name]);
+    assert_right(&pulled.mount(&image.name, &[]), exceptions);
+
+    let offline = Node::new();
+    let mount = offline.mount(&image.name, &[]);
+    assert_right(&mount, exceptions);
+    mount.unmount();
+
+    let indexed = Node::new();
+    Node::new().says(&["index", "--push", &image.name]);
+    let told = inspect(&indexed, &image.name, &[]);
+    assert!(told["index"].is_string() && told["lazy"] == true, "{told}");
+    assert_right(&indexed.mount(&image.name, &[]), exceptions);
+
+    let Published { proxy, registry, name, digest } = image;
+    drop((proxy, registry));
+    assert_right(&pulled.mount(&name, &[]), exceptions);
+    assert_right(&offline.mount(&name, &[]), exceptions);
+    assert_right(&offline.mount(&format!("{}@{digest}", name.rsplit_once(':').unwrap().0), &[]), exceptions);
+}
+
+#[test]
+fn estargz() {
+    is_read_as_it_is(published("estargz"), "eStargz, TOC version 1", 4, &Exceptions::full());
+}
+
+#[test]
+fn estargz_with_several_files_in_a_member() {
+    is_read_as_it_is(published("estargz-inner"), "eStargz, TOC version 1", 1, &Exceptions::full());
+}
+
+#[test]
+fn estargz_with_its_toc_in_another_image() {
+    let image = published("estargz-extern");
+    let tocs = fixtures_dir().unwrap().join("estargz-extern-esgztoc");
+    push_layout(&image.registry.host(), REPO, "v1-esgztoc", &tocs).unwrap();
+    is_read_as_it_is(image, "its TOC in another image, TOC version 1", 4, &Exceptions::full());
+}
+
+#[test]
+fn zstd_chunked_of_stargz() {
+    is_read_as_it_is(published("zstdchunked-stargz"), "zstd:chunked of stargz", 4, &Exceptions::full());
+}
+
+#[test]
+fn zstd_chunked_of_containers() {
+    let image = published("zstdchunked-containers");
+    is_read_as_it_is(image, "zstd:chunked of containers", 4, &Exceptions::without_fifo());
+}
+
+/// An image layout of a test's own, made from a fixture.
+struct Layout(tempfile::TempDir);
+
+impl Layout {
+    fn of(fixture: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let from = fixtures_dir().unwrap().join(fixture);
+        fs::create_dir_all(dir.path().join("blobs/sha256")).unwrap();
+        for blob in fs::read_dir(from.join("blobs/sha256")).unwrap().flatten() {
+            fs::write(dir.path().join("blobs/sha256").join(blob.file_name()), fs::read(blob.path()).unwrap())
+                .unwrap();
+        }
+        for name in ["index.json", "oci-layout"] {
+            fs::write(dir.path().join(name), fs::read(from.join(name)).unwrap()).unwrap();
+        }
+        Self(dir)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn blob(&self, digest: &Value) -> PathBuf {
+        self.path().join("blobs").join(digest.as_str().unwrap().replace(':', "/"))
+    }
+
+    fn add(&self, bytes: &[u8]) -> String {
+        let hex: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+        fs::write(self.path().join("blobs/sha256").join(&hex), bytes).unwrap();
+        format!("sha256:{hex}")
+    }
+
+    fn json(&self, path: &Path) -> Value {
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    }
+
+    /// Changes the manifest of its image.
+    fn change(&self, change: impl FnOnce(&mut Value)) {
+        let mut index = self.json(&self.path().join("index.json"));
+        let old = self.blob(&index["manifests"][0]["digest"]);
+        let mut manifest = self.json(&old);
+        change(&mut manifest);
+        let bytes = serde_json::to_vec(&manifest).unwrap();
+        fs::remove_file(old).unwrap();
+        index["manifests"][0]["digest"] = self.add(&bytes).into();
+        index["manifests"][0]["size"] = bytes.len().into();
+        fs::write(self.path().join("index.json"), serde_json::to_vec(&index).unwrap()).unwrap();
+    }
+}
+
+fn filter(program: &str, args: &[&str], input: &[u8]) -> Vec<u8> {
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("{program}: {e}"));
+    let (mut to, input) = (child.stdin.take().unwrap(), input.to_vec());
+    let feeding = std::thread::spawn(move || std::io::Write::write_all(&mut to, &input));
+    let output = child.wait_with_output().unwrap();
+    let _ = feeding.join();
+    output.stdout
+}
+
+const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+
+/// The image whose TOCs stand in another one, with the TOC of its first layer told otherwise: by `change`, and then
+/// as bytes by `damage`.
+fn retold(change: impl FnOnce(&mut Vec<Value>)) -> (Published, Layout) {
+    let (image, tocs) = (Layout::of("estargz-extern"), Layout::of("estargz-extern-esgztoc"));
+    let mut digest = String::new();
+    let mut about = Value::Null;
+    tocs.change(|manifest| {
+        let layers = manifest["layers"].as_array_mut().unwrap();
+        let layer = layers.iter_mut().max_by_key(|l| l["size"].as_u64()).unwrap();
+        about = layer["annotations"]["containerd.io/snapshot/stargz/layer.digest"].clone();
+        let tar = filter("gzip", &["-dc"], &fs::read(tocs.blob(&layer["digest"])).unwrap());
+        let size = u64::from_str_radix(std::str::from_utf8(&tar[124..135]).unwrap(), 8).unwrap() as usize;
+        let mut toc: Value = serde_json::from_slice(&tar[512..512 + size]).unwrap();
+        change(toc["entries"].as_array_mut().unwrap());
+        let json = serde_json::to_vec(&toc).unwrap();
+        digest = tocs.add(&json);
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("stargz.index.json"), &json).unwrap();
+        let tar = filter("tar", &["-C", dir.path().to_str().unwrap(), "-c", "stargz.index.json"], b"");
+        let stored = filter("gzip", &["-n"], &tar);
+        layer["digest"] = tocs.add(&stored).into();
+        layer["size"] = stored.len().into();
+    });
+    image.change(|manifest| {
+        let layers = manifest["layers"].as_array_mut().unwrap();
+        let layer = layers.iter_mut().find(|l| l["digest"] == about).unwrap();
+        layer["annotations"][TOC_DIGEST] = digest.into();
+    });
+    let published = Published::plain(image.path());
+    push_layout(&published.registry.host(), REPO, "v1-esgztoc", tocs.path()).unwrap();
+    (published, tocs)
+}
+
+fn entry<'a>(entries: &'a mut [Value], name: &str) -> &'a mut Value {
+    entries.iter_mut().find(|e| e["name"] == name).unwrap()
+}
+
+/// The plain fallback was taken: nothing of that layer is lazy, and it is right all the same.
+fn falls_back(image: &Published, options: &[&str], reason: &str) {
+    let node = Node::new();
+    let told = inspect(&node, &image.name, options);
+    let refused = |l: &&Value| l["note"].as_str().is_some_and(|note| note.contains(reason));
+    assert!(told["layers"].as_array().unwrap().iter().any(|l| refused(&l)), "{reason}: {told}");
+    let mount = node.mount(&image.name, options);
+    assert_right(&mount, &Exceptions::full());
+    mount.unmount();
+}
+
+#[test]
+fn a_toc_that_cannot_be_is_not_used() {
+    type Change = fn(&mut Vec<Value>);
+    let lies: [(&str, Change); 6] = [
+        ("beyond its blob", |e| entry(e, SMALL)["offset"] = 1_000_000_000.into()),
+        ("beyond the end of its file", |e| entry(e, "big/text-9m")["chunkSize"] = 99_000_000.into()),
+        ("does not follow its file", |e| e.retain(|e| e["name"] != "big/text-9m" || e["type"] != "reg")),
+        ("not all of it", |e| e.retain(|e| e["type"] != "chunk")),
+        ("can hold", |e| entry(e, SMALL)["size"] = 50_000_000.into()),
+        ("many levels of symbolic links", |e| {
+            for (name, to) in [("loop-a", "loop-b"), ("loop-b", "loop-a")] {
+                e.push(serde_json::json!({ "name": name, "type": "symlink", "linkName": to }));
+            }
+            e.push(serde_json::json!({ "name": "loop-a/below", "type": "dir" }));
+        }),
+    ];
+    for (reason, change) in lies {
+        let (image, _tocs) = retold(change);
+        falls_back(&image, &[], reason);
+    }
+}
+
+/// A TOC whose digests are of other bytes: of the files concerned nothing can be read, and of the others all.
+#[test]
+fn bytes_that_a_toc_does_not_vouch_for_are_never_shown() {
+    let other = "big/text-9m";
+    let (image, _tocs) = retold(|entries| {
+        let taken = entry(entries, other)["chunkDigest"].clone();
+        let small = entry(entries, SMALL);
+        (small["digest"], small["chunkDigest"]) = (taken.clone(), taken);
+    });
+    let node = Node::new();
+    let mount = node.mount(&image.name, &["--read-timeout", "20"]);
+    let said = mount.read(SMALL).unwrap_err();
+    assert_eq!(said.raw_os_error(), Some(libc::EIO), "{said}");
+    assert_eq!(mount.read(other).unwrap().len(), 9 << 20);
+}
+
+/// A TOC that names a path twice means the one that it names last.
+#[test]
+fn a_toc_that_names_a_file_twice() {
+    let (image, _tocs) = retold(|entries| {
+        let mut again = entry(entries, "big/text-9m").clone();
+        again["size"] = 4_194_304.into();
+        entries.push(again);
+    });
+    let node = Node::new();
+    let mount = node.mount(&image.name, &[]);
+    assert_eq!(mount.read("big/text-9m").unwrap().len(), 4 << 20);
+}
+
+/// A digest in the manifest that is of another TOC; and one that is missing, which is a matter of trust.
+#[test]
+fn a_toc_is_what_the_manifest_says_or_a_matter_of_trust() {
+    let layout = Layout::of("estargz");
+    layout.change(|manifest| {
+        let layers = manifest["layers"].as_array_mut().unwrap();
+        let other = layers[1]["annotations"][TOC_DIGEST].clone();
+        layers[0]["annotations"][TOC_DIGEST] = other;
+    });
+    // The other layer is read as it is, in the same image.
+    falls_back(&Published::plain(layout.path()), &[], "its manifest says");
+
+    let layout = Layout::of("estargz");
+    layout.change(|manifest| {
+        for layer in manifest["layers"].as_array_mut().unwrap() {
+            layer.as_object_mut().unwrap().remove("annotations");
+        }
+    });
+    let image = Published::plain(layout.path());
+    let node = Node::new();
+    assert_eq!(inspect(&node, &image.name, &["--trust-index", "local"])["lazy"], false);
+    assert_eq!(inspect(&node, &image.name, &[])["lazy"], true);
+    let mount = node.mount(&image.name, &[]);
+    assert_right(&mount, &Exceptions::full());
+    let stats = mount.unmount();
+    assert!(count(&stats, "demand_stalls") > 0, "{stats}");
+    // With a digest in the manifest no registry needs to be trusted; without any trust nothing is read lazily.
+    let image = published("estargz");
+    assert_eq!(inspect(&node, &image.name, &["--trust-index", "local"])["lazy"], true);
+    assert_eq!(inspect(&node, &image.name, &["--trust-index", "none"])["lazy"], false);
+}
+
+/// A layer without a TOC stands whole beside one that is read as it is.
+#[test]
+fn layers_of_one_image_may_differ() {
+    let (estargz, gzip) = (Layout::of("estargz"), Layout::of("gzip"));
+    let index = gzip.json(&gzip.path().join("index.json"));
+    let plain = gzip.json(&gzip.blob(&index["manifests"][0]["digest"]));
+    let plain_config = gzip.json(&gzip.blob(&plain["config"]["digest"]));
+    estargz.change(|manifest| {
+        let top = plain["layers"][1].clone();
+        estargz.add(&fs::read(gzip.blob(&top["digest"])).unwrap());
+        manifest["layers"][1] = top;
+        let mut config = estargz.json(&estargz.blob(&manifest["config"]["digest"]));
+        config["rootfs"]["diff_ids"][1] = plain_config["rootfs"]["diff_ids"][1].clone();
+        let bytes = serde_json::to_vec(&config).unwrap();
+        manifest["config"]["digest"] = estargz.add(&bytes).into();
+        manifest["config"]["size"] = bytes.len().into();
+    });
+    let image = Published::plain(estargz.path());
+    for driver in ["erofs", "fuse"] {
+        let node = Node::new().with_driver(driver);
+        let told = inspect(&node, &image.name, &[]);
+        assert!(told["lazy"] == true && told["layers"][1]["format"] == "tar+gzip", "{told}");
+        let mount = node.mount(&image.name, &[]);
+        assert_right(&mount, &Exceptions::full());
+        let stats = mount.unmount();
+        assert!(count(&stats, "demand_stalls") > 0, "{stats}");
+    }
+}
+
+/// Bits that flip on the way are noticed: once and it is fetched again, always and it is an error.
+#[test]
+fn flipped_bits_are_never_shown() {
+    let image = published("estargz");
+    for (when, is_right) in [(When::Nth(1), true), (When::Always, false)] {
+        let node = Node::new();
+        let mount = node.mount(&image.name, &["--read-timeout", "20"]);
+        image.proxy.inject(Fault::new("/blobs/", when, FaultKind::FlipBit(40)));
+        let read = mount.read(SMALL);
+        assert_eq!(read.is_ok(), is_right, "{when:?}: {read:?}");
+        image.proxy.clear_faults();
+        assert_right(&mount, &Exceptions::full());
+    }
+}
