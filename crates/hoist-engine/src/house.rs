@@ -136,6 +136,16 @@ impl Engine {
         look.await.map_err(|e| Error::Internal(e.to_string()))?
     }
 
+    /// The same, of what is here alone: nobody is asked.
+    ///
+    /// # Errors
+    /// When what is here of it is damaged.
+    pub fn inspect_here(&self, image: &Image) -> Result<Inspection, Error> {
+        let kept = self.kept_conversion(image);
+        let notes = kept.as_ref().map(|kept| kept.notes()).unwrap_or_default();
+        self.look(image, &notes, kept.is_some())
+    }
+
     fn look(
         &self,
         image: &Image,

@@ -311,9 +311,7 @@ pub(crate) fn layer_tree(folder: &LayerDir) -> Result<(Tree, u64), Error> {
         // Nothing is made of it any more, and the next pull brings it again.
         let disowned = folder.disown();
         let path = folder.file(name);
-        disowned
-            .err()
-            .unwrap_or(Error::Store { path, why: format!("is damaged: {e}; pull the image again") })
+        disowned.err().unwrap_or(Error::Store { path, why: format!("is damaged: {e}; pull the image again") })
     };
     let part = |name: &str, digest: fn(&Parts) -> &Digest| {
         folder.sound_part(name, digest).ok_or_else(|| bad(name, &"it is not what was written"))

@@ -126,6 +126,8 @@ pub trait Reader: Send {
     fn covers(&self) -> Covers;
     /// The format, for people; more is known when it is done.
     fn format(&self) -> &'static str;
+    /// Is it known to be of this format? If not, that it could not be looked at says nothing.
+    fn is_certain(&self) -> bool;
     /// The next step; `answers` are those to the step before, none at first.
     ///
     /// # Errors

@@ -198,7 +198,7 @@ fn retold(change: impl FnOnce(&mut Vec<Value>)) -> (Published, Layout) {
         digest = tocs.add(&json);
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("stargz.index.json"), &json).unwrap();
-        let tar = filter("tar", &["-C", dir.path().to_str().unwrap(), "-c", "stargz.index.json"], b"");
+        let tar = filter("tar", &["-C", dir.path().to_str().unwrap(), "-cf", "-", "stargz.index.json"], b"");
         let stored = filter("gzip", &["-n"], &tar);
         layer["digest"] = tocs.add(&stored).into();
         layer["size"] = stored.len().into();
@@ -232,7 +232,7 @@ fn falls_back(image: &Published, options: &[&str], reason: &str) {
 fn a_toc_that_cannot_be_is_not_used() {
     type Change = fn(&mut Vec<Value>);
     let lies: [(&str, Change); 6] = [
-        ("beyond its blob", |e| entry(e, SMALL)["offset"] = 1_000_000_000.into()),
+        ("behind the last one", |e| entry(e, SMALL)["offset"] = 1_000_000_000.into()),
         ("beyond the end of its file", |e| entry(e, "big/text-9m")["chunkSize"] = 99_000_000.into()),
         ("does not follow its file", |e| e.retain(|e| e["name"] != "big/text-9m" || e["type"] != "reg")),
         ("not all of it", |e| e.retain(|e| e["type"] != "chunk")),
@@ -260,7 +260,7 @@ fn bytes_that_a_toc_does_not_vouch_for_are_never_shown() {
         (small["digest"], small["chunkDigest"]) = (taken.clone(), taken);
     });
     let node = Node::new();
-    let mount = node.mount(&image.name, &["--read-timeout", "20"]);
+    let mount = node.mount(&image.name, &["--read-timeout", "20s"]);
     let said = mount.read(SMALL).unwrap_err();
     assert_eq!(said.raw_os_error(), Some(libc::EIO), "{said}");
     assert_eq!(mount.read(other).unwrap().len(), 9 << 20);
@@ -346,7 +346,7 @@ fn flipped_bits_are_never_shown() {
     let image = published("estargz");
     for (when, is_right) in [(When::Nth(1), true), (When::Always, false)] {
         let node = Node::new();
-        let mount = node.mount(&image.name, &["--read-timeout", "20"]);
+        let mount = node.mount(&image.name, &["--read-timeout", "20s"]);
         image.proxy.inject(Fault::new("/blobs/", when, FaultKind::FlipBit(40)));
         let read = mount.read(SMALL);
         assert_eq!(read.is_ok(), is_right, "{when:?}: {read:?}");

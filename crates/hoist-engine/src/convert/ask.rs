@@ -45,7 +45,11 @@ async fn drive(mut reader: Box<dyn Reader>, image: &Image) -> Result<Found, Refu
         }
         let fetching = wants.into_iter().map(|want| fetch(want, image));
         let fetched = futures_util::future::try_join_all(fetching).await;
-        answers = fetched.map_err(|e| failed(format!("its metadata cannot be fetched: {e}")))?;
+        answers = match fetched {
+            Ok(answers) => answers,
+            Err(_) if !reader.is_certain() => return Err(Refusal::Other),
+            Err(e) => return Err(failed(format!("its metadata cannot be fetched: {e}"))),
+        };
     }
     Err(failed(format!("its metadata is not at an end after {MAX_STEPS} steps")))
 }

@@ -61,7 +61,7 @@ impl Engine {
         };
         if !trusted
             || self.store.distrusted(&index.digest).is_some()
-            || !dir.tree_path(Some(&index.digest)).exists()
+            || dir.sound_tree(Some(&index.digest)).is_none()
         {
             return None;
         }

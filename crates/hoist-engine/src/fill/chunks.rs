@@ -76,6 +76,7 @@ impl LayerFill {
     ) -> Result<(), FillError> {
         let (Some(table), Some(first)) = (self.table.spans.chunks(), runs.first()) else { return Ok(()) };
         let mut assembler = Assembler::new(&self.table.extents, table.stream_range(first.start).start);
+        let mut failed = None;
         for run in runs {
             let whole = self.blob_range_of(run);
             let mut held = BytesMut::new();
@@ -92,10 +93,17 @@ impl LayerFill {
                 }
                 let stored = &held[..(range.end - range.start) as usize];
                 let state = states.get(chunk - first.start).and_then(Option::as_deref);
-                self.take_chunk(table, chunk, stored, state, &mut assembler)?;
+                match self.take_chunk(table, chunk, stored, state, &mut assembler) {
+                    Err(e @ FillError::Corrupt(_)) => {
+                        // Those who wait for others of these chunks have done nothing wrong.
+                        failed.get_or_insert(e);
+                        assembler = Assembler::new(&self.table.extents, table.stream_range(chunk).end);
+                    }
+                    taken => taken?,
+                }
             }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     fn take_chunk(

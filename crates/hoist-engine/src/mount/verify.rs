@@ -86,8 +86,7 @@ async fn settle(engine: &Engine, image: &Image, index: &Digest, layer: &LazyLaye
     loop {
         let doubt = layer.doubt().raised().await;
         let Some(fill) = layer.filling() else { continue };
-        let whole =
-            crate::pull::fetch_and_ingest(expected, &image.source, None, None, None, silent).await;
+        let whole = crate::pull::fetch_and_ingest(expected, &image.source, None, None, None, silent).await;
         let table = fill.table().encode();
         let settled = whole.and_then(|(done, _)| match crate::check::lie(&table, &done.table.encode()) {
             Some(why) => {

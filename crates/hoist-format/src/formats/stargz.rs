@@ -98,6 +98,10 @@ impl Reader for Stargz {
         self.format
     }
 
+    fn is_certain(&self) -> bool {
+        self.annotated() || !matches!(self.at, At::Start | At::Tail)
+    }
+
     fn step(&mut self, answers: Vec<Option<Vec<u8>>>) -> Result<Step, Refusal> {
         let mut answer = answers.into_iter().next().flatten();
         let mut came =

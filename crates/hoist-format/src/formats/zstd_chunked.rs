@@ -106,6 +106,10 @@ impl Reader for ZstdChunked {
         "zstd:chunked"
     }
 
+    fn is_certain(&self) -> bool {
+        self.dialect.is_some() || self.pinned() || matches!(self.at, At::Toc(..))
+    }
+
     fn step(&mut self, answers: Vec<Option<Vec<u8>>>) -> Result<Step, Refusal> {
         let came = answers.into_iter().next().flatten();
         let missing = || Refusal::because("its TOC is not there");

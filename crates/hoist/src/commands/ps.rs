@@ -87,7 +87,7 @@ async fn in_store(global: &Global, record: &container::Record) -> Option<(u64, u
     let digest = record.digest.as_ref()?.parse().ok()?;
     let engine = crate::engine_glue::open(global).ok()?;
     let image = engine.known(record.image.as_deref()?, digest).await.ok()??;
-    let layers = engine.inspect(&image).ok()?.layers;
+    let layers = engine.inspect_here(&image).ok()?.layers;
     layers.iter().try_fold((0, 0), |sum, layer| {
         let (here, total) = layer.present?;
         Some((sum.0 + here, sum.1 + total))
