@@ -40,7 +40,7 @@ impl Exceptions {
         Self::default()
     }
 
-    /// The plain and the no-path-twice trees, which have no FIFO: nydus, zstd:chunked of containers/storage.
+    /// The plain tree, which has no FIFO: nydus.
     pub fn without_fifo() -> Self {
         Self { without: vec!["dev/fifo".into()], besides: Vec::new() }
     }
