@@ -243,7 +243,7 @@ impl Engine {
         };
         let mut converted = None;
         let lazy = match lazy {
-            None if !own => match self.converted(image, progress).await? {
+            None if own.is_none() => match self.converted(image, progress).await? {
                 Some(index) => {
                     let lazy = self.lazy(image, &index, purpose, driver).await?;
                     why = self.lazy_as_it_is(image, &index.notes());
