@@ -53,7 +53,7 @@ pub struct Ingest {
     /// Hashing the blob is a third of a second per gigabyte that inflating need not wait for.
     hashed: Option<SyncSender<Bytes>>,
     hash: thread::JoinHandle<Result<(Digest, u64), Error>>,
-    decode: thread::JoinHandle<Result<Option<(Decoded, Vec<u8>)>, Error>>,
+    decode: thread::JoinHandle<Result<Option<Inflated>, Error>>,
     build: thread::JoinHandle<Result<(Layer, Digest), Error>>,
     expected: Expected,
 }
@@ -104,7 +104,7 @@ impl Ingest {
         let decoded = decoded?;
         let (mut layer, diff_id) = built?;
         let stopped = || Error::Internal("the builder stopped without a word".into());
-        let (Decoded { spans, windows }, tail) = decoded.ok_or_else(stopped)?;
+        let Inflated { decoded: Decoded { spans, windows }, tail } = decoded.ok_or_else(stopped)?;
         if diff_id != wanted.diff_id {
             let which = "its diffID";
             return Err(Error::Digest { blob, which, found: diff_id, wanted: wanted.diff_id });
@@ -113,6 +113,13 @@ impl Ingest {
         let table = Table { extents: layer.extents.clone(), spans: Spans::Linear(spans) };
         Ok(Ingested { layer, table, windows })
     }
+}
+
+/// What the decoding thread found.
+struct Inflated {
+    decoded: Decoded,
+    /// The blob's last bytes, [`formats::TAIL`] of them or all.
+    tail: Vec<u8>,
 }
 
 fn spawn<T: Send + 'static>(
@@ -149,7 +156,7 @@ fn decode(
     input: Receiver<Bytes>,
     out: SyncSender<Piece>,
     recycled: Receiver<Piece>,
-) -> Result<Option<(Decoded, Vec<u8>)>, Error> {
+) -> Result<Option<Inflated>, Error> {
     let bad = |e: &dyn std::fmt::Display| Error::Layer { blob, why: e.to_string() };
     let mut decoder = StreamDecoder::new(codec, true).map_err(|e| bad(&e))?;
     let mut give = |block: &[u8]| {
@@ -170,7 +177,7 @@ fn decode(
         Err(Halt::Stopped) => return Ok(None),
         Err(e) => return Err(bad(&e)),
     }
-    decoder.finish().map(|decoded| Some((decoded, tail))).map_err(|e| bad(&e))
+    decoder.finish().map(|decoded| Some(Inflated { decoded, tail })).map_err(|e| bad(&e))
 }
 
 fn build(

@@ -29,6 +29,9 @@ const REFUSED: &str = "dev.hoist.refused.";
 /// Ranges of a layer's data file that are read first: pairs of numbers, as JSON.
 pub(crate) const PREFETCH: &str = "prefetch";
 
+/// What was described, each blob once.
+type ByBlob = Vec<(Digest, Described)>;
+
 impl PublishedIndex {
     /// What a document of a conversion says of the layers' formats.
     pub(crate) fn notes(&self) -> BTreeMap<Digest, Note> {
@@ -178,7 +181,7 @@ impl Engine {
         &self,
         image: &Image,
         mut layers: BTreeMap<usize, Described>,
-    ) -> Result<(Vec<(Digest, Described)>, Vec<u8>), Error> {
+    ) -> Result<(ByBlob, Vec<u8>), Error> {
         let mut trees: Vec<Tree> = Vec::new();
         let mut devices = Vec::new();
         for (number, layer) in image.manifest.layers.iter().enumerate() {
@@ -195,7 +198,7 @@ impl Engine {
         let refs: Vec<_> = trees.iter().collect();
         let merged = merge::merge(&refs).map_err(|e| Error::image("image", image.digest, e))?;
         let tree = erofs::encode(&merged, &devices).map_err(|e| Error::image("image", image.digest, e))?;
-        let mut described: Vec<(Digest, Described)> = Vec::new();
+        let mut described = ByBlob::new();
         for (number, layer) in layers {
             let blob = image.manifest.layers[number].digest;
             // A layer may stand in an image twice.

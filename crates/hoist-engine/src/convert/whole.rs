@@ -17,9 +17,8 @@ const STEP: u64 = 32 << 20;
 impl Image {
     /// Can its layers be unpacked as tars, each by itself?
     pub(crate) fn is_of_tars(&self) -> bool {
-        let whole = |reader: &Box<dyn formats::Reader>| reader.covers() == Covers::Image;
         self.manifest.layers.iter().all(|layer| codec_of(&layer.media_type).is_some())
-            && !formats::readers(&self.facts(false)).iter().any(whole)
+            && formats::readers(&self.facts(false)).iter().all(|reader| reader.covers() != Covers::Image)
     }
 }
 
