@@ -87,7 +87,7 @@ fn compare_names(tree: &Tree, path: &[u8], at: &Path) {
 fn compare(at: &Path, inode: &Inode, links: u64) {
     let meta = fs::symlink_metadata(at).unwrap_or_else(|e| panic!("{at:?}: {e}"));
     let (time, want) = (inode.meta.mtime, &inode.meta);
-    assert_eq!(meta.mode() & 0o7777, want.perm.into(), "{at:?}");
+    assert_eq!(meta.mode() & 0o7777, u32::from(want.perm), "{at:?}");
     assert_eq!((meta.uid(), meta.gid()), (want.uid, want.gid), "{at:?}");
     assert_eq!((meta.mtime(), meta.mtime_nsec()), (time.secs, time.nanos.into()), "{at:?}");
     assert_eq!(meta.nlink(), links, "{at:?}");
