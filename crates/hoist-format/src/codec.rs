@@ -20,6 +20,7 @@ mod zstd;
 
 pub use block_run::{BlockAlgorithm, BlockRun, checksum};
 pub use buffer::{Output, Piece};
+pub(crate) use chunk::decode_bytes;
 pub use chunk::{ChunkError, decode_chunk};
 pub use span_decoder::SpanDecoder;
 pub use stream_decoder::{Decoded, StreamDecoder};

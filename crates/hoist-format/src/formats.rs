@@ -3,6 +3,8 @@
 //! A [`Reader`] is asked step by step: it says what to fetch, is given the bytes, and in the end says what it found,
 //! or why the image cannot be read lazily. So nothing here does I/O, and nobody outside needs to know a format's name.
 
+mod erofs;
+mod overlaybd;
 mod rfc3339;
 mod stargz;
 mod toc;
@@ -137,9 +139,13 @@ pub trait Reader: Send {
 
 /// The readers for an image, at most one for each layer; one for the whole image comes first and alone if it succeeds.
 pub fn readers(image: &ImageFacts) -> Vec<Box<dyn Reader>> {
+    if let Some(whole) = overlaybd::reader(image) {
+        return vec![whole];
+    }
     let mut readers: Vec<Box<dyn Reader>> = Vec::new();
     for (number, layer) in image.layers.iter().enumerate() {
-        let reader = zstd_chunked::reader(number, layer, image.unpinned)
+        let reader = erofs::reader(number, layer)
+            .or_else(|| zstd_chunked::reader(number, layer, image.unpinned))
             .or_else(|| stargz::reader(number, layer, image.unpinned));
         readers.extend(reader);
     }

@@ -32,6 +32,8 @@ pub struct Exceptions {
     pub without: Vec<String>,
     /// Paths that the tree has besides.
     pub besides: Vec<String>,
+    /// Folders without an entry of their own, and the root, have mode 0777.
+    pub open_folders: bool,
 }
 
 impl Exceptions {
@@ -42,12 +44,28 @@ impl Exceptions {
 
     /// The plain tree, which has no FIFO: nydus.
     pub fn without_fifo() -> Self {
-        Self { without: vec!["dev/fifo".into()], besides: Vec::new() }
+        Self { without: vec!["dev/fifo".into()], ..Self::default() }
     }
 
-    /// What ext4 adds of its own: overlaybd, TurboOCI on ext4.
+    /// What ext4 adds of its own, and an owner that overlaybd's tools lose: overlaybd, TurboOCI on ext4.
     pub fn ext4() -> Self {
-        Self { without: Vec::new(), besides: vec!["lost+found".into()] }
+        let owner_lost = "ids/big".to_owned();
+        Self {
+            without: vec![owner_lost.clone()],
+            besides: vec!["lost+found".into(), owner_lost],
+            ..Self::default()
+        }
+    }
+
+    /// What mkfs.erofs makes of folders without an entry of their own: native EROFS layers.
+    pub fn erofs() -> Self {
+        Self { open_folders: true, ..Self::default() }
+    }
+
+    /// And a name that overlaybd's tools cut by a byte: TurboOCI on EROFS.
+    pub fn turbo_erofs() -> Self {
+        let name = |len| format!("names/{}", "n".repeat(len));
+        Self { without: vec![name(255)], besides: vec![name(254)], open_folders: true }
     }
 }
 
@@ -134,6 +152,10 @@ pub fn compare_tree(mounted: &Path, exceptions: &Exceptions) -> Result<Vec<Strin
         let unpack_time = wanted.kind == "dir" && wanted.mtime_ns > UNPACKED_AFTER_NS;
         if path == b"." || path.starts_with(b"times/") || unpack_time {
             wanted.mtime_ns = found.get(path).map_or(0, |found| found.mtime_ns);
+        }
+        let is_open = found.get(path).is_some_and(|found| found.mode & 0o7777 == 0o777);
+        if exceptions.open_folders && (path == b"." || unpack_time) && is_open {
+            wanted.mode = found.get(path).map_or(0, |found| found.mode);
         }
     }
     Ok(tree::diff(&found, &wanted))

@@ -114,6 +114,114 @@ fn zstd_chunked_of_containers() {
     is_read_as_it_is(image, "zstd:chunked of containers", 4, &Exceptions::full());
 }
 
+/// Right with each driver, read as it is; again without a registry; pulled; and told of. Gives what it took: to mount and
+/// list, to read one small file, and what all layers have.
+fn is_converted(image: Published, named: &str, exceptions: &Exceptions) -> (u64, u64) {
+    let mut taken = (0, 0);
+    for driver in ["erofs", "fuse"] {
+        let node = Node::new().with_driver(driver);
+        image.proxy.reset();
+        let mount = node.mount(&image.name, &[]);
+        let names = hoist_testkit::reading::walk(mount.root()).unwrap();
+        assert!(names.paths > 2000, "{names:?}");
+        let metadata = image.proxy.stats().body_bytes;
+        mount.read(SMALL).unwrap();
+        taken = (metadata, image.proxy.stats().body_bytes - metadata);
+        assert_right(&mount, exceptions);
+        let stats = mount.unmount();
+        assert!(count(&stats, "demand_stalls") > 0, "{stats}");
+
+        image.proxy.reset();
+        let mount = node.mount(&image.name, &[]);
+        assert_right(&mount, exceptions);
+        mount.unmount();
+        let blobs = image.proxy.log().iter().filter(|r| r.path.contains("/blobs/")).count();
+        assert_eq!(blobs, 0, "{:?}", image.proxy.log());
+        node.says(&["fsck"]);
+        let told = inspect(&node, &image.name, &[]);
+        for layer in told["layers"].as_array().unwrap() {
+            assert!(layer["format"].as_str().unwrap().starts_with(named), "{told}");
+        }
+    }
+    let pulled = Node::new();
+    pulled.says(&["pull", &image.name]);
+    assert_right(&pulled.mount(&image.name, &[]), exceptions);
+    let Published { proxy, registry, name, .. } = image;
+    drop((proxy, registry));
+    assert_right(&pulled.mount(&name, &[]), exceptions);
+    taken
+}
+
+/// Bytes of the largest layer, or of the originals of TurboOCI.
+const OVERLAYBD: u64 = 6_788_096;
+const ORIGINAL: u64 = 3_043_686;
+
+#[test]
+fn overlaybd() {
+    let (metadata, one) = is_converted(published("overlaybd"), "overlaybd 0.1.0 (ext4)", &Exceptions::ext4());
+    assert!(metadata < OVERLAYBD / 8 && one < OVERLAYBD / 10, "{metadata} + {one}");
+}
+
+#[test]
+fn turbooci_on_ext4() {
+    let named = "TurboOCI 0.1.0-turbo.ociv1 (ext4)";
+    let (metadata, one) = is_converted(published("turbooci-ext4"), named, &Exceptions::ext4());
+    assert!(metadata < 120 << 10 && one < ORIGINAL / 2, "{metadata} + {one}");
+}
+
+#[test]
+fn turbooci_on_erofs() {
+    let named = "TurboOCI 0.1.0-turbo.ociv1 (erofs)";
+    let (metadata, one) = is_converted(published("turbooci-erofs"), named, &Exceptions::turbo_erofs());
+    assert!(metadata < 120 << 10 && one < ORIGINAL / 2, "{metadata} + {one}");
+}
+
+/// The blob is verified whole; what is read then comes again, and is held to what was found.
+#[test]
+fn erofs_layers() {
+    let (_, one) = is_converted(published("erofs-raw"), "EROFS (whole blob", &Exceptions::erofs());
+    assert!(one < 8 << 20, "{one}");
+}
+
+#[test]
+fn erofs_layers_within_zstd() {
+    is_converted(published("erofs-zstd"), "EROFS within zstd", &Exceptions::erofs());
+}
+
+#[test]
+fn erofs_layers_of_compressed_clusters() {
+    is_converted(published("erofs-lz4hc"), "EROFS (whole blob", &Exceptions::erofs());
+}
+
+/// Nothing else can be made of a block device: the reason is said, and nothing is mounted.
+#[test]
+fn block_devices_that_cannot_be_read_are_refused() {
+    let layout = Layout::of("overlaybd");
+    layout.change(|manifest| {
+        let layer = &mut manifest["layers"][1];
+        let mut blob = fs::read(layout.blob(&layer["digest"])).unwrap();
+        blob[1536 + 40] ^= 1;
+        let digest = layout.add(&blob);
+        layer["digest"] = digest.clone().into();
+        let mut config = layout.json(&layout.blob(&manifest["config"]["digest"]));
+        config["rootfs"]["diff_ids"][1] = digest.into();
+        let bytes = serde_json::to_vec(&config).unwrap();
+        manifest["config"]["digest"] = layout.add(&bytes).into();
+        manifest["config"]["size"] = bytes.len().into();
+    });
+    let damaged = Published::plain(layout.path());
+    let sound = published("overlaybd");
+    for (image, options, reason) in
+        [(&damaged, &[][..], "another checksum"), (&sound, &["--trust-index", "local"], "no digests")]
+    {
+        let node = Node::new();
+        let pull = node.fails(&[&["pull", &image.name], options].concat());
+        assert!(pull.contains(reason), "{pull}");
+        let mount = node.try_mount(&image.name, options).err().unwrap();
+        assert!(mount.contains(reason), "{mount}");
+    }
+}
+
 /// An image layout of a test's own, made from a fixture.
 struct Layout(tempfile::TempDir);
 

@@ -63,26 +63,13 @@ pub fn decode_chunk<'a>(
         return Err(ChunkError::Stored(i));
     }
     let codec = |source| ChunkError::Codec { chunk: i, source };
-    let damaged = |what| codec(CodecError::Chunk { what });
     let state = match table.state(i) {
         None => Vec::new(),
         Some(known) => {
             open_state(state, known).map_err(|source| codec(CodecError::Window { span: i, source }))?
         }
     };
-    let bytes: Cow<'a, [u8]> = match chunk.codec {
-        ChunkCodec::Plain => Cow::Borrowed(&stored[..stored.len().min(wanted as usize)]),
-        ChunkCodec::Gzip => stream(Codec::Gzip, None, stored, wanted).map_err(codec)?.into(),
-        ChunkCodec::Zstd => stream(Codec::Zstd, None, stored, wanted).map_err(codec)?.into(),
-        ChunkCodec::Inflate => {
-            stream(Codec::Gzip, Some((chunk.bits, &state)), stored, wanted).map_err(codec)?.into()
-        }
-        ChunkCodec::Lz4 => lz4_block(stored, wanted as usize).map_err(damaged)?.into(),
-        ChunkCodec::BlockRun => {
-            let run = BlockRun::decode(&state).map_err(damaged)?;
-            run.decompress(stored, wanted as usize).map_err(damaged)?.into()
-        }
-    };
+    let bytes = decode_bytes(chunk.codec, chunk.bits, &state, stored, wanted).map_err(codec)?;
     if bytes.len() as u64 != wanted {
         return Err(ChunkError::Short { chunk: i, got: bytes.len() as u64, wanted });
     }
@@ -93,6 +80,29 @@ pub fn decode_chunk<'a>(
         }
     }
     Ok(bytes)
+}
+
+/// Up to `wanted` bytes that a stored chunk decodes to, which nothing is checked of; `state`: decompressed, if it needs
+/// one.
+pub(crate) fn decode_bytes<'a>(
+    codec: ChunkCodec,
+    bits: u8,
+    state: &[u8],
+    stored: &'a [u8],
+    wanted: u64,
+) -> Result<Cow<'a, [u8]>, CodecError> {
+    let damaged = |what| CodecError::Chunk { what };
+    Ok(match codec {
+        ChunkCodec::Plain => Cow::Borrowed(&stored[..stored.len().min(wanted as usize)]),
+        ChunkCodec::Gzip => stream(Codec::Gzip, None, stored, wanted)?.into(),
+        ChunkCodec::Zstd => stream(Codec::Zstd, None, stored, wanted)?.into(),
+        ChunkCodec::Inflate => stream(Codec::Gzip, Some((bits, state)), stored, wanted)?.into(),
+        ChunkCodec::Lz4 => lz4_block(stored, wanted as usize).map_err(damaged)?.into(),
+        ChunkCodec::BlockRun => {
+            let run = BlockRun::decode(state).map_err(damaged)?;
+            run.decompress(stored, wanted as usize).map_err(damaged)?.into()
+        }
+    })
 }
 
 fn open_state(stored: Option<&[u8]>, known: &crate::chunk::State) -> Result<Vec<u8>, WindowError> {

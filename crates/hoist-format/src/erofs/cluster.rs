@@ -38,6 +38,11 @@ const LOW_BITS_MIN: u32 = 12;
 /// Most bytes that a cluster may decode to.
 const RAW_MAX: u64 = crate::chunk::MAX_CHUNK;
 
+/// Most logical clusters of a file.
+const MOST_CLUSTERS: u64 = 4 << 20;
+/// Physical clusters may be shared, but a file's have no more than so many times the image's bytes.
+const MOST_SHARED: u64 = 4;
+
 /// What one logical cluster says.
 #[derive(Debug, Clone, Copy)]
 struct Logical {
@@ -94,8 +99,11 @@ impl Image<'_> {
             inline_len: le16(head, 2),
             indexes: at + HEADER_LEN + gap,
         };
-        if map.advise & !ADVISE_KNOWN != 0 || head[7] & 0x70 != 0 || bits > 14 {
+        if map.advise & !ADVISE_KNOWN != 0 || head[7] & 0x70 != 0 || bits > MOST_CLUSTER_BITS {
             return Err(Fault::Unsupported("a compressed file of a layout newer than this reader"));
+        }
+        if map.count > MOST_CLUSTERS {
+            return Err(Fault::Unsupported("a compressed file of more than 4 million clusters"));
         }
         let (logical, end) = match node.stored.layout {
             COMPRESSED_FULL if map.advise & ADVISE_COMPACTED_2B != 0 => {
@@ -162,6 +170,7 @@ impl Image<'_> {
         packed: bool,
     ) -> Result<Vec<Stretch>, Fault> {
         let mut all = Vec::new();
+        let mut left = self.bytes.here().saturating_mul(MOST_SHARED);
         for (i, extent) in extents.iter().enumerate() {
             let to = extents.get(i + 1).map_or(node.size, |next| next.start).min(node.size);
             let len = match to.checked_sub(extent.start) {
@@ -182,6 +191,9 @@ impl Image<'_> {
                     start..start + (u64::from(extent.blocks) << self.sb.block_bits)
                 }
             };
+            left = left
+                .checked_sub(stored.end - stored.start)
+                .ok_or(Fault::Bad("a file's clusters are larger than the image several times over"))?;
             self.cluster(map, extent, stored, len, &mut all)?;
         }
         Ok(all)

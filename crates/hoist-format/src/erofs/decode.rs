@@ -8,7 +8,7 @@ use super::inode::{Node, NodeKind};
 use super::layout::*;
 use super::{DecodeError, Fault};
 use crate::tree::{Dev, Inode, InodeId, Kind, Meta, Name, Tree};
-use crate::volume::Volume;
+use crate::volume::{Stretch, Volume};
 
 /// Reads a whole image. Inodes come out folder by folder, as [`encode`](super::encode) wrote them.
 ///
@@ -37,6 +37,7 @@ fn read(image: &Image<'_>) -> Result<Volume, DecodeError> {
         dirs: Vec::new(),
         volume: Volume { tree: Tree { inodes: Vec::new() }, contents: BTreeMap::new() },
         stretches: MOST_STRETCHES,
+        packed_budget: size.saturating_mul(16),
         image,
     };
     decoder.add_root()?;
@@ -62,6 +63,8 @@ struct Dir<'a> {
 struct Decoder<'i, 'a> {
     image: &'i Image<'a>,
     volume: Volume,
+    /// Bytes of compressed clusters that files may still name: they may be shared.
+    packed_budget: u64,
     /// Runs that files may still be made of.
     stretches: usize,
     /// By inode number: where it stands in the tree.
@@ -99,6 +102,14 @@ impl<'a> Decoder<'_, 'a> {
             let left = self.stretches.checked_sub(stretches.len());
             self.stretches = left.ok_or_else(|| {
                 self.image.at(node.nid, Fault::Unsupported("files of more than 16 million runs of bytes"))
+            })?;
+            let stored = |s: &Stretch| match s {
+                Stretch::Packed { stored, .. } => stored.end - stored.start,
+                _ => 0,
+            };
+            let left = self.packed_budget.checked_sub(stretches.iter().map(stored).sum());
+            self.packed_budget = left.ok_or_else(|| {
+                self.image.at(node.nid, Fault::Unsupported("clusters that files share beyond measure"))
             })?;
             self.volume.contents.insert(id, stretches);
         }

@@ -96,7 +96,10 @@ impl<'a> Image<'a> {
         }
         node.stored = Stored { layout, chunk_format: le16(head, 16), behind: tail };
         node.kind = match node.mode & S_IFMT {
-            S_IFREG if self.foreign => NodeKind::File(FileData::default()),
+            S_IFREG if self.foreign => {
+                node.own = node.own.saturating_add(self.index_len(&node));
+                NodeKind::File(FileData::default())
+            }
             S_IFREG => NodeKind::File(self.file_data(&mut node, layout, le16(head, 16), tail)?),
             S_IFDIR => {
                 self.flat(&mut node, layout, tail)?;
@@ -113,6 +116,21 @@ impl<'a> Image<'a> {
             _ => return Err(Fault::Bad("its mode has no file type")),
         };
         Ok(node)
+    }
+
+    /// Bytes that the list of a file's chunks or clusters takes at least.
+    fn index_len(&self, node: &Node<'_>) -> u64 {
+        let Stored { layout, chunk_format, .. } = node.stored;
+        match layout {
+            CHUNK_BASED => {
+                let unit = if chunk_format & CHUNK_INDEXES != 0 { CHUNK_INDEX_LEN } else { 4 };
+                // At most 16 bits and 31.
+                let bits = self.sb.block_bits + (chunk_format & CHUNK_BITS_MASK) as u8;
+                node.size.div_ceil(1 << bits).saturating_mul(unit)
+            }
+            COMPRESSED_FULL | COMPRESSED_COMPACT => node.size >> MOST_CLUSTER_BITS << 1,
+            _ => 0,
+        }
     }
 
     fn mtime(&self, head: &[u8], extended: bool) -> Result<Time, Fault> {

@@ -34,6 +34,9 @@ pub(super) const FLAT_INLINE: u16 = 2;
 pub(super) const COMPRESSED_COMPACT: u16 = 3;
 pub(super) const CHUNK_BASED: u16 = 4;
 
+/// Largest logical cluster of a compressed file.
+pub(super) const MOST_CLUSTER_BITS: u32 = 14;
+
 pub(super) const CHUNK_BITS_MASK: u16 = 0x1f;
 pub(super) const CHUNK_INDEXES: u16 = 0x20;
 pub(super) const CHUNK_INDEX_LEN: u64 = 8;

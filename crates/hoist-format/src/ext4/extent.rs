@@ -98,8 +98,9 @@ fn node(
             continue;
         }
         let at = sb.at(u64::from(le32(entry, 4)) | u64::from(le16(entry, 8)) << 32)?;
-        *budget =
-            budget.checked_sub(sb.block).ok_or(Fault::Bad("its extent tree is larger than any sound one"))?;
+        *budget = budget
+            .checked_sub(8 * sb.block)
+            .ok_or(Fault::Bad("its extent tree is larger than any sound one"))?;
         match device.read(at, sb.block) {
             Ok(below) => node(device, sb, &below, Some(own_depth - 1), budget, runs, absent)?,
             Err(lack) => drop(absent.get_or_insert(Fault::Lack(lack))),

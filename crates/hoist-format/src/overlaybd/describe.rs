@@ -145,7 +145,7 @@ pub fn describe_turbo(layers: &[TurboLayer]) -> Result<Described, OverlaybdError
             erofs::decode_foreign(bytes).map_err(OverlaybdError::Erofs)?
         }
     };
-    fill(builder, volume, &device, Turbo { originals, chunks: HashMap::new() })
+    fill(builder, volume, &device, Turbo { originals, windows: MOST_WINDOWS, chunks: HashMap::new() })
 }
 
 /// Where chunks come from.
@@ -235,10 +235,14 @@ struct Original {
 /// Contents in the original layers.
 struct Turbo {
     originals: Vec<Original>,
+    /// Bytes of windows that may still be held.
+    windows: usize,
     /// By layer and span.
     chunks: HashMap<(u16, u64), ChunkId>,
 }
 
+/// Most bytes of gzip windows.
+const MOST_WINDOWS: usize = 512 << 20;
 /// Runs of an original layer that is not compressed are cut at multiples of this.
 const PLAIN_RUN: u64 = 1 << 20;
 
@@ -310,6 +314,8 @@ impl Turbo {
             stored.codec = ChunkCodec::Inflate;
             stored.bits = gzip.spans[span].bits;
             stored.state = gzip.window(span)?;
+            let left = self.windows.checked_sub(stored.state.as_ref().map_or(0, |w| w.len()));
+            self.windows = left.ok_or(OverlaybdError::TooMuch("more than 16384 gzip windows"))?;
         }
         let chunk = builder.chunk(stored)?;
         self.chunks.insert((layer, number), chunk);

@@ -130,7 +130,7 @@ impl Trailer {
                 (true, _) => Source::Zero,
                 (false, 0) if at + len <= self.sectors => Source::Own(at),
                 (false, 0) => return bad("its index names sectors that it has not"),
-                (false, 1) => Source::Original(at),
+                (false, 1) if at < INVALID => Source::Original(at),
                 _ => return bad("its index has an entry of an unknown kind"),
             };
             all.push(Segment { start, len, layer, source });

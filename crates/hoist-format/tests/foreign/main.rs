@@ -4,4 +4,5 @@ mod erofs_layers;
 mod expected;
 mod fixture;
 mod overlaybd;
+mod readers;
 mod turbo;

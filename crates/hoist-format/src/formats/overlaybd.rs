@@ -1,0 +1,154 @@
+//! overlaybd and TurboOCI images (accelerated-container-image `docs/`, `pkg/label`), told by their layers' annotations.
+//!
+//! They are block devices: only all layers together say anything. What they store has checksums but no digests, so
+//! nothing of them is pinned by the manifest.
+
+use std::ops::Range;
+
+use super::{Covers, Found, ImageFacts, LayerFacts, Reader, Refusal, Step, Want};
+use crate::build::Described;
+use crate::digest::Digest;
+use crate::overlaybd::{self, Image, OverlaybdError, TurboLayer};
+
+const BLOB_DIGEST: &str = "containerd.io/snapshot/overlaybd/blob-digest";
+const VERSION: &str = "containerd.io/snapshot/overlaybd/version";
+const FS_TYPE: &str = "containerd.io/snapshot/overlaybd/blob-fs-type";
+/// A layer that only tells what is read first.
+const ACCELERATION: &str = "containerd.io/snapshot/overlaybd/acceleration-layer";
+const TARGETS: [&str; 2] = [
+    "containerd.io/snapshot/overlaybd/turbo-oci/target-digest",
+    "containerd.io/snapshot/overlaybd/fastoci/target-digest",
+];
+
+fn target(layer: &LayerFacts) -> Option<&String> {
+    TARGETS.iter().find_map(|key| layer.annotations.get(*key))
+}
+
+/// Is such a layer's blob, read as the archive that its media type says, no part of the image?
+fn is_device(layer: &LayerFacts) -> bool {
+    layer.annotations.contains_key(BLOB_DIGEST) || target(layer).is_some()
+}
+
+/// The reader of an image, if it is one.
+pub(super) fn reader(image: &ImageFacts) -> Option<Box<dyn Reader>> {
+    let layers: Vec<_> =
+        image.layers.iter().filter(|l| !l.annotations.contains_key(ACCELERATION)).cloned().collect();
+    let first = layers.first().filter(|layer| is_device(layer))?;
+    let version = first.annotations.get(VERSION).map_or("", |v| v);
+    let file_system = first.annotations.get(FS_TYPE).map_or("ext4", |fs| fs);
+    let kind = if layers.iter().any(|l| target(l).is_some()) { "TurboOCI" } else { "overlaybd" };
+    let format = format!("{kind} {version} ({file_system})");
+    let unpinned = image.unpinned;
+    Some(match kind {
+        "TurboOCI" => Box::new(Turbo { layers, format, unpinned }),
+        _ => Box::new(Overlaybd { layers, format, unpinned, image: None, asked: Vec::new() }),
+    })
+}
+
+impl From<OverlaybdError> for Refusal {
+    fn from(e: OverlaybdError) -> Self {
+        Self::Unusable(e.to_string())
+    }
+}
+
+const UNPINNED: &str =
+    "its blocks have no digests, only checksums, and what the manifest does not cover is not trusted";
+
+fn found(format: &str, described: Described) -> Step {
+    Step::Done(Found { format: format.to_owned(), pinned: false, parts: vec![(Covers::Image, described)] })
+}
+
+struct Overlaybd {
+    layers: Vec<LayerFacts>,
+    format: String,
+    unpinned: bool,
+    image: Option<Image>,
+    asked: Vec<(usize, Range<u64>)>,
+}
+
+impl Reader for Overlaybd {
+    fn covers(&self) -> Covers {
+        Covers::Image
+    }
+
+    fn format(&self) -> &'static str {
+        "overlaybd"
+    }
+
+    fn is_certain(&self) -> bool {
+        true
+    }
+
+    fn step(&mut self, answers: Vec<Option<Vec<u8>>>) -> Result<Step, Refusal> {
+        if !self.unpinned {
+            return Err(Refusal::because(UNPINNED));
+        }
+        let image = match &mut self.image {
+            Some(image) => image,
+            none => {
+                if let Some(layer) = self.layers.iter().find(|l| !is_device(l)) {
+                    return Err(Refusal::because(format!("layer {} is no block device", layer.digest)));
+                }
+                none.insert(Image::new(self.layers.iter().map(|l| (l.digest, l.size)).collect())?)
+            }
+        };
+        for ((layer, range), answer) in self.asked.drain(..).zip(answers) {
+            let bytes = answer.filter(|bytes| bytes.len() as u64 == range.end - range.start);
+            let bytes =
+                bytes.ok_or_else(|| Refusal::because(format!("layer {layer} cannot be read in ranges")))?;
+            image.put(layer, range.start, bytes);
+        }
+        match image.step()? {
+            overlaybd::Step::Done(described) => Ok(found(&self.format, *described)),
+            overlaybd::Step::Fetch(ranges) => {
+                let want = |(layer, range): &(usize, Range<u64>)| Want::Range {
+                    blob: self.layers[*layer].digest,
+                    range: range.clone(),
+                };
+                let wants = ranges.iter().map(want).collect();
+                self.asked = ranges;
+                Ok(Step::Fetch(wants))
+            }
+        }
+    }
+}
+
+struct Turbo {
+    layers: Vec<LayerFacts>,
+    format: String,
+    unpinned: bool,
+}
+
+impl Reader for Turbo {
+    fn covers(&self) -> Covers {
+        Covers::Image
+    }
+
+    fn format(&self) -> &'static str {
+        "TurboOCI"
+    }
+
+    fn is_certain(&self) -> bool {
+        true
+    }
+
+    fn step(&mut self, answers: Vec<Option<Vec<u8>>>) -> Result<Step, Refusal> {
+        if !self.unpinned {
+            return Err(Refusal::because(UNPINNED));
+        }
+        if answers.is_empty() {
+            let want = |layer: &LayerFacts| Want::Blob { blob: layer.digest, size: layer.size };
+            return Ok(Step::Fetch(self.layers.iter().map(want).collect()));
+        }
+        let mut layers = Vec::new();
+        for (layer, answer) in self.layers.iter().zip(answers) {
+            let meta =
+                answer.ok_or_else(|| Refusal::because(format!("there is no layer {}", layer.digest)))?;
+            let original = target(layer).and_then(|digest| digest.parse::<Digest>().ok());
+            let original = original
+                .ok_or_else(|| Refusal::because(format!("layer {} names no original", layer.digest)))?;
+            layers.push(TurboLayer { meta, target: original });
+        }
+        Ok(found(&self.format, overlaybd::describe_turbo(&layers)?))
+    }
+}
