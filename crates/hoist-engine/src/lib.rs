@@ -13,6 +13,7 @@ mod fsck;
 mod house;
 mod image;
 mod ingest;
+mod lowest;
 mod mount;
 pub mod oci;
 pub mod progress;

@@ -38,6 +38,14 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The image that a snapshot stands on can't be mounted.
+    #[error("cannot mount {image}, which the snapshot stands on: {why}")]
+    Image {
+        /// Its name.
+        image: String,
+        /// Why.
+        why: String,
+    },
     /// A fault of this program.
     #[error("internal: {0}")]
     Internal(String),
@@ -62,7 +70,7 @@ impl From<Error> for Status {
             Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Code::ResourceExhausted
             }
-            Error::Records { .. } | Error::Io { .. } => Code::Unavailable,
+            Error::Records { .. } | Error::Io { .. } | Error::Image { .. } => Code::Unavailable,
             Error::Internal(_) => Code::Internal,
         };
         Status::new(code, error.to_string())

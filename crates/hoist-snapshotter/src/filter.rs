@@ -204,6 +204,7 @@ mod tests {
             labels: labels.into(),
             usage: Usage::default(),
             mapped: false,
+            part: None,
         };
         let filters: Vec<String> = filters.iter().map(|&filter| filter.to_owned()).collect();
         Filters::parse(&filters).unwrap().matches(&Info { name: "k8s.io/1/key".into(), record })

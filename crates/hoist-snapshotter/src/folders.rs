@@ -63,7 +63,7 @@ impl Folders {
     /// # Errors
     /// It can't be made.
     pub fn create(&self, owner: Option<(u32, u32)>, writable: bool) -> Result<New<'_>, Error> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let id = self.number();
         let new = New { folders: self, id, kept: false };
         make(&self.dir(id), 0o700)?;
         let upper = self.upper(id);
@@ -81,14 +81,9 @@ impl Folders {
         Ok(new)
     }
 
-    /// User and group of a snapshot's root.
-    ///
-    /// # Errors
-    /// It is not there.
-    pub fn owner(&self, id: u64) -> Result<(u32, u32), Error> {
-        let upper = self.upper(id);
-        let about = fs::symlink_metadata(&upper).map_err(Error::io("look at", &upper))?;
-        Ok((about.uid(), about.gid()))
+    /// A number that no folder has.
+    pub fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Takes a folder away whose record is gone. What is mounted below it is detached. What can't be taken
@@ -139,6 +134,15 @@ impl Drop for New<'_> {
             self.folders.remove(self.id);
         }
     }
+}
+
+/// User and group of a folder.
+///
+/// # Errors
+/// It is not there.
+pub fn owner(folder: &Path) -> Result<(u32, u32), Error> {
+    let about = fs::symlink_metadata(folder).map_err(Error::io("look at", folder))?;
+    Ok((about.uid(), about.gid()))
 }
 
 fn make(path: &Path, mode: u32) -> Result<(), Error> {

@@ -4,6 +4,9 @@
 //! a record always has its folder, and a folder without a record is nobody's: it is what a crash left.
 //! What a snapshot is mounted from follows from the records alone (`mounts`). Nothing is held in memory but
 //! the next free number: a killed process loses nothing.
+//!
+//! A layer need not be unpacked where somebody has its image (`part`): it is a record without a folder, and
+//! the image, mounted once, the lower folder of what stands on it (`remote`).
 
 pub mod api;
 mod error;
@@ -12,13 +15,17 @@ mod folders;
 mod ids;
 mod meta;
 mod mounts;
+mod part;
 mod record;
+mod remote;
 mod serve;
 mod service;
 mod snapshotter;
 
 pub use error::Error;
+pub use part::{Images, Part, Wanted};
 pub use record::{Info, Kind, Labels, Usage};
 pub use serve::serve;
 pub use service::Service;
 pub use snapshotter::Snapshotter;
+pub use tonic::async_trait;

@@ -5,6 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::part::Part;
+
 /// Of a snapshot; none has an empty value.
 pub type Labels = BTreeMap<String, String>;
 
@@ -69,6 +71,9 @@ pub struct Record {
     /// Is it mounted with its owners mapped, by its labels?
     #[serde(default)]
     pub mapped: bool,
+    /// Of what image it is a layer, if it was not unpacked: it has no folder then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
 }
 
 /// A snapshot with its name.

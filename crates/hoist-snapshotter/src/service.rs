@@ -9,7 +9,9 @@ use tonic::{Request, Response, Status};
 use crate::api::snapshots_server::{Snapshots, SnapshotsServer};
 use crate::api::*;
 use crate::error::Error;
+use crate::part::{self, Images};
 use crate::record::{self, Info as Known};
+use crate::remote::Remote;
 use crate::snapshotter::Snapshotter;
 
 /// Snapshots of one message of a list: far below gRPC's 4 MiB, with 4 KiB of each label.
@@ -17,14 +19,25 @@ const LISTED: usize = 64;
 
 /// See the module.
 #[derive(Clone)]
-pub struct Service(Arc<Snapshotter>);
+pub struct Service {
+    snapshotter: Arc<Snapshotter>,
+    images: Arc<dyn Images>,
+    remote: Arc<Remote>,
+}
 
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Service {
-    /// Serves this one.
-    pub fn new(snapshotter: Arc<Snapshotter>) -> Service {
-        Service(snapshotter)
+    /// Serves this one, and layers of these images.
+    pub fn new(snapshotter: Snapshotter, images: Arc<dyn Images>) -> Service {
+        let snapshotter = Arc::new(snapshotter);
+        let remote = Remote::new(Arc::clone(&snapshotter), Arc::clone(&images));
+        Service { snapshotter, images, remote: Arc::new(remote) }
+    }
+
+    /// Lets go of images that no snapshot needs, as a crash may have left them.
+    pub async fn cleanup(&self) {
+        self.remote.cleanup().await;
     }
 
     /// As what a connection is served by.
@@ -37,18 +50,10 @@ impl Service {
         &self,
         work: impl FnOnce(&Snapshotter) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Status> {
-        let snapshotter = Arc::clone(&self.0);
+        let snapshotter = Arc::clone(&self.snapshotter);
         let done = tokio::task::spawn_blocking(move || work(&snapshotter)).await;
         let done = done.map_err(|e| Status::internal(format!("a request's thread died: {e}")))?;
-        done.map_err(|error| {
-            match error {
-                Error::NotFound(_) | Error::Exists(_) | Error::Precondition(_) | Error::Invalid(_) => {
-                    tracing::debug!("{error}");
-                }
-                _ => tracing::error!("{error}"),
-            }
-            error.into()
-        })
+        done.map_err(told)
     }
 
     async fn create(
@@ -58,14 +63,56 @@ impl Service {
         parent: String,
         labels: record::Labels,
     ) -> Result<Vec<Mount>, Status> {
+        self.remote.stand_on(&parent).await.map_err(told)?;
         self.work(move |snapshotter| snapshotter.create(kind, &key, &parent, labels)).await
     }
+
+    /// Has a layer without unpacking it, if that is asked for and can be.
+    async fn prepare_remote(&self, key: &str, parent: &str, labels: &record::Labels) -> Option<Status> {
+        let remote = Arc::clone(&self.remote);
+        let (beneath, wanted) = (parent.to_owned(), labels.clone());
+        // Others may be waiting for it: it goes on when this client goes away.
+        let prepared = tokio::spawn(async move { remote.prepare(&beneath, &wanted).await }).await;
+        let target = labels.get(part::TARGET).map_or("", String::as_str);
+        // By this key tests of remote snapshotters know what became of a layer.
+        match prepared.unwrap_or_else(|e| Err(format!("its thread died: {e}"))) {
+            Ok(false) => None,
+            Ok(true) => {
+                tracing::info!("remote-snapshot-prepared" = "true", key, parent, target, "prepared a layer");
+                Some(Error::Exists(target.to_owned()).into())
+            }
+            Err(why) => {
+                tracing::info!(
+                    "remote-snapshot-prepared" = "false",
+                    key,
+                    parent,
+                    target,
+                    "containerd is to unpack a layer: {why}"
+                );
+                None
+            }
+        }
+    }
+}
+
+/// Says it here too, if it is no matter between containerd and the records.
+fn told(error: Error) -> Status {
+    match error {
+        Error::NotFound(_) | Error::Exists(_) | Error::Precondition(_) | Error::Invalid(_) => {
+            tracing::debug!("{error}");
+        }
+        _ => tracing::error!("{error}"),
+    }
+    error.into()
 }
 
 #[tonic::async_trait]
 impl Snapshots for Service {
     async fn prepare(&self, request: Request<PrepareSnapshotRequest>) -> Answer<PrepareSnapshotResponse> {
         let PrepareSnapshotRequest { key, parent, labels, .. } = request.into_inner();
+        if let Some(exists) = self.prepare_remote(&key, &parent, &labels).await {
+            return Err(exists);
+        }
         let mounts = self.create(record::Kind::Active, key, parent, labels).await?;
         Ok(Response::new(PrepareSnapshotResponse { mounts }))
     }
@@ -78,6 +125,7 @@ impl Snapshots for Service {
 
     async fn mounts(&self, request: Request<MountsRequest>) -> Answer<MountsResponse> {
         let key = request.into_inner().key;
+        self.remote.stand_on(&key).await.map_err(told)?;
         let mounts = self.work(move |snapshotter| snapshotter.mounts(&key)).await?;
         Ok(Response::new(MountsResponse { mounts }))
     }
@@ -90,7 +138,10 @@ impl Snapshots for Service {
 
     async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Answer<()> {
         let key = request.into_inner().key;
-        self.work(move |snapshotter| snapshotter.remove(&key)).await?;
+        if let Some(part) = self.work(move |snapshotter| snapshotter.remove(&key)).await? {
+            let remote = Arc::clone(&self.remote);
+            tokio::spawn(async move { remote.let_go(&part).await });
+        }
         Ok(Response::new(()))
     }
 
@@ -122,13 +173,15 @@ impl Snapshots for Service {
 
     async fn usage(&self, request: Request<UsageRequest>) -> Answer<UsageResponse> {
         let key = request.into_inner().key;
-        let usage = self.work(move |snapshotter| snapshotter.usage(&key)).await?;
+        let images = Arc::clone(&self.images);
+        let usage = self.work(move |snapshotter| snapshotter.usage(&key, &*images)).await?;
         let number = |n| i64::try_from(n).unwrap_or(i64::MAX);
         Ok(Response::new(UsageResponse { size: number(usage.size), inodes: number(usage.inodes) }))
     }
 
     async fn cleanup(&self, _: Request<CleanupRequest>) -> Answer<()> {
         self.work(Snapshotter::cleanup).await?;
+        self.remote.cleanup().await;
         Ok(Response::new(()))
     }
 }

@@ -1,18 +1,21 @@
 //! What containerd asks for, on records and folders. Every call may wait for the disk.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use crate::api::Mount;
 use crate::error::Error;
 use crate::filter::Filters;
-use crate::folders::Folders;
+use crate::folders::{self, Folders};
 use crate::ids::Mapping;
 use crate::meta::{Commit, Meta};
 use crate::mounts::{self, Options, Own};
+use crate::part::{Images, Part};
 use crate::record::{Info, Kind, Labels, Record, Usage, now};
 
 /// See the module.
 pub struct Snapshotter {
+    images: PathBuf,
     meta: Meta,
     folders: Folders,
     options: Options,
@@ -31,7 +34,9 @@ impl Snapshotter {
         let meta = Meta::open(&root.join("meta.redb"))?;
         let known = meta.all()?.into_iter().map(|info| info.record.id);
         let folders = Folders::open(&root.join("snapshots"), known)?;
-        let snapshotter = Snapshotter { meta, folders, options: Options::of_kernel() };
+        let images = root.join("images");
+        std::fs::create_dir_all(&images).map_err(Error::io("make", &images))?;
+        let snapshotter = Snapshotter { images, meta, folders, options: Options::of_kernel() };
         snapshotter.cleanup()?;
         Ok(snapshotter)
     }
@@ -51,7 +56,7 @@ impl Snapshotter {
         let mapping = Mapping::of(&labels)?;
         let beneath = match parent {
             "" => None,
-            parent => Some(self.folders.owner(self.meta.get(parent)?.id)?),
+            parent => Some(folders::owner(&self.shown(&self.meta.get(parent)?))?),
         };
         // Where containerd has changed the owners of all files itself, they are mapped already.
         let mapped = mapping.as_ref().is_some_and(|mapping| beneath != Some(mapping.root));
@@ -67,6 +72,7 @@ impl Snapshotter {
             labels: without_empty(labels),
             usage: Usage::default(),
             mapped,
+            part: None,
         };
         let parents = self.meta.create(key, &record)?;
         new.keep();
@@ -89,11 +95,103 @@ impl Snapshotter {
 
     fn mount(&self, record: &Record, parents: &[Info]) -> Result<Vec<Mount>, Error> {
         let mapping = if record.mapped { Mapping::of(&record.labels)? } else { None };
-        let lower: Vec<PathBuf> = parents.iter().map(|parent| self.folders.upper(parent.record.id)).collect();
+        // An image has all that is below its uppermost layer.
+        let to_image =
+            parents.iter().position(|parent| parent.record.part.is_some()).map_or(parents.len(), |at| at + 1);
+        let lower: Vec<PathBuf> =
+            parents[..to_image].iter().map(|parent| self.shown(&parent.record)).collect();
         let lower: Vec<&Path> = lower.iter().map(PathBuf::as_path).collect();
         let (upper, work) = (self.folders.upper(record.id), self.folders.work(record.id));
         let own = Own { upper: &upper, work: &work };
         Ok(vec![mounts::mount(&self.options, record.kind, &own, &lower, mapping.as_ref())])
+    }
+
+    /// The folder that shows a snapshot; of one that is a layer of an image, with all below it.
+    fn shown(&self, record: &Record) -> PathBuf {
+        match &record.part {
+            Some(part) => self.images.join(part.folder()),
+            None => self.folders.upper(record.id),
+        }
+    }
+
+    /// Snapshots that a snapshot is made of, itself included; none of none.
+    ///
+    /// # Errors
+    /// There is no such snapshot.
+    pub fn depth(&self, key: &str) -> Result<usize, Error> {
+        if key.is_empty() { Ok(0) } else { Ok(1 + self.meta.chain(key)?.1.len()) }
+    }
+
+    /// The image that what stands on a snapshot stands on.
+    ///
+    /// # Errors
+    /// There is no such snapshot.
+    pub fn part_of(&self, key: &str) -> Result<Option<Part>, Error> {
+        if key.is_empty() {
+            return Ok(None);
+        }
+        let (record, parents) = self.meta.chain(key)?;
+        let all = [record].into_iter().chain(parents.into_iter().map(|parent| parent.record));
+        Ok(all.filter_map(|record| record.part).next())
+    }
+
+    /// A new committed snapshot that is a layer of an image, and nothing where it is there already.
+    ///
+    /// # Errors
+    /// The parent is not there or not committed.
+    pub fn adopt(&self, chain: &str, parent: &str, labels: Labels, part: Part) -> Result<(), Error> {
+        let time = now();
+        let record = Record {
+            id: self.folders.number(),
+            parent: parent.to_owned(),
+            kind: Kind::Committed,
+            created: time,
+            updated: time,
+            labels: without_empty(labels),
+            usage: Usage::default(),
+            mapped: false,
+            part: Some(part),
+        };
+        let created = match self.meta.create(chain, &record) {
+            // In another namespace its parents may have other names: containerd goes by label and parent.
+            Err(Error::Exists(_)) if self.meta.get(chain)?.parent != parent => {
+                self.meta.create(&format!("{chain} {parent}"), &record)
+            }
+            created => created,
+        };
+        match created {
+            Ok(_) | Err(Error::Exists(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where an image's part is mounted; made where it is not there.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub fn image_folder(&self, part: &Part) -> Result<PathBuf, String> {
+        let folder = self.images.join(part.folder());
+        std::fs::create_dir_all(&folder).map_err(|e| format!("cannot make {}: {e}", folder.display()))?;
+        Ok(folder)
+    }
+
+    /// All such folders.
+    pub fn image_folders(&self) -> Vec<ImageFolder> {
+        let entries = std::fs::read_dir(&self.images).into_iter().flatten().flatten();
+        let folder = |entry: std::fs::DirEntry| {
+            let name = entry.file_name().into_string().ok()?;
+            let manifest = name.split('.').next()?.replacen('-', ":", 1);
+            Some(ImageFolder { manifest, path: entry.path() })
+        };
+        entries.filter_map(folder).collect()
+    }
+
+    /// The manifests of all images that any snapshot is a layer of.
+    ///
+    /// # Errors
+    /// The records can't be read.
+    pub fn images_in_use(&self) -> Result<HashSet<String>, Error> {
+        Ok(self.meta.all()?.into_iter().filter_map(|info| Some(info.record.part?.manifest)).collect())
     }
 
     /// Makes an active snapshot a layer. `parent` is empty, or says what it stands on if that was left open.
@@ -106,14 +204,16 @@ impl Snapshotter {
         self.meta.commit(key, name, &commit)
     }
 
-    /// Takes a snapshot away.
+    /// Takes a snapshot away; tells of what image it was a layer.
     ///
     /// # Errors
     /// There is none, or others stand on it.
-    pub fn remove(&self, key: &str) -> Result<(), Error> {
+    pub fn remove(&self, key: &str) -> Result<Option<Part>, Error> {
         let record = self.meta.remove(key)?;
-        self.folders.remove(record.id);
-        Ok(())
+        if record.part.is_none() {
+            self.folders.remove(record.id);
+        }
+        Ok(record.part)
     }
 
     /// What is known of a snapshot.
@@ -161,12 +261,16 @@ impl Snapshotter {
         Ok(all)
     }
 
-    /// What a snapshot takes: measured, but for a committed one, which does not change any more.
+    /// What a snapshot takes: measured, but for one that was unpacked and committed, which does not
+    /// change any more.
     ///
     /// # Errors
     /// There is none.
-    pub fn usage(&self, key: &str) -> Result<Usage, Error> {
+    pub fn usage(&self, key: &str, images: &dyn Images) -> Result<Usage, Error> {
         let record = self.meta.get(key)?;
+        if let Some(part) = &record.part {
+            return Ok(images.usage(part));
+        }
         match record.kind {
             Kind::Committed => Ok(record.usage),
             Kind::Active | Kind::View => self.folders.usage(record.id),
@@ -180,6 +284,14 @@ impl Snapshotter {
     pub fn cleanup(&self) -> Result<(), Error> {
         self.folders.sweep(|| Ok(self.meta.all()?.into_iter().map(|info| info.record.id).collect()))
     }
+}
+
+/// Where a part of an image is mounted.
+pub struct ImageFolder {
+    /// Of the image.
+    pub manifest: String,
+    /// The folder.
+    pub path: PathBuf,
 }
 
 /// containerd takes an empty value for none.

@@ -28,29 +28,40 @@ pub struct View {
 impl Daemon {
     /// Starts containerd with empty stores and returns once its socket answers. Needs root.
     pub fn start() -> Result<Self> {
+        Self::start_with(
+            "disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]",
+        )
+    }
+
+    /// As the runtime of a kubelet, with this snapshotter for all images; `pause` is what pods are made of.
+    pub fn start_for_pods(snapshotter: &Path, pause: &str) -> Result<Self> {
+        let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
+        Self::start_with(&format!(
+            "disabled_plugins = [\"io.containerd.internal.v1.opt\"]\n\
+             [proxy_plugins.hoist]\ntype = \"snapshot\"\naddress = {snapshotter:?}\n\
+             [{cri}]\nsandbox_image = {pause:?}\nrestrict_oom_score_adj = true\n\
+             [{cri}.containerd]\nsnapshotter = \"hoist\"\ndisable_snapshot_annotations = false\n\
+             default_runtime_name = \"runc\"\n\
+             [{cri}.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\""
+        ))
+    }
+
+    fn start_with(plugins: &str) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("hoist-ctrd-").tempdir()?;
-        let config = directory.path().join("config.toml");
-        std::fs::write(&config, config_text(directory.path()))?;
-        let log = File::create(directory.path().join("log"))?;
-        let child = Command::new("containerd")
-            .arg("--config")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .context("starting containerd (is it installed? `make deps` installs what tests need)")?;
-        let mut daemon = Self { process: Process::new(child), directory };
-        let socket = daemon.socket();
-        process::wait_until("containerd", Duration::from_secs(30), || {
-            if daemon.process.has_ended() {
-                let log = std::fs::read_to_string(daemon.directory.path().join("log")).unwrap_or_default();
-                bail!("containerd ended at once: {log}");
-            }
-            Ok(UnixStream::connect(&socket).is_ok())
-        })?;
-        daemon.ctr(&["version"])?;
-        Ok(daemon)
+        std::fs::write(directory.path().join("config.toml"), config_text(directory.path(), plugins))?;
+        Ok(Self { process: launch(directory.path())?, directory })
+    }
+
+    /// Ends it and starts it again on the same stores. What it runs runs on.
+    pub fn restart(&mut self) -> Result<()> {
+        self.process.end();
+        self.process = launch(self.directory.path())?;
+        Ok(())
+    }
+
+    /// What it has logged.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
     /// The socket of its API.
@@ -78,6 +89,23 @@ impl Daemon {
     }
 }
 
+impl Drop for Daemon {
+    /// What it runs would outlive it.
+    fn drop(&mut self) {
+        let pods = ["--namespace", "k8s.io", "tasks"];
+        let tasks = self.ctr(&[&pods[..], &["list", "--quiet"]].concat()).unwrap_or_default();
+        for task in tasks.lines() {
+            let _ = self.ctr(&[&pods[..], &["delete", "--force", task]].concat());
+        }
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for point in table.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
+            if Path::new(point).starts_with(self.directory.path()) {
+                let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
+            }
+        }
+    }
+}
+
 impl View {
     /// Where the tree is.
     pub fn path(&self) -> &Path {
@@ -92,17 +120,39 @@ impl Drop for View {
     }
 }
 
+fn launch(directory: &Path) -> Result<Process> {
+    let log_path = directory.join("log");
+    let log = File::options().create(true).append(true).open(&log_path)?;
+    let child = Command::new("containerd")
+        .arg("--config")
+        .arg(directory.join("config.toml"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .context("starting containerd (is it installed? `make deps` installs what tests need)")?;
+    let mut process = Process::new(child);
+    let socket = directory.join("sock");
+    process::wait_until("containerd", Duration::from_secs(30), || {
+        if process.has_ended() {
+            bail!("containerd ended at once: {}", std::fs::read_to_string(&log_path).unwrap_or_default());
+        }
+        // One that ended before may have left its socket.
+        Ok(UnixStream::connect(&socket).is_ok() && process::run(ctr(&socket).arg("version")).is_ok())
+    })?;
+    Ok(process)
+}
+
 fn ctr(socket: &Path) -> Command {
     let mut command = Command::new("ctr");
     command.arg("--address").arg(socket);
     command
 }
 
-fn config_text(directory: &Path) -> String {
+fn config_text(directory: &Path, plugins: &str) -> String {
     let path = |name: &str| directory.join(name).display().to_string();
     format!(
-        "version = 2\nroot = {:?}\nstate = {:?}\n\
-         disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
+        "version = 2\nroot = {:?}\nstate = {:?}\n{plugins}\n\
          [grpc]\naddress = {:?}\n[ttrpc]\naddress = {:?}\n",
         path("root"),
         path("state"),

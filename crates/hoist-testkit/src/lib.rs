@@ -5,8 +5,10 @@
 //! compares hoist with itself. A missing tool is an error, never a skip.
 
 pub mod containerd;
+pub mod cri;
 pub mod digest;
 pub mod fixtures;
+pub mod grpc;
 pub mod http;
 pub mod layout;
 pub mod process;

@@ -3,13 +3,18 @@
 use std::path::Path;
 
 fn main() -> anyhow::Result<()> {
-    let snapshotter = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates/hoist-snapshotter");
-    let proto = snapshotter.join("proto");
-    let services = protox::compile(["snapshots.proto"], [&proto])?;
+    make("hoist-snapshotter", "snapshots.proto", "src/api", true)?;
+    make("hoist-testkit", "cri.proto", "src/cri", false)
+}
+
+fn make(name: &str, service: &str, out: &str, serves: bool) -> anyhow::Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates").join(name);
+    let described = protox::compile([service], [folder.join("proto")])?;
     tonic_prost_build::configure()
         .build_transport(false)
+        .build_server(serves)
         .btree_map(".")
-        .out_dir(snapshotter.join("src/api"))
-        .compile_fds(services)?;
+        .out_dir(folder.join(out))
+        .compile_fds(described)?;
     Ok(())
 }

@@ -29,6 +29,8 @@ pub struct Served {
     pub needs: Needs,
     /// Of which container it is the image.
     pub container: Option<String>,
+    /// Is it the lower folder of snapshots? They are in it whatever the mount table says.
+    pub lower: bool,
     /// Where to write what it took.
     stats: Option<PathBuf>,
     /// None once it is being ended.
@@ -62,6 +64,8 @@ pub struct Wanted {
     pub purpose: Use,
     /// See [`Served::container`].
     pub container: Option<String>,
+    /// See [`Served::lower`].
+    pub lower: bool,
     /// See [`Served::stats`].
     pub stats: Option<PathBuf>,
 }
@@ -69,6 +73,11 @@ pub struct Wanted {
 impl Served {
     fn lock(&self) -> MutexGuard<'_, Option<Mount>> {
         self.mount.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Is it for somebody whom the mount table does not show in it?
+    pub fn is_held(&self) -> bool {
+        self.container.is_some() || self.lower
     }
 
     /// Its layers; none once it is being ended.
@@ -129,6 +138,7 @@ impl Mounts {
             driver: mount.driver().name(),
             needs: mount.needs(),
             container: wanted.container,
+            lower: wanted.lower,
             stats: wanted.stats,
             mount: Mutex::new(Some(mount)),
             end: watch::Sender::new(None),
@@ -164,6 +174,12 @@ impl Mounts {
             tracing::info!(target = %served.target.display(), image = served.image, "unmounted");
             served.end.send_replace(Some(ended));
         });
+    }
+
+    /// Gives up the place of a mount that is not there any more, though some may still be in what it showed.
+    pub fn vacate(self: &Arc<Self>, served: &Arc<Served>) {
+        self.begin_end(served);
+        self.forget(served);
     }
 
     /// Another may have been made in its place since.

@@ -99,7 +99,7 @@ impl Daemon {
         match request {
             Request::Ping => Ok(Value::Null),
             Request::Mount { image, target, stats, options } => {
-                let wanted = Wanted { target, purpose: Use::Look, container: None, stats };
+                let wanted = Wanted { target, purpose: Use::Look, container: None, lower: false, stats };
                 self.mount(image, wanted, options, progress).await
             }
             Request::Resolve { image, options } => {
@@ -191,7 +191,8 @@ impl Daemon {
             return Err(user("this connection has a container already"));
         }
         let target = crate::container::image_of(engine.store().root(), &name)?;
-        let wanted = Wanted { target, purpose: Use::Run, container: Some(name.clone()), stats: None };
+        let wanted =
+            Wanted { target, purpose: Use::Run, container: Some(name.clone()), lower: false, stats: None };
         let served = self.mounts.mount(engine, image, wanted, progress).await?;
         tracing::info!(container = name, image = image.name, "mounted");
         let facts = Facts { digest: Some(image.digest.to_string()), driver: Some(served.driver.to_owned()) };
@@ -256,7 +257,8 @@ impl Daemon {
         let Some(image) = engine.known(&intent.image, intent.manifest).await? else {
             return Err(user(format!("{} is not in the store any more", intent.image)));
         };
-        let wanted = Wanted { target: intent.target, purpose: Use::Look, container: None, stats: None };
+        let wanted =
+            Wanted { target: intent.target, purpose: Use::Look, container: None, lower: false, stats: None };
         self.mounts.mount(&engine, &image, wanted, &hoist_engine::progress::Silent).await?;
         Ok(true)
     }

@@ -63,7 +63,7 @@ pub fn run(global: &Global, options: &cli::Daemon) -> anyhow::Result<()> {
             daemon.restore().await;
         }
         if let Some(socket) = &snapshotter_socket {
-            tokio::spawn(super::snapshotter::serve(&root, socket).await?);
+            tokio::spawn(super::snapshotter::serve(&daemon, socket).await?);
         }
         tokio::spawn(accept(listener, Arc::clone(&daemon)));
         tracing::info!(root = %root.display(), socket = %path.display(), "ready");
@@ -158,7 +158,7 @@ impl Running<'_> {
     async fn end(&self) -> bool {
         let mounts = self.daemon.mounts.all();
         let (used, unused): (Vec<_>, Vec<_>) =
-            mounts.iter().partition(|served| served.container.is_some() || is_in_use(&served.target));
+            mounts.iter().partition(|served| served.is_held() || is_in_use(&served.target));
         for served in &used {
             tracing::warn!(target = %served.target.display(), image = served.image, "in use");
         }

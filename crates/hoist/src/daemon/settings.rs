@@ -42,6 +42,17 @@ pub struct Settings {
     pub restore: bool,
     /// Where containerd is served.
     pub snapshotter_socket: Option<PathBuf>,
+    /// What becomes of images that containerd pulls.
+    pub containerd_images: ContainerdImages,
+}
+
+/// See the key `containerd_images`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ContainerdImages {
+    /// Mounted at once where they can be, else unpacked by containerd.
+    Lazy,
+    /// Pulled whole first.
+    Full,
 }
 
 /// See the key `metrics`.
@@ -190,6 +201,16 @@ pub const KEYS: &[Key] = &[
         help: "Socket of containerd's snapshots service: what containerd's proxy plugin is given as address.",
         set: |settings, value| put(&mut settings.snapshotter_socket, absolute(value).map(Some)),
     },
+    Key {
+        name: "containerd_images",
+        allowed: "\"lazy\" or \"full\"",
+        default: "\"lazy\"",
+        reloads: true,
+        help: "What becomes of an image that containerd pulls by the snapshotter: \"lazy\" mounts it before its layers are \
+               here if it can, and leaves it to containerd to unpack if not; \"full\" has the pull wait until \
+               hoist has all of it, verified.",
+        set: |settings, value| put(&mut settings.containerd_images, choice(value)),
+    },
 ];
 
 fn put<T>(place: &mut T, value: Option<T>) -> Option<()> {
@@ -225,6 +246,7 @@ impl Settings {
             metrics: None,
             restore: true,
             snapshotter_socket: options.snapshotter_socket.as_deref().map(std::path::absolute).transpose()?,
+            containerd_images: ContainerdImages::Lazy,
         })
     }
 
@@ -357,6 +379,7 @@ mod tests {
             metrics = "unix:/run/x.sock"
             restore = false
             snapshotter_socket = "/run/s.sock"
+            containerd_images = "full"
         "#;
         let mut read = settings();
         read.apply(text).unwrap();
@@ -371,6 +394,7 @@ mod tests {
         assert_eq!((read.store_limit, read.background), (Some(20 << 30), BackgroundFetch::AtMost(20 << 20)));
         assert_eq!(read.metrics, Some(MetricsAt::Unix("/run/x.sock".into())));
         assert_eq!(read.snapshotter_socket.as_deref(), Some(Path::new("/run/s.sock")));
+        assert_eq!(read.containerd_images, ContainerdImages::Full);
         let fixed: Vec<_> = KEYS.iter().filter(|key| !key.reloads).map(|key| key.name).collect();
         assert_eq!(settings().fixed_that_differ(&read), fixed);
         read.apply("metrics = \"[::1]:9464\"").unwrap();

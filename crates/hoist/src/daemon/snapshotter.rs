@@ -1,23 +1,208 @@
-//! The daemon as containerd's snapshotter.
+//! The daemon as containerd's snapshotter: its images for containerd's layers.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use hoist_snapshotter::{Service, Snapshotter};
+use hoist_engine::progress::Silent;
+use hoist_engine::reference::Source;
+use hoist_engine::{Engine, Image, Use};
+use hoist_format::digest::Digest;
+use hoist_snapshotter::{Images, Part, Service, Snapshotter, Usage, Wanted as Layer};
 
+use tokio::sync::OnceCell;
+
+use super::mounts::Wanted;
+use super::requests::Daemon;
+use super::settings::ContainerdImages;
 use super::socket;
 
-/// Begins to listen; what it returns serves containerd, and never ends. Snapshots are in the store at `root`.
+/// How long a registry may take to say what an image is, before containerd is left to it.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long an image that was found counts: for all layers of one pull, which ask one after another.
+const FRESH: Duration = Duration::from_secs(60);
+/// How long the last users of an image may take before it is left to be freed later.
+const GOING: Duration = Duration::from_secs(5);
+
+/// Begins to listen; what it returns serves containerd, and never ends. Snapshots are in the daemon's store.
 ///
 /// # Errors
 /// The snapshots can't be had, or the socket.
-pub async fn serve(root: &Path, socket: &Path) -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
-    let folder = root.join("snapshotter");
+pub async fn serve(
+    daemon: &Arc<Daemon>,
+    socket: &Path,
+) -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
+    let folder = daemon.engine().store().root().join("snapshotter");
     let opened = tokio::task::spawn_blocking(move || Snapshotter::open(&folder)).await?;
     let snapshotter = opened.context("opening the snapshots")?;
+    let images = NodeImages { daemon: Arc::clone(daemon), found: Mutex::default() };
+    let service = Service::new(snapshotter, Arc::new(images));
     let listener = socket::listen(socket)?;
     tracing::info!(socket = %socket.display(), "serving containerd");
-    Ok(hoist_snapshotter::serve(listener, Service::new(Arc::new(snapshotter))))
+    let cleaning = service.clone();
+    tokio::spawn(async move { cleaning.cleanup().await });
+    Ok(hoist_snapshotter::serve(listener, service))
+}
+
+/// The images of this node.
+struct NodeImages {
+    daemon: Arc<Daemon>,
+    found: Mutex<HashMap<String, Arc<Found>>>,
+}
+
+/// An image by a name, once it is known; who asks meanwhile waits.
+struct Found {
+    since: Instant,
+    image: OnceCell<(Engine, Image)>,
+    pulled: OnceCell<()>,
+}
+
+impl NodeImages {
+    fn found(&self, name: &str) -> Arc<Found> {
+        let mut all = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, found| found.since.elapsed() < FRESH || Arc::strong_count(found) > 1);
+        let new = || Found { since: Instant::now(), image: OnceCell::default(), pulled: OnceCell::default() };
+        Arc::clone(all.entry(name.to_owned()).or_insert_with(|| Arc::new(new())))
+    }
+
+    /// What the name means, asked for once for all layers.
+    async fn resolve(&self, name: &str) -> Result<(Engine, Image), String> {
+        let found = self.found(name);
+        let asking = found.image.get_or_try_init(|| async {
+            let engine = self.daemon.engine();
+            let image = engine.resolve(name).await.map_err(|e| e.to_string())?;
+            Ok::<_, String>((engine, image))
+        });
+        match tokio::time::timeout(PATIENCE, asking).await {
+            Ok(image) => image.cloned(),
+            Err(_) => Err(format!("the registry of {name} did not answer within {PATIENCE:?}")),
+        }
+    }
+
+    /// The image of a part that was found before, without asking anyone if it is still here.
+    async fn recall(&self, engine: &Engine, part: &Part) -> Result<Image, String> {
+        let manifest: Digest = part.manifest.parse().map_err(|e| format!("{}: {e}", part.manifest))?;
+        let known = engine.known(&part.image, manifest).await.map_err(|e| e.to_string())?;
+        match known {
+            Some(image) => Ok(image),
+            None => Ok(self.resolve(&with_digest(&part.image, &part.manifest)?).await?.1),
+        }
+    }
+
+    async fn try_mount(&self, part: &Part, folder: &Path) -> Result<(), String> {
+        let engine = self.daemon.engine();
+        let mut image = self.recall(&engine, part).await?;
+        if !part.whole {
+            image = engine.lowest(&image, part.layers).map_err(|e| e.to_string())?;
+        }
+        let wanted = Wanted {
+            target: folder.to_owned(),
+            purpose: Use::Run,
+            container: None,
+            lower: true,
+            stats: None,
+        };
+        let mounted = self.daemon.mounts.mount(&engine, &image, wanted, &Silent).await;
+        mounted.map(drop).map_err(|e| format!("{e:#}"))
+    }
+}
+
+fn with_digest(name: &str, digest: &str) -> Result<String, String> {
+    let source: Source = name.parse().map_err(|e| format!("{e}"))?;
+    let digest = digest.parse().map_err(|e| format!("{digest}: {e}"))?;
+    match source {
+        Source::Registry(reference) => Ok(reference.with_digest(digest).to_string()),
+        Source::Layout { .. } => Err(format!("{name} is in no registry")),
+    }
+}
+
+#[hoist_snapshotter::async_trait]
+impl Images for NodeImages {
+    async fn find(&self, layer: &Layer) -> Result<Part, String> {
+        let name = match &layer.manifest {
+            Some(manifest) => with_digest(&layer.image, manifest)?,
+            None => layer.image.clone(),
+        };
+        let (engine, image) = self.resolve(&name).await?;
+        let at = layer.below;
+        let chain = image.chain_ids().get(at).map(Digest::to_string);
+        if chain.as_ref() != Some(&layer.chain) {
+            return Err(format!("{name} has no layer {} above {at} others", layer.chain));
+        }
+        let full = self.daemon.settings().containerd_images == ContainerdImages::Full;
+        if full {
+            let found = self.found(&name);
+            let pulling =
+                || async { engine.pull(&image, &Silent).await.map(drop).map_err(|e| e.to_string()) };
+            found.pulled.get_or_try_init(pulling).await?;
+        } else if !engine.mounts_at_once(&image).await {
+            return Err(format!("{name} can't be read lazily (`hoist inspect` tells why), and is not here"));
+        }
+        let layers = &image.manifest.layers;
+        let digest = layers.get(at).map(|layer| layer.digest.to_string()).unwrap_or_default();
+        Ok(Part {
+            image: name,
+            manifest: image.digest.to_string(),
+            layers: at + 1,
+            whole: at + 1 == layers.len(),
+            layer: digest,
+        })
+    }
+
+    async fn mount(&self, part: &Part, folder: &Path) -> Result<(), String> {
+        // Another process may serve it: the one that took over from the daemon before this.
+        match crate::mount_table::mounted_type(folder) {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => {
+                // Somebody has unmounted it, and this is before it was noticed.
+                self.daemon.mounts.get(folder).iter().for_each(|served| self.daemon.mounts.vacate(served));
+                self.try_mount(part, folder).await
+            }
+            Err(e) => Err(format!("reading the mount table: {e}")),
+        }
+    }
+
+    async fn unmount(&self, folder: &Path) {
+        let served = self.daemon.mounts.get(folder);
+        while let Ok(Some(_)) = crate::mount_table::mounted_type(folder) {
+            let gone = match super::mounts::unmount(folder, false).await {
+                Ok(()) => Ok(()),
+                // Seen by somebody who is no snapshot: it goes when they do.
+                Err(_) => super::mounts::unmount(folder, true).await,
+            };
+            if let Err(error) = gone {
+                return tracing::error!("{error:#}");
+            }
+        }
+        if let Some(served) = served {
+            // What is not served any more can be freed. Containers may still be on their way out.
+            let _ = tokio::time::timeout(GOING, self.daemon.mounts.end(&served)).await;
+        }
+    }
+
+    async fn forget(&self, part: &Part) {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| *name != part.image);
+        let (engine, name) = (self.daemon.engine(), part.image.clone());
+        let pruned = tokio::task::spawn_blocking(move || {
+            // A name without a digest may be somebody else's too.
+            if name.contains('@') {
+                engine.remove(&name)?;
+            }
+            engine.prune()
+        });
+        match pruned.await {
+            Ok(Ok(pruned)) => tracing::info!(image = part.image, bytes = pruned.bytes, "removed an image"),
+            Ok(Err(error)) => tracing::debug!(image = part.image, "forgetting an image: {error}"),
+            Err(_) => {}
+        }
+    }
+
+    fn usage(&self, part: &Part) -> Usage {
+        let Ok(blob) = part.layer.parse() else { return Usage::default() };
+        let (size, inodes) = self.daemon.engine().disk_usage(&blob);
+        Usage { size, inodes }
+    }
 }

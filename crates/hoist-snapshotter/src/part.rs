@@ -1,0 +1,114 @@
+//! Snapshots that are layers of images: what containerd asks of them, and whoever has the images.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::{Labels, Usage};
+
+/// The key under which containerd looks for a layer that somebody else has made (its
+/// core/metadata/snapshot.go): a chain ID.
+pub const TARGET: &str = "containerd.io/snapshot.ref";
+/// The image's name, as clients say it: containerd's CRI plugin and the transfer service
+/// (pkg/snapshotters/annotations.go), and clients of stargz.
+const NAMES: [&str; 2] =
+    ["containerd.io/snapshot/cri.image-ref", "containerd.io/snapshot/remote/stargz.reference"];
+/// The digest of its manifest, where it is said.
+const MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";
+
+/// An image's lowest layers, mounted as one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// The image's name.
+    pub image: String,
+    /// The digest of its manifest.
+    pub manifest: String,
+    /// How many of its layers.
+    pub layers: usize,
+    /// Are these all it has?
+    pub whole: bool,
+    /// The digest of the uppermost's blob.
+    pub layer: String,
+}
+
+impl Part {
+    /// Names its mount.
+    pub fn folder(&self) -> String {
+        let digest = self.manifest.replace(':', "-");
+        if self.whole { digest } else { format!("{digest}.{}", self.layers) }
+    }
+}
+
+/// A layer that a client wants to have without unpacking it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The image's name.
+    pub image: String,
+    /// The digest of its manifest, if the client knows it.
+    pub manifest: Option<String>,
+    /// The layer's chain ID.
+    pub chain: String,
+    /// Layers below it.
+    pub below: usize,
+}
+
+impl Wanted {
+    /// What the labels of a new snapshot ask for; None of an ordinary one.
+    pub(crate) fn of(labels: &Labels, below: usize) -> Option<Wanted> {
+        Some(Wanted {
+            image: NAMES.iter().find_map(|name| labels.get(*name))?.clone(),
+            manifest: labels.get(MANIFEST).cloned(),
+            chain: labels.get(TARGET)?.clone(),
+            below,
+        })
+    }
+}
+
+/// Whoever has images.
+#[tonic::async_trait]
+pub trait Images: Send + Sync + 'static {
+    /// Which part of its image a layer is uppermost in.
+    ///
+    /// # Errors
+    /// Why it is to be unpacked.
+    async fn find(&self, wanted: &Wanted) -> Result<Part, String>;
+
+    /// Mounts a part on a folder, unless it is mounted there. Done when it can be read.
+    ///
+    /// # Errors
+    /// Why it can't.
+    async fn mount(&self, part: &Part, folder: &Path) -> Result<(), String>;
+
+    /// Unmounts what is on a folder, if anything.
+    async fn unmount(&self, folder: &Path);
+
+    /// No snapshot is a layer of this image any more.
+    async fn forget(&self, part: &Part);
+
+    /// What a part's uppermost layer takes on disk now.
+    fn usage(&self, part: &Part) -> Usage;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_of_all_clients() {
+        let of = |labels: &[(&str, &str)]| {
+            let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+            Wanted::of(&labels.collect(), 1)
+        };
+        let wanted = |manifest: Option<&str>| Wanted {
+            image: "r/app:1".into(),
+            manifest: manifest.map(str::to_owned),
+            chain: "sha256:c".into(),
+            below: 1,
+        };
+        let target = (TARGET, "sha256:c");
+        assert_eq!(of(&[target, (NAMES[0], "r/app:1"), (MANIFEST, "m")]), Some(wanted(Some("m"))));
+        assert_eq!(of(&[target, (NAMES[1], "r/app:1")]), Some(wanted(None)));
+        assert_eq!(of(&[target]), None);
+        assert_eq!(of(&[(NAMES[0], "r/app:1")]), None);
+    }
+}

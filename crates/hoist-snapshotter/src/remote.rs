@@ -1,0 +1,132 @@
+//! Layers that are not unpacked: committed as soon as their image is mounted, which is the one lower folder of
+//! whatever stands on its uppermost layer.
+//!
+//! A mount is there before a record speaks of its image, and goes when none does any more. Both are looked
+//! after under a lock for each image: so of several who prepare one image, one mounts and the others wait.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::error::Error;
+use crate::part::{Images, Part, Wanted};
+use crate::record::Labels;
+use crate::snapshotter::Snapshotter;
+
+/// See the module.
+pub struct Remote {
+    snapshotter: Arc<Snapshotter>,
+    images: Arc<dyn Images>,
+    locks: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+impl Remote {
+    /// For the layers of these images.
+    pub fn new(snapshotter: Arc<Snapshotter>, images: Arc<dyn Images>) -> Remote {
+        Remote { snapshotter, images, locks: Mutex::default() }
+    }
+
+    /// Blocks as little of the runtime as the disk allows.
+    async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Snapshotter) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let snapshotter = Arc::clone(&self.snapshotter);
+        let done = tokio::task::spawn_blocking(move || work(&snapshotter)).await;
+        done.map_err(|e| Error::Internal(e.to_string()))?
+    }
+
+    /// One at a time for each image.
+    fn lock(&self, manifest: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lock) = locks.get(manifest).and_then(Weak::upgrade) {
+            return lock;
+        }
+        locks.retain(|_, lock| lock.strong_count() > 0);
+        let lock = Arc::new(tokio::sync::Mutex::new(()));
+        locks.insert(manifest.to_owned(), Arc::downgrade(&lock));
+        lock
+    }
+
+    /// Has the layer that the labels ask for without unpacking it. False if they ask for none.
+    ///
+    /// # Errors
+    /// Why it is to be unpacked.
+    pub async fn prepare(&self, parent: &str, labels: &Labels) -> Result<bool, String> {
+        if Wanted::of(labels, 0).is_none() {
+            return Ok(false);
+        }
+        let beneath = parent.to_owned();
+        let below =
+            self.work(move |snapshotter| snapshotter.depth(&beneath)).await.map_err(|e| e.to_string())?;
+        let Some(wanted) = Wanted::of(labels, below) else { return Ok(false) };
+        let part = self.images.find(&wanted).await?;
+        let lock = self.lock(&part.manifest);
+        let _alone = lock.lock().await;
+        // The image, be it of its lowest layer: if it can't be mounted, nothing of it is to count on it.
+        let whole = Part { whole: true, ..part.clone() };
+        let folder = self.snapshotter.image_folder(&whole)?;
+        self.images.mount(&whole, &folder).await?;
+        let (parent, labels) = (parent.to_owned(), labels.clone());
+        let kept =
+            self.work(move |snapshotter| snapshotter.adopt(&wanted.chain, &parent, labels, part)).await;
+        kept.map_err(|e| e.to_string())?;
+        Ok(true)
+    }
+
+    /// Mounts the image that snapshots on `parent` stand on, if it is one and is not mounted.
+    ///
+    /// # Errors
+    /// It can't be had now.
+    pub async fn stand_on(&self, parent: &str) -> Result<(), Error> {
+        let beneath = parent.to_owned();
+        let Some(part) = self.work(move |snapshotter| snapshotter.part_of(&beneath)).await? else {
+            return Ok(());
+        };
+        let lock = self.lock(&part.manifest);
+        let _alone = lock.lock().await;
+        let folder = self.snapshotter.image_folder(&part).map_err(Error::Internal)?;
+        let unavailable = |why| Error::Image { image: part.image.clone(), why };
+        self.images.mount(&part, &folder).await.map_err(unavailable)
+    }
+
+    /// After a snapshot was removed: lets go of its image, if it was the last that needs it.
+    pub async fn let_go(&self, part: &Part) {
+        let lock = self.lock(&part.manifest);
+        let _alone = lock.lock().await;
+        match self.work(|snapshotter| snapshotter.images_in_use()).await {
+            Ok(used) if used.contains(&part.manifest) => return,
+            Ok(_) => {}
+            Err(error) => return tracing::error!("image {} stays mounted: {error}", part.image),
+        }
+        for folder in self.snapshotter.image_folders() {
+            if folder.manifest == part.manifest {
+                self.end(&folder.path).await;
+            }
+        }
+        self.images.forget(part).await;
+    }
+
+    /// Lets go of whatever a crash has left mounted.
+    pub async fn cleanup(&self) {
+        for folder in self.snapshotter.image_folders() {
+            let lock = self.lock(&folder.manifest);
+            let _alone = lock.lock().await;
+            match self.work(|snapshotter| snapshotter.images_in_use()).await {
+                Ok(used) if !used.contains(&folder.manifest) => self.end(&folder.path).await,
+                Ok(_) => {}
+                Err(error) => tracing::error!("looking for images that nobody needs: {error}"),
+            }
+        }
+    }
+
+    async fn end(&self, folder: &Path) {
+        self.images.unmount(folder).await;
+        if let Err(error) = std::fs::remove_dir(folder) {
+            tracing::warn!(
+                "the folder {} of an image stays until the next cleanup: {error}",
+                folder.display()
+            );
+        }
+    }
+}
