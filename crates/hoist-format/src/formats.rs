@@ -4,6 +4,7 @@
 //! or why the image cannot be read lazily. So nothing here does I/O, and nobody outside needs to know a format's name.
 
 mod erofs;
+mod nydus;
 mod overlaybd;
 mod rfc3339;
 mod stargz;
@@ -139,7 +140,7 @@ pub trait Reader: Send {
 
 /// The readers for an image, at most one for each layer; one for the whole image comes first and alone if it succeeds.
 pub fn readers(image: &ImageFacts) -> Vec<Box<dyn Reader>> {
-    if let Some(whole) = overlaybd::reader(image) {
+    if let Some(whole) = nydus::reader(image).or_else(|| overlaybd::reader(image)) {
         return vec![whole];
     }
     let mut readers: Vec<Box<dyn Reader>> = Vec::new();

@@ -78,6 +78,18 @@ impl Contexts {
         Self::decode(&expand(packed, header.compressor, header.raw_len, "contexts")?, &header, blob)
     }
 
+    /// Reads the array and the header, which stand apart in a table of contents.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn parts(array: &[u8], header: &[u8], blob: &Blob) -> Result<Self, RafsError> {
+        let header = Header::read(header, blob)?;
+        if header.raw_len != array.len() as u64 {
+            return Err(RafsError::Lie("contexts whose size is not what their header says"));
+        }
+        Self::decode(array, &header, blob)
+    }
+
     fn decode(array: &[u8], header: &Header, blob: &Blob) -> Result<Self, RafsError> {
         let size = if blob.layout == Layout::V1 { V1 } else { V2 };
         let records = cut(array, "chunk records", 0, u64::from(header.chunks) * size)?;

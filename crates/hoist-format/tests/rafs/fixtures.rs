@@ -143,7 +143,7 @@ fn walk(tree: &Tree, dir: InodeId, path: &str, out: &mut BTreeMap<String, InodeI
     }
 }
 
-fn compare(tree: &Tree, contents: &HashMap<InodeId, Vec<u8>>) {
+pub fn compare(tree: &Tree, contents: &HashMap<InodeId, Vec<u8>>) {
     let mut ours = BTreeMap::from([(".".to_owned(), ROOT)]);
     walk(tree, ROOT, "", &mut ours);
     let mut groups = BTreeMap::new();

@@ -2,4 +2,5 @@
 
 mod fixtures;
 mod lies;
+mod reader;
 mod support;
