@@ -31,6 +31,7 @@ impl Engine {
     /// # Errors
     /// The file system's; and when somebody keeps choosing layers meanwhile.
     pub fn keep_limit(&self, spared: &BTreeSet<String>) -> Result<(), Error> {
+        self.store.delete_left()?;
         let Some(limit) = self.config.store_limit else { return Ok(()) };
         let folder = |name: String| self.store.root().join("layers").join(name);
         let folders: Vec<PathBuf> = self.store.layer_names()?.into_iter().map(folder).collect();

@@ -142,6 +142,10 @@ impl Engine {
     /// The parts of an image's folder that are not what they should be.
     fn check_image(&self, digest: &Digest) -> Vec<(std::path::PathBuf, String)> {
         let dir = self.store.image(digest);
+        if !dir.has_manifest() {
+            // Whoever fetched it was killed before it was there.
+            return Vec::new();
+        }
         let Some((manifest, config)) = dir.load(digest) else {
             return vec![(dir.path().to_owned(), "its manifest has another digest, or is not here".into())];
         };

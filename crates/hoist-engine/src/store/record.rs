@@ -41,6 +41,10 @@ impl ImageDir {
         let config = fs::read(self.path.join("config.json")).ok()?;
         (Digest::of(&bytes) == *manifest).then_some((bytes, config))
     }
+    /// Was the manifest ever here? It comes last.
+    pub fn has_manifest(&self) -> bool {
+        self.path.join("manifest.json").exists()
+    }
     /// Keeps manifest and config.
     pub fn save(&self, manifest: &[u8], config: &[u8]) -> Result<(), Error> {
         fs::create_dir_all(&self.path).map_err(Error::io("create", &self.path))?;

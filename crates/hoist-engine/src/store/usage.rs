@@ -127,8 +127,15 @@ impl Clearing {
     pub fn take_away(&self, folder: &Path) -> Result<(), Error> {
         let gone = self.root.join("gone");
         fs::create_dir_all(&gone).map_err(Error::io("create", &gone))?;
-        let place = tempfile::tempdir_in(&gone).map_err(Error::io("write in", &gone))?.keep();
-        fs::rename(folder, place.join("folder")).map_err(Error::io("take away", folder))?;
+        for tries in 1.. {
+            let place = tempfile::tempdir_in(&gone).map_err(Error::io("write in", &gone))?.keep();
+            match fs::rename(folder, place.join("folder")) {
+                Ok(()) => break,
+                // Who deletes what is there may have found the place still empty.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound && folder.exists() && tries < 100 => {}
+                Err(e) => return Err(Error::io("take away", folder)(e)),
+            }
+        }
         folder.parent().map_or(Ok(()), sync_dir)
     }
 
@@ -138,19 +145,34 @@ impl Clearing {
     /// # Errors
     /// The file system's.
     pub fn delete(self) -> Result<u64, Error> {
-        let gone = self.root.join("gone");
+        let root = self.root.clone();
         drop(self);
-        let mut bytes = 0;
-        for place in fs::read_dir(&gone).into_iter().flatten().flatten() {
-            bytes += on_disk(&place.path().join("folder"));
-            match fs::remove_dir_all(place.path()) {
-                // Another process is at it too.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                other => other.map_err(Error::io("remove", place.path()))?,
-            }
-        }
-        Ok(bytes)
+        delete_gone(&root)
     }
+}
+
+impl Store {
+    /// Deletes what processes have taken away that were killed before they had deleted it.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn delete_left(&self) -> Result<(), Error> {
+        delete_gone(self.root()).map(drop)
+    }
+}
+
+fn delete_gone(root: &Path) -> Result<u64, Error> {
+    let gone = root.join("gone");
+    let mut bytes = 0;
+    for place in fs::read_dir(&gone).into_iter().flatten().flatten() {
+        bytes += on_disk(&place.path().join("folder"));
+        match fs::remove_dir_all(place.path()) {
+            // Another process is at it too.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            other => other.map_err(Error::io("remove", place.path()))?,
+        }
+    }
+    Ok(bytes)
 }
 
 /// Bytes that a flat folder of ours takes on disk. What also has another name, as a layer that two layouts
