@@ -13,10 +13,12 @@ pub mod user;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use hoist_testkit::{Proxy, ProxyOptions, Registry, process, push_layout};
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 /// A machine that runs hoist. What is mounted below its folder is unmounted at its end.
@@ -24,19 +26,29 @@ pub struct Node {
     dir: tempfile::TempDir,
     store: PathBuf,
     driver: Option<&'static str>,
+    /// Its daemon, where every node has one (`through_daemon.rs`): from the first command on.
+    daemon: OnceLock<Child>,
 }
+
+/// Of these the daemon has what the first command has: they are not a client's to say.
+const OF_THE_DAEMON: [&str; 3] = ["--background", "--read-timeout", "--store-limit"];
 
 impl Node {
     /// With an empty store.
     pub fn new() -> Node {
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("store");
-        Node { dir, store, driver: None }
+        Node { dir, store, driver: None, daemon: OnceLock::new() }
     }
 
     /// With its store in a folder of the test's own.
     pub fn with_store(store: &Path) -> Node {
-        Node { dir: tempfile::tempdir().unwrap(), store: store.to_owned(), driver: None }
+        Node {
+            dir: tempfile::tempdir().unwrap(),
+            store: store.to_owned(),
+            driver: None,
+            daemon: OnceLock::new(),
+        }
     }
 
     /// The same node, whose mounts are made by this driver.
@@ -57,6 +69,26 @@ impl Node {
 
     /// The command, not yet started.
     pub fn hoist(&self, args: &[&str]) -> Command {
+        // Once more, by programs that do nothing else.
+        if env!("CARGO_CRATE_NAME") == "through_daemon" {
+            self.daemon.get_or_init(|| self.start_daemon(args));
+        }
+        self.bare(args)
+    }
+
+    fn start_daemon(&self, args: &[&str]) -> Child {
+        let mut command = self.bare(&["daemon", "--log", "info"]);
+        for pair in args.windows(2).filter(|pair| OF_THE_DAEMON.contains(&pair[0])) {
+            command.args(pair);
+        }
+        let log = fs::File::create(self.path("daemon.log")).unwrap();
+        let daemon = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let listens = || Ok(std::os::unix::net::UnixStream::connect(self.store("hoist.sock")).is_ok());
+        process::wait_until("the node's daemon", Duration::from_secs(30), listens).unwrap();
+        daemon
+    }
+
+    fn bare(&self, args: &[&str]) -> Command {
         let mut command = Command::new(user::program());
         command.env_remove("HOIST_TRUST_INDEX").env("HOIST_ROOT", &self.store);
         if let Some(driver) = self.driver {
@@ -156,8 +188,9 @@ impl Node {
 
     /// What the processes in the background have logged.
     pub fn logs(&self) -> String {
-        let entries = fs::read_dir(self.store("log")).into_iter().flatten().flatten();
-        entries.map(|e| format!("\n-- log\n{}", fs::read_to_string(e.path()).unwrap_or_default())).collect()
+        let entries = fs::read_dir(self.store("log")).into_iter().flatten().flatten().map(|e| e.path());
+        let all = entries.chain([self.path("daemon.log")]);
+        all.map(|path| format!("\n-- log\n{}", fs::read_to_string(path).unwrap_or_default())).collect()
     }
 }
 
@@ -167,6 +200,16 @@ impl Drop for Node {
             eprintln!("{}", self.logs());
         }
         unmount_below(self.dir.path());
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = rustix::process::kill_process(Pid::from_child(&daemon), Signal::TERM);
+            let ended = process::wait_until("the daemon's end", Duration::from_secs(30), || {
+                Ok(daemon.try_wait()?.is_some())
+            });
+            if ended.is_err() {
+                let _ = daemon.kill();
+                let _ = daemon.wait();
+            }
+        }
     }
 }
 

@@ -1,0 +1,31 @@
+//! The tests of what a mount shows and of what it costs once more, on nodes where a daemon does the work
+//! (`Node::hoist`), and the drivers of FUSE through it.
+
+#[path = "fixtures.rs"]
+mod fixtures;
+mod node;
+#[path = "reuse.rs"]
+mod reuse;
+#[path = "trust.rs"]
+mod trust;
+
+use hoist_testkit::{Exceptions, compare_tree, fixtures_dir};
+use node::{Node, Published, count};
+
+/// The awkward image, lazily, by each driver that is not the fastest.
+#[test]
+fn other_drivers() {
+    let image = Published::indexed(&fixtures_dir().unwrap().join("gzip"));
+    for driver in ["erofs-fuse", "fuse"] {
+        let node = Node::new().with_driver(driver);
+        let mount = node.mount(&image.name, &[]);
+        assert_eq!(compare_tree(mount.root(), &Exceptions::full()).unwrap(), [""; 0], "{driver}");
+        let told: serde_json::Value = serde_json::from_str(&node.says(&["status", "--json"])).unwrap();
+        let [server] = node.servers()[..] else { panic!("{told}") };
+        assert_eq!(
+            (&told["daemon"]["filler_pid"], &told["mounts"][0]["driver"]),
+            (&server.into(), &driver.into())
+        );
+        assert!(count(&mount.unmount(), "demand_stalls") > 0);
+    }
+}
