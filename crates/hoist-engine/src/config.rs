@@ -1,7 +1,9 @@
 //! What a caller decides once for all of the engine.
 
 use std::ffi::OsString;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use crate::mount::Owners;
@@ -119,6 +121,15 @@ pub struct Successor {
     pub arguments: Vec<OsString>,
 }
 
+/// Somebody who holds descriptors beside this process and its keeper, and gives them to a later process should both be
+/// dead: a service manager. What fails is the vault's to tell.
+pub trait Vault: std::fmt::Debug + Send + Sync {
+    /// Holds a copy under this name: at most 255 printable ASCII characters, no colon.
+    fn hold(&self, name: &str, fd: BorrowedFd<'_>);
+    /// Lets go of what it holds under this name.
+    fn release(&self, name: &str);
+}
+
 /// How what nobody has read is fetched all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Background {
@@ -162,6 +173,8 @@ pub struct Config {
     pub background: Option<Background>,
     /// Who goes on with the mounts should this process die; None: nobody, and their reads fail.
     pub successor: Option<Successor>,
+    /// Who holds what mounts need, should this process and its keeper die together; None: nobody.
+    pub vault: Option<Arc<dyn Vault>>,
 }
 
 impl Config {
@@ -181,6 +194,7 @@ impl Config {
             store_limit: None,
             background: None,
             successor: None,
+            vault: None,
         }
     }
 }

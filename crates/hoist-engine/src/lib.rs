@@ -24,7 +24,7 @@ pub mod registry;
 mod stats;
 pub mod store;
 
-pub use config::{Background, Config, Driver, Owners, Platform, Successor, Trust};
+pub use config::{Background, Config, Driver, Owners, Platform, Successor, Trust, Vault};
 pub use engine::Engine;
 pub use error::Error;
 pub use fsck::{Checked, Problem};

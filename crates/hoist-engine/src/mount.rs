@@ -16,6 +16,7 @@ mod resume;
 mod serve;
 mod slow;
 mod status;
+mod stored;
 mod table;
 mod upkeep;
 pub(crate) mod verify;

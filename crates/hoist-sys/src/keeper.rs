@@ -29,6 +29,7 @@ mod table;
 mod watch;
 mod wire;
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
@@ -45,6 +46,7 @@ use crate::presence::Presence;
 use wire::Word;
 
 pub use inherit::Inheritance;
+pub use session::deposit_name as session_deposit_name;
 pub use table::{Asked, FileId, Received, Table};
 pub use watch::Keeper;
 
@@ -139,6 +141,12 @@ impl Link {
         Ok(Self { socket: ours, life, child: Some(child) })
     }
 
+    fn told(self, mounts: &[Presence], deposits: &BTreeMap<String, OwnedFd>) -> io::Result<Self> {
+        mounts.iter().try_for_each(|mount| self.watch(mount))?;
+        deposits.iter().try_for_each(|(name, fd)| self.deposit(name, fd.as_fd()))?;
+        Ok(self)
+    }
+
     fn watch(&self, mount: &Presence) -> io::Result<()> {
         Word::Watch(mount.clone()).send(&self.socket)
     }
@@ -146,6 +154,26 @@ impl Link {
     fn deposit(&self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
         wire::deposit(&self.socket, name, fd)
     }
+}
+
+/// Starts a keeper of what a filler and its keeper have left with somebody else, both being dead. It starts a
+/// successor, as if this process were the filler and had died just now. Its process is reaped by a thread.
+///
+/// # Errors
+/// The kernel's from starting a process. Then nobody guards: keep the descriptors.
+pub fn revive(
+    group: Option<&Group>,
+    table: &Table,
+    start: &Start,
+    mounts: &[Presence],
+    deposits: &BTreeMap<String, OwnedFd>,
+) -> io::Result<()> {
+    let mut link = Link::spawn(group, table, start)?.told(mounts, deposits)?;
+    let child = link.child.take();
+    // It hears that the socket is closed.
+    drop(link);
+    std::thread::spawn(move || child.map(|mut child| child.wait()));
+    Ok(())
 }
 
 /// In the child, before exec: a session of its own, deaf to polite signals, with just these descriptors

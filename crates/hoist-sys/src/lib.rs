@@ -14,6 +14,7 @@ pub mod map;
 pub mod mount;
 pub mod presence;
 pub mod shm;
+pub mod stored;
 pub mod thread;
 pub mod userns;
 pub mod watch;

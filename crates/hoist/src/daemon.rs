@@ -9,7 +9,7 @@ mod container;
 mod intents;
 mod metrics;
 mod mounts;
-mod notify;
+pub mod notify;
 pub mod protocol;
 mod requests;
 mod serve;

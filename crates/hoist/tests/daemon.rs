@@ -155,6 +155,14 @@ fn switches(pid: i64) -> u64 {
     about.map(counts).sum()
 }
 
+/// Whether neither daemon nor keeper does anything for a moment that is longer than any pause of theirs while they work.
+fn is_asleep(daemon: &Daemon, keeper: i64) -> bool {
+    let now = || switches(daemon.pid().as_raw_nonzero().get().into()) + switches(keeper);
+    let before = now();
+    std::thread::sleep(Duration::from_millis(700));
+    now() == before
+}
+
 /// Bytes of a file that stand in the page cache, as util-linux says.
 fn cached(file: &Path) -> u64 {
     let said = common::output(
@@ -174,13 +182,7 @@ fn at_rest_it_sleeps() {
         let lazy: Vec<_> = (0..3).map(|_| node.mount(&case.image.name, &[])).collect();
         assert_eq!(lazy[0].read("lib/a.so").unwrap(), case.source.read("lib/a.so"));
         let keeper = status(&node)["daemon"]["keeper_pid"].as_i64().unwrap();
-        let sleeps = || {
-            let now = || switches(daemon.pid().as_raw_nonzero().get().into()) + switches(keeper);
-            let before = now();
-            // Longer than any pause of what is not at rest.
-            std::thread::sleep(Duration::from_millis(700));
-            Ok(now() == before)
-        };
+        let sleeps = || Ok(is_asleep(&daemon, keeper));
         process::wait_until("rest while it is lazy", PATIENCE, sleeps).unwrap();
         // Now it is complete, and checked.
         case.source.assert_shown(lazy[1].root());
@@ -197,6 +199,26 @@ fn at_rest_it_sleeps() {
             assert_eq!(cached(data), 0, "{driver}");
         }
     }
+}
+
+/// At this rate the first step is paid for in half an hour: after it nothing more is asked for.
+#[test]
+fn the_background_keeps_to_its_rate() {
+    let case = Case::new();
+    let node = Node::new();
+    let file = node.path("hoist.toml");
+    fs::write(&file, "background = \"1K\"\n").unwrap();
+    let daemon = Daemon::start(&node, &["--config", file.to_str().unwrap()]);
+    let _mount = node.mount(&case.image.name, &[]);
+    case.wait_for_a_request();
+    let keeper = status(&node)["daemon"]["keeper_pid"].as_i64().unwrap();
+    let rests =
+        || Ok(is_asleep(&daemon, keeper) && status(&node)["mounts"][0]["layers"][0]["present_bytes"] != 0);
+    process::wait_until("rest after the first step", PATIENCE, rests).unwrap();
+    let asked = case.image.proxy.log().iter().filter(|r| r.path.contains(&case.layer)).count();
+    let layer = &status(&node)["mounts"][0]["layers"][0];
+    let here = layer["present_bytes"].as_u64().unwrap();
+    assert!(asked <= 2 && here * 2 < layer["total_bytes"].as_u64().unwrap(), "{asked} requests: {layer}");
 }
 
 /// It is killed while its request waits for the registry.

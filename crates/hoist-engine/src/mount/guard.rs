@@ -8,11 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use hoist_sys::fanotify::Group;
 use hoist_sys::fuse::Session;
-use hoist_sys::keeper::{Asked, Inheritance, Keeper, Start, Table, Told};
+use hoist_sys::keeper::{Asked, Inheritance, Keeper, Start, Table, Told, session_deposit_name};
 use hoist_sys::presence::Presence;
 
 use super::serve::Server;
-use crate::config::Successor;
+use super::stored::Stored;
+use crate::config::{Successor, Vault};
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::store::Store;
 
@@ -26,7 +28,7 @@ pub(super) fn deposited(inheritance: &Inheritance) -> Vec<String> {
     ids(inheritance.deposits().keys())
 }
 
-fn ids<'n>(names: impl Iterator<Item = &'n String>) -> Vec<String> {
+pub(super) fn ids<'n>(names: impl Iterator<Item = &'n String>) -> Vec<String> {
     names.filter_map(|name| name.strip_prefix("mount ").map(str::to_owned)).collect()
 }
 
@@ -49,19 +51,23 @@ pub(super) enum By<'a> {
 pub(super) struct Guard {
     store: Store,
     successor: Option<Successor>,
+    vault: Option<Arc<dyn Vault>>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     keeper: Option<Keeper>,
+    /// What is in the vault, if anything.
+    stored: Option<Stored>,
     /// The ids of those that are guarded.
     mounts: BTreeSet<String>,
 }
 
 impl Guard {
-    pub fn new(store: Store, successor: Option<Successor>) -> Self {
-        Self { store, successor, state: Mutex::default() }
+    pub fn new(engine: &Engine) -> Self {
+        let (successor, vault) = (engine.config.successor.clone(), engine.config.vault.clone());
+        Self { store: engine.store.clone(), successor, vault, state: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -69,9 +75,7 @@ impl Guard {
     }
 
     fn start(&self) -> Result<Start, Error> {
-        let Successor { program, arguments } = self.successor.clone().unwrap_or_default();
-        let program = self.successor.is_some().then_some(program);
-        Ok(Start { program, arguments, log: self.store.new_log("keeper")? })
+        start(&self.store, self.successor.clone())
     }
 
     /// Guards a mount that is about to be made, or a session that is about to be served.
@@ -82,18 +86,32 @@ impl Guard {
             Some(keeper) => keeper,
             None => {
                 let (group, table) = server.kept();
-                Keeper::spawn(group.map(Arc::clone), table.clone(), self.start()?, hears(server))
-                    .map_err(Error::io("start a keeper for", mount.id))?
+                let keeper =
+                    Keeper::spawn(group.map(Arc::clone), table.clone(), self.start()?, hears(server))
+                        .map_err(Error::io("start a keeper for", mount.id))?;
+                let begin =
+                    |vault| Stored::begin(Arc::clone(vault), &keeper, group.map(|g| g.as_fd()), table);
+                state.stored = self.vault.as_ref().map(begin).transpose().map_err(cannot)?;
+                keeper
             }
         };
         state.mounts.insert(mount.id.to_owned());
-        let keeper = state.keeper.insert(keeper);
-        match mount.by {
+        let State { keeper: kept, stored, .. } = &mut *state;
+        let keeper = kept.insert(keeper);
+        match &mount.by {
             By::Group(presence) => keeper.watch(presence),
             By::Session(session) => keeper.deposit_session(mount.id, session.fds()),
         }
         .and_then(|()| keeper.deposit(&deposit_name(mount.id), mount.lease))
-        .map_err(cannot)
+        .map_err(cannot)?;
+        if let Some(stored) = stored {
+            stored.hold(&deposit_name(mount.id), mount.lease);
+            if let By::Session(session) = &mount.by {
+                let fds = session.fds().enumerate();
+                fds.for_each(|(n, fd)| stored.hold(&session_deposit_name(mount.id, n), fd));
+            }
+        }
+        Ok(())
     }
 
     /// More is known of a mount.
@@ -111,6 +129,11 @@ impl Guard {
             return;
         }
         if let Some(keeper) = &state.keeper {
+            if let Some(stored) = &state.stored {
+                let queues = keeper.session(id).map_or(0, |fds| fds.len());
+                (0..queues).for_each(|n| stored.release(&session_deposit_name(id, n)));
+                stored.release(&deposit_name(id));
+            }
             let told = keeper
                 .forget(target)
                 .and_then(|()| keeper.withdraw(&deposit_name(id)))
@@ -123,6 +146,9 @@ impl Guard {
             && let Some(keeper) = state.keeper.take()
         {
             keeper.end();
+            if let Some(stored) = state.stored.take() {
+                stored.end();
+            }
         }
     }
 
@@ -131,7 +157,8 @@ impl Guard {
         let taken = inheritance.take_over(self.start()?, hears(server));
         let (keeper, orphans) = taken.map_err(Error::io("take over the mounts of", self.store.root()))?;
         let mounts = ids(keeper.deposits().iter()).into_iter().collect();
-        *self.lock() = State { keeper: Some(keeper), mounts };
+        let stored = self.vault.as_ref().and_then(|vault| Stored::of(Arc::clone(vault), &keeper));
+        *self.lock() = State { keeper: Some(keeper), stored, mounts };
         Ok(orphans)
     }
 
@@ -174,6 +201,15 @@ impl Guard {
     }
 }
 
+/// How keeper and successor are started.
+pub(super) fn start(store: &Store, successor: Option<Successor>) -> Result<Start, Error> {
+    let log = store.new_log("keeper")?;
+    Ok(match successor {
+        Some(Successor { program, arguments }) => Start { program: Some(program), arguments, log },
+        None => Start { program: None, arguments: Vec::new(), log },
+    })
+}
+
 /// What is done about the keeper's words. It does not keep the server alive.
 fn hears(server: &Arc<Server>) -> impl Fn(Told) + Send + Sync + 'static {
     let server: Weak<Server> = Arc::downgrade(server);
@@ -211,7 +247,7 @@ pub(super) fn deny(
     let group = Arc::new(Group::new().map_err(cannot())?);
     data.iter().try_for_each(|file| group.mark(file)).map_err(cannot())?;
     let table = Table::new().map_err(cannot())?;
-    let start = Start { program: None, arguments: Vec::new(), log: store.new_log("keeper")? };
+    let start = start(store, None)?;
     let keeper = Keeper::spawn(Some(group), table, start, |_| {}).map_err(cannot())?;
     let told = keeper.watch(mount).and_then(|()| keeper.deposit(&deposit_name(lease.0), lease.1));
     told.map_err(cannot())

@@ -78,7 +78,7 @@ impl Server {
             leases: Mutex::default(),
             timeout: engine.config.read_timeout,
             runtime: tokio::runtime::Handle::current(),
-            guard: Guard::new(engine.store.clone(), engine.config.successor.clone()),
+            guard: Guard::new(engine),
             resumed,
             stopping: AtomicBool::new(false),
             thread: Mutex::new(None),

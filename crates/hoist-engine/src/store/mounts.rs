@@ -10,6 +10,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hoist_format::digest::Digest;
 use hoist_sys::presence::{Presence, Snapshot};
@@ -100,6 +101,16 @@ pub struct Lease {
     dir: PathBuf,
     id: String,
     file: File,
+    ended: AtomicBool,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.ended.load(Ordering::Relaxed) {
+            // Whoever still has a copy of it: who waits for its end has waited long enough.
+            let _ = self.file.unlock();
+        }
+    }
 }
 
 fn record_path(dir: &Path, id: &str) -> PathBuf {
@@ -113,7 +124,7 @@ fn lease_path(dir: &Path, id: &str) -> PathBuf {
 impl Lease {
     /// One that this process got from the one before it.
     pub(crate) fn inherited(store: &Store, id: &str, file: File) -> Self {
-        Self { dir: store.mounts_dir(), id: id.to_owned(), file }
+        Self { dir: store.mounts_dir(), id: id.to_owned(), file, ended: AtomicBool::new(false) }
     }
 
     /// Writes the record anew.
@@ -144,6 +155,7 @@ impl Lease {
         // Who finds a record without a lease takes the mount for gone, as it is.
         let _ = fs::remove_file(record_path(&self.dir, &self.id));
         let _ = fs::remove_file(lease_path(&self.dir, &self.id));
+        self.ended.store(true, Ordering::Relaxed);
     }
 }
 
@@ -165,7 +177,7 @@ impl Store {
         let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
         let file = file.map_err(Error::io("open", &path))?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Lease { dir, id: id.to_owned(), file })),
+            Ok(()) => Ok(Some(Lease { dir, id: id.to_owned(), file, ended: AtomicBool::new(false) })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(e)) => Err(Error::io("lock", &path)(e)),
         }

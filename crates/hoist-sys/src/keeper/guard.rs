@@ -509,8 +509,18 @@ fn prepare(privileged: bool) {
         // With the little that others may lock, what is allocated later would fail.
         return;
     }
-    // Its code may lie on the very file system whose reads it answers.
-    let _ = rustix::mm::mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE);
+    // What it has touched stays. Its code may lie on the very file system whose reads it answers: then all of it is
+    // brought here now.
+    let touched = if may_be_ours("/proc/self/exe") { MlockAllFlags::empty() } else { MlockAllFlags::ONFAULT };
+    let _ = rustix::mm::mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | touched);
+}
+
+/// Could this file be read through a mount of ours? Yes when in doubt.
+fn may_be_ours(path: &str) -> bool {
+    const EROFS: u64 = 0xe0f5_e1e2;
+    const FUSE: u64 = 0x6573_5546;
+    const OVERLAY: u64 = 0x794c_7630;
+    rustix::fs::statfs(path).map_or(true, |found| [EROFS, FUSE, OVERLAY].contains(&(found.f_type as u64)))
 }
 
 fn usage() -> io::Error {

@@ -13,8 +13,8 @@ use crate::fuse::Device;
 /// What the names of a session's descriptors among the deposits begin with.
 const PREFIX: &str = "fuse ";
 
-/// The name of one of its descriptors.
-pub(super) fn deposit_name(session: &str, queue: usize) -> String {
+/// The name under which one of a session's descriptors is deposited.
+pub fn deposit_name(session: &str, queue: usize) -> String {
     format!("{PREFIX}{session} {queue}")
 }
 

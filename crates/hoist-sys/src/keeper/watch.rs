@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -286,8 +286,7 @@ impl Shared {
             let started = {
                 let mut state = self.lock();
                 Link::spawn(self.group.as_deref(), &self.table, &self.start).and_then(|link| {
-                    state.mounts.iter().try_for_each(|mount| link.watch(mount))?;
-                    state.deposits.iter().try_for_each(|(name, fd)| link.deposit(name, fd.as_fd()))?;
+                    let link = link.told(&state.mounts, &state.deposits)?;
                     let pid = link.child.as_ref().map_or(0, std::process::Child::id);
                     let mut before = std::mem::replace(&mut state.link, link);
                     if let Some(child) = &mut before.child {

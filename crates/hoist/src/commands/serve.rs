@@ -11,7 +11,8 @@ pub(super) fn run(global: &Global, inheritance: Option<Inheritance>) -> anyhow::
     let inheritance = inheritance.ok_or_else(|| user("`hoist serve` is started by hoist itself"))?;
     crate::engine_glue::tokio_runtime()?.block_on(async {
         let mut signals = Signals::catch().context("catching signals")?;
-        let engine = crate::engine_glue::open(global)?;
+        let vault = crate::daemon::notify::vault();
+        let engine = crate::engine_glue::open_with(global, |config| config.vault = vault)?;
         let mounts = engine.resume(inheritance).await.context("taking over the mounts of another process")?;
         crate::serving::until_gone(&engine, mounts, &mut signals).await
     })

@@ -34,6 +34,7 @@ const CLIENTS: usize = 1024;
 /// # Errors
 /// The configuration is wrong, there is a daemon already, or what it needs can't be had.
 pub fn run(global: &Global, options: &cli::Daemon) -> anyhow::Result<()> {
+    let kept = hoist_sys::stored::take();
     let settings = Settings::of(global, options)?;
     let settings = match &options.config {
         Some(file) => settings.read(file)?,
@@ -49,6 +50,7 @@ pub fn run(global: &Global, options: &cli::Daemon) -> anyhow::Result<()> {
         std::env::set_current_dir("/")?;
         let root = engine.store().root().to_owned();
         let _ownership = Ownership::take(&root)?;
+        engine.revive(kept);
         let path = socket::path(&root);
         let listener = socket::listen(&path)?;
         let at = settings.metrics.clone();
@@ -93,7 +95,10 @@ fn open(global: &Global, settings: &Settings) -> anyhow::Result<Engine> {
         log: settings.log.clone(),
         ..global.clone()
     };
-    crate::engine_glue::open_with(&global, |config| config.certs_dirs.clone_from(&settings.certs_dirs))
+    crate::engine_glue::open_with(&global, |config| {
+        config.certs_dirs.clone_from(&settings.certs_dirs);
+        config.vault = notify::vault();
+    })
 }
 
 /// The daemon between its start and its end.
