@@ -1,6 +1,8 @@
 //! The tests of what a mount shows and of what it costs once more, on nodes where a daemon does the work
 //! (`Node::hoist`), and the drivers of FUSE through it.
 
+#![expect(clippy::duplicate_mod, reason = "each of these programs has its own node")]
+
 #[path = "fixtures.rs"]
 mod fixtures;
 mod node;
