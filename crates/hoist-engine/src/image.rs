@@ -94,7 +94,8 @@ impl Engine {
         let (digest, bytes) = match top.media_type.as_str() {
             media::INDEX | media::DOCKER_LIST => {
                 let index: oci::Index = parse("index", &top.digest, &top.bytes)?;
-                let chosen = index.select(&self.config.platform, name)?.digest;
+                let chosen =
+                    index.select(&self.config.platform, self.config.trust != Trust::None, name)?.digest;
                 let fetched = source.manifest_by_digest(&chosen).await?;
                 (chosen, fetched.bytes)
             }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use hoist_format::digest::Digest;
+use hoist_format::formats;
 use hoist_format::span::Codec;
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +51,9 @@ pub struct DescriptorPlatform {
     /// CPU variant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
+    /// What the operating system must be able to do.
+    #[serde(default, rename = "os.features", skip_serializing_if = "Vec::is_empty")]
+    pub os_features: Vec<String>,
 }
 
 /// An image manifest, or an artifact's.
@@ -133,8 +137,9 @@ pub struct RootFs {
 }
 
 impl Index {
-    /// The manifest for `wanted`; without a variant asked for, the first of that architecture.
-    pub fn select(&self, wanted: &Platform, of: &str) -> Result<&Descriptor, Error> {
+    /// The manifest for `wanted`; without a variant asked for, the first of that architecture. Of an image that is there
+    /// plain and `converted`, as that says.
+    pub fn select(&self, wanted: &Platform, converted: bool, of: &str) -> Result<&Descriptor, Error> {
         let variant = |variant: &Option<String>| variant_of(&wanted.architecture, variant.as_deref());
         let fits = |d: &&Descriptor| {
             d.platform.as_ref().is_some_and(|p| {
@@ -143,8 +148,14 @@ impl Index {
                     && (wanted.variant.is_none() || variant(&p.variant) == variant(&wanted.variant))
             })
         };
-        if let Some(found) = self.manifests.iter().find(fits) {
-            return Ok(found);
+        let is_converted = |d: &&Descriptor| {
+            let features = d.platform.as_ref().map_or(&[][..], |p| &p.os_features);
+            formats::is_converted(features, d.artifact_type.as_deref())
+        };
+        let mut fitting = self.manifests.iter().filter(fits);
+        if let Some(first) = fitting.next() {
+            let of_kind = [first].into_iter().chain(fitting).find(|d| is_converted(d) == converted);
+            return Ok(of_kind.unwrap_or(first));
         }
         if let [only] = &self.manifests[..]
             && only.platform.is_none()
@@ -205,7 +216,12 @@ mod tests {
                 digest: Digest::of(&[number as u8]),
                 size: 1,
                 annotations: BTreeMap::new(),
-                platform: Some(DescriptorPlatform { architecture, os, variant: parts.next() }),
+                platform: Some(DescriptorPlatform {
+                    architecture,
+                    os,
+                    variant: parts.next(),
+                    os_features: Vec::new(),
+                }),
                 artifact_type: None,
             }
         };
@@ -220,7 +236,7 @@ mod tests {
         let manifests = list.iter().enumerate().map(|(number, platform)| entry(number, platform)).collect();
         let index = Index { manifests };
         let chosen = |wanted: &str| {
-            let found = index.select(&wanted.parse().unwrap(), "x").ok()?.digest;
+            let found = index.select(&wanted.parse().unwrap(), false, "x").ok()?.digest;
             list.iter().enumerate().find(|(number, _)| Digest::of(&[*number as u8]) == found).map(|(_, p)| *p)
         };
         for (wanted, found) in [
@@ -238,7 +254,7 @@ mod tests {
         for wanted in ["linux/arm/v6", "linux/arm64/v9", "windows/amd64", "linux/s390x"] {
             assert_eq!(chosen(wanted), None, "{wanted}");
         }
-        let said = index.select(&"linux/s390x".parse().unwrap(), "x").unwrap_err().to_string();
+        let said = index.select(&"linux/s390x".parse().unwrap(), false, "x").unwrap_err().to_string();
         assert!(said.contains("linux/arm/v5, linux/arm/v7"), "{said}");
         for bad in ["linux", "linux/", "/amd64", "linux/arm64/v8/x", "linux/arm64/", ""] {
             assert!(bad.parse::<Platform>().is_err(), "{bad}");

@@ -153,6 +153,11 @@ pub fn readers(image: &ImageFacts) -> Vec<Box<dyn Reader>> {
     readers
 }
 
+/// An index tells a manifest of a converted image from that of the plain one beside it by these.
+pub fn is_converted(os_features: &[String], artifact_type: Option<&str>) -> bool {
+    nydus::is_marked(os_features, artifact_type)
+}
+
 /// Files in the root of a layer that its format put there and no reader of the image shall see. `tail`: its blob's
 /// last bytes, [`TAIL`] of them or all.
 pub fn hidden(tail: &[u8]) -> &'static [&'static [u8]] {

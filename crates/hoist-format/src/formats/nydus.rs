@@ -22,6 +22,15 @@ const ENCRYPTED: &str = "containerd.io/snapshot/nydus-encrypted-blob";
 /// Media type of blobs with chunks.
 const BLOB_TYPE: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
 
+/// Mark a manifest in an index.
+const OS_FEATURE: &str = "nydus.remoteimage.v1";
+const ARTIFACT: &str = "application/vnd.nydus.image.manifest.v1+json";
+
+/// Whether an index says of a manifest that it is nydus's.
+pub(super) fn is_marked(os_features: &[String], artifact_type: Option<&str>) -> bool {
+    os_features.iter().any(|feature| feature == OS_FEATURE) || artifact_type == Some(ARTIFACT)
+}
+
 /// The reader of an image, if a layer of it says that it is nydus's.
 pub(super) fn reader(image: &ImageFacts) -> Option<Box<dyn Reader>> {
     let says = |layer: &LayerFacts, key| layer.annotations.get(key).is_some_and(|v| v == "true");
