@@ -159,6 +159,7 @@ impl Engine {
             true => (true, self.lazy_as_it_is(image, notes)),
             false => self.would_be_lazy(image),
         };
+        let of_tars = image.is_of_tars();
         let mut layers = Vec::new();
         for layer in &image.manifest.layers {
             let own = self.store.layer(&layer.digest, None);
@@ -180,7 +181,11 @@ impl Engine {
             let known = note.map(|note| note.format.clone());
             let note = match (&state.lied, codec, whole_first) {
                 (Some(lied), _, _) => Some(format!("out of service: {lied}")),
-                _ if refused.is_some() => refused.map(|why| format!("fetched whole first: {why}")),
+                _ if refused.is_some() => refused.map(|why| match of_tars {
+                    true => format!("fetched whole first: {why}"),
+                    // There is no other way to read it.
+                    false => why.clone(),
+                }),
                 (_, None, _) if note.is_none() => Some("no tar layer that hoist reads".into()),
                 (_, _, true) => Some("a single zstd frame: fetched whole at its first read".into()),
                 _ => None,
