@@ -35,6 +35,10 @@ impl Engine {
         let Some(index) = self.converted(image, progress).await? else {
             let notes = self.notes(image, true).await.0;
             let why = notes.values().find_map(|note| note.refused.clone());
+            if why.is_none() {
+                // Of no format at all.
+                image.expected()?;
+            }
             let why = why.unwrap_or_else(|| "its layers are of no format that hoist reads".into());
             return Err(Error::image("image", image.digest, why));
         };

@@ -44,11 +44,6 @@ impl Engine {
             }
         }
         let (tree, devices) = self.published_tree(image, index).await?;
-        let in_order = image.manifest.layers.iter().map(|layer| layer.digest);
-        if !index.of_image && !devices.iter().map(|d| d.0).eq(in_order) {
-            let why = "its tree is of other layers: index the image again";
-            return Err(Error::image("published index", index.digest, why));
-        }
         let server = match driver {
             Driver::Erofs => {
                 let server = self.serving.server(self);
@@ -182,7 +177,7 @@ impl Engine {
             let read = File::open(&path).and_then(|file| file.take(most).read_to_end(&mut head));
             read.map_err(Error::io("read", &path))?;
             let found = devices(&head).map_err(|e| bad(&e))?;
-            return Ok((path, found));
+            return Ok((path, in_order(image, index, found)?));
         }
         let stored = image.source.blob(&index.tree.digest, Some(index.tree.size)).await?;
         let tree = hoist_format::table::decompress(&stored, TREE_MAX).map_err(|e| bad(&e))?;
@@ -194,8 +189,27 @@ impl Engine {
         });
         let (tree, found) =
             checked.await.map_err(|e| Error::Internal(e.to_string()))?.map_err(|e| bad(&e))?;
+        let found = in_order(image, index, found)?;
         Ok((dir.save_tree(Some(&index.digest), &tree)?, found))
     }
+}
+
+/// Which data file is of which layer: in a published index as the manifest has them, whatever they are called, and in a
+/// conversion, or where there is one for the image, by their names.
+fn in_order(
+    image: &Image,
+    index: &PublishedIndex,
+    found: Vec<(Digest, u64)>,
+) -> Result<Vec<(Digest, u64)>, Error> {
+    let layers = &image.manifest.layers;
+    if index.converted || index.of_image {
+        return Ok(found);
+    }
+    if found.len() != layers.len() {
+        let why = "its tree is of another number of layers: index the image again";
+        return Err(Error::image("published index", index.digest, why));
+    }
+    Ok(layers.iter().zip(found).map(|(layer, (_, size))| (layer.digest, size)).collect())
 }
 
 /// The layers of a tree and the sizes of their data files, of its first bytes. A device whose tag is no digest is of

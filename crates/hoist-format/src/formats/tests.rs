@@ -129,7 +129,7 @@ fn lies_of_a_toc_are_refused() {
 #[test]
 fn footers_are_told_apart() {
     let mut member = vec![0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff, 26, 0];
-    member.extend_from_slice(b"SG\x16\x0000000000000053716STARGZ");
+    member.extend_from_slice(b"SG\x16\x000000000000053716STARGZ");
     assert_eq!(member.len(), 12 + 4 + 22);
     member.extend_from_slice(&[1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]);
     assert!(stargz::has_footer(&member));
