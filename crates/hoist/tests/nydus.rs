@@ -70,22 +70,20 @@ fn is_read_as_it_is(image: Published, format: &str, bootstrap: u64) -> u64 {
 #[test]
 fn rafs_v5() {
     let one = is_read_as_it_is(published("nydus-v5"), "nydus RAFS v5", 192_597);
-    println!("one small file: {one}");
-    assert!(one < 6_823_235 / 4, "{one}");
+    assert!(one < 64 << 10, "{one}");
 }
 
 #[test]
 fn rafs_v6() {
     let one = is_read_as_it_is(published("nydus-v6"), "nydus RAFS v6", 142_797);
-    println!("one small file: {one}");
-    assert!(one < 3_739_702 / 4, "{one}");
+    assert!(one < 64 << 10, "{one}");
 }
 
 #[test]
 fn zran() {
     let one = is_read_as_it_is(published("nydus-zran"), "nydus RAFS v6 zran", 260_661);
-    println!("one small file: {one}");
-    assert!(one < 3_044_493 / 4, "{one}");
+    // One context has 34,819 bytes.
+    assert!(one < 256 << 10, "{one}");
 }
 
 /// A layout with another bootstrap's layer than the fixture's.
