@@ -71,6 +71,9 @@ impl Engine {
             && let Some(mut image) = self.recall(name, known, &source)?
         {
             self.check_platform(name, &image.config)?;
+            if self.store.lookup(name).is_none() {
+                self.store.remember(&RefRecord { name: name.to_owned(), manifest: known, pinned: false })?;
+            }
             // Without an index the layers must come from the registry anyway.
             (image.index, image.no_index) = self.find_index(&known, &source).await;
             return Ok(image);

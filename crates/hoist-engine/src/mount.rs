@@ -539,7 +539,8 @@ impl Mount {
         let stats = self.stats();
         let started = Instant::now();
         let patient = || started.elapsed() < Duration::from_secs(2);
-        while sys::is_mountpoint(self.target()).unwrap_or(false) {
+        // Another may be mounted there by now.
+        while self.is_there() && sys::is_mountpoint(self.target()).unwrap_or(false) {
             match hoist_sys::fuse::unmount(self.target(), false) {
                 Ok(()) => break,
                 // A container's last process may still be on its way out.

@@ -153,14 +153,12 @@ fn make(path: &Path, mode: u32) -> Result<(), Error> {
 }
 
 fn remove(dir: &Path) -> io::Result<()> {
+    // What is mounted there is somebody's: it is detached, not emptied.
+    for mount in Snapshot::take()?.below(dir) {
+        hoist_sys::mount::unmount(&mount, true)?;
+    }
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-            for mount in Snapshot::take()?.below(dir) {
-                let _ = hoist_sys::mount::unmount(&mount, true);
-            }
-            fs::remove_dir_all(dir)
-        }
         other => other,
     }
 }

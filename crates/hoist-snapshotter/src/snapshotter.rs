@@ -1,7 +1,9 @@
 //! What containerd asks for, on records and folders. Every call may wait for the disk.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
 
 use crate::api::Mount;
 use crate::error::Error;
@@ -19,6 +21,8 @@ pub struct Snapshotter {
     meta: Meta,
     folders: Folders,
     options: Options,
+    /// Shared by who makes a folder that no record speaks of yet.
+    making: RwLock<()>,
 }
 
 impl Snapshotter {
@@ -36,7 +40,8 @@ impl Snapshotter {
         let folders = Folders::open(&root.join("snapshots"), known)?;
         let images = root.join("images");
         std::fs::create_dir_all(&images).map_err(Error::io("make", &images))?;
-        let snapshotter = Snapshotter { images, meta, folders, options: Options::of_kernel() };
+        let snapshotter =
+            Snapshotter { images, meta, folders, options: Options::of_kernel(), making: RwLock::new(()) };
         snapshotter.cleanup()?;
         Ok(snapshotter)
     }
@@ -61,6 +66,7 @@ impl Snapshotter {
         // Where containerd has changed the owners of all files itself, they are mapped already.
         let mapped = mapping.as_ref().is_some_and(|mapping| beneath != Some(mapping.root));
         let owner = mapping.as_ref().map(|mapping| mapping.root).or(beneath);
+        let making = self.making.read().unwrap_or_else(PoisonError::into_inner);
         let new = self.folders.create(owner, kind == Kind::Active)?;
         let time = now();
         let record = Record {
@@ -76,6 +82,7 @@ impl Snapshotter {
         };
         let parents = self.meta.create(key, &record)?;
         new.keep();
+        drop(making);
         self.mount(&record, &parents)
     }
 
@@ -199,7 +206,12 @@ impl Snapshotter {
     /// # Errors
     /// There is none, it is not active, the name is taken.
     pub fn commit(&self, name: &str, key: &str, parent: &str, labels: Labels) -> Result<(), Error> {
-        let usage = self.folders.usage(self.meta.get(key)?.id)?;
+        let id = self.meta.get(key)?.id;
+        let usage = self.folders.usage(id)?;
+        // Nobody unpacks a layer again whose record says that it is there.
+        let upper = self.folders.upper(id);
+        let synced = File::open(&upper).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
+        synced.map_err(Error::io("sync", &upper))?;
         let commit = Commit { labels: without_empty(labels), usage, parent: parent.to_owned() };
         self.meta.commit(key, name, &commit)
     }
@@ -282,6 +294,7 @@ impl Snapshotter {
     /// # Errors
     /// Records or folders can't be read.
     pub fn cleanup(&self) -> Result<(), Error> {
+        let _alone = self.making.write().unwrap_or_else(PoisonError::into_inner);
         self.folders.sweep(|| Ok(self.meta.all()?.into_iter().map(|info| info.record.id).collect()))
     }
 }

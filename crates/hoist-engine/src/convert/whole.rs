@@ -45,8 +45,13 @@ impl Engine {
         let (tree, devices) = self.published_tree(image, &index).await?;
         let mut fetched = 0;
         for (number, (blob, size)) in devices.into_iter().enumerate() {
-            let state = self.store.layer(&blob, Some(&index.digest)).state();
-            if !index.layers.contains_key(&blob) || state.complete && state.verified {
+            let dir = self.store.layer(&blob, Some(&index.digest));
+            let state = dir.state();
+            if index.layers.contains_key(&blob) {
+                // What was just pulled is the last to be evicted.
+                dir.touch();
+            }
+            if !index.layers.contains_key(&blob) || state.complete && state.verified && dir.has_data(size) {
                 continue;
             }
             let layer = self.unwatched_layer(image, &index, (&blob, size), (&tree, number as u16))?;

@@ -105,6 +105,10 @@ impl Engine {
             Ok(true) => {}
             Ok(false) => {
                 names.iter().for_each(|name| self.config.vault.iter().for_each(|vault| vault.release(name)));
+                // Whom nobody serves now must not read what is absent.
+                if let Err(e) = super::lost::retire(&self.store) {
+                    tracing::error!("taking lost mounts out of service: {e}");
+                }
             }
             Err(e) => {
                 tracing::error!(

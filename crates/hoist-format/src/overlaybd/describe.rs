@@ -197,6 +197,10 @@ impl Chunks for Own {
     ) -> Result<(), OverlaybdError> {
         match place {
             Place::Zero { len } => out.push(Run::Hole { len }),
+            // Nothing else would tell right bytes from wrong ones.
+            Place::Own { ref run, .. } if !run.as_ref().is_some_and(|run| run.checksums) => {
+                return Err(OverlaybdError::Zfile("its blocks have no checksums"));
+            }
             Place::Own { layer, stored, run, raw_len, offset, len } => {
                 let chunk = match self.chunks.get(&(layer, stored.start)) {
                     // What is not compressed is cut to what is wanted.

@@ -95,7 +95,8 @@ impl Plan<'_> {
             let _ = container.note(&record).inspect_err(|error| tracing::warn!("{error:#}"));
         }
         // A container that never ran is kept for nobody.
-        let cleaned = container.clean(self.options.rm || outcome.is_err());
+        let never_ran = outcome.is_err() && record.exit_code.is_none();
+        let cleaned = container.clean(self.options.rm || never_ran);
         let code = outcome?;
         cleaned?;
         Ok(code)
@@ -132,6 +133,7 @@ impl Plan<'_> {
             signal = signals.next_fatal() => return Err(interrupted(signal)),
         };
         let outcome = self.run_mounted(container, image_process, command, &hostname, signals).await;
+        record.exit_code = outcome.as_ref().ok().copied();
         self.over.store(true, Ordering::Relaxed);
         if container.state().join(container.name()).exists() {
             self.runtime.delete(container.name(), &container.state()).await;
@@ -203,7 +205,13 @@ impl Plan<'_> {
             Ok(0) => Ok(0),
             // Some runtimes call it the program's own end that the kernel refused to run it.
             ended => match why_not_started(container, args[0].clone(), path, cwd.to_owned()).await {
-                Some(why) if ended.is_ok() || ended.as_ref().is_err_and(|e| e.is::<NotStarted>()) => Err(why),
+                // What a volume brings can't be seen from here, and has run.
+                Some(why)
+                    if (ended.is_ok() && self.volumes.is_empty())
+                        || ended.as_ref().is_err_and(|e| e.is::<NotStarted>()) =>
+                {
+                    Err(why)
+                }
                 _ => ended,
             },
         }

@@ -93,7 +93,8 @@ impl NodeImages {
     }
 
     async fn try_mount(&self, part: &Part, folder: &Path) -> Result<(), String> {
-        let engine = self.daemon.engine();
+        // Of its own counts.
+        let engine = self.daemon.engine().with(|_| ());
         let mut image = self.recall(&engine, part).await?;
         if !part.whole {
             image = engine.lowest(&image, part.layers).map_err(|e| e.to_string())?;
@@ -188,8 +189,9 @@ impl Images for NodeImages {
         let (engine, name) = (self.daemon.engine(), part.image.clone());
         let pruned = tokio::task::spawn_blocking(move || {
             // A name without a digest may be somebody else's too.
-            if name.contains('@') {
-                engine.remove(&name)?;
+            let own = engine.store().lookup(&name).filter(|own| name.contains('@') && !own.pinned);
+            if let Some(own) = own {
+                engine.remove(&own.name)?;
             }
             engine.prune()
         });
