@@ -44,8 +44,10 @@ impl ImageSource {
                 Ok(Self::Registry { client: client.clone(), reference: reference.clone() })
             }
             Source::Layout { path, tag } => {
-                let (path, tag) = (path.clone(), tag.clone());
                 let shown = path.display().to_string();
+                // Whoever serves a mount goes to another folder.
+                let absolute = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+                let (path, tag) = (absolute, tag.clone());
                 let opened = tokio::task::spawn_blocking(move || Layout::open(&path)).await;
                 let layout = opened
                     .map_err(|failure| RegistryError::Layout { path: shown, what: failure.to_string() })??;
