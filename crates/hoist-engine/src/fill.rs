@@ -277,9 +277,9 @@ impl LayerFill {
                     let end = state.pace.reach(span, to, &self.table.spans, &self.meter);
                     let most = if state.ahead.all { to + 1 } else { end };
                     let now = self.within(span, to + 1, most, plan::JOB_MAX);
-                    self.start_jobs(&mut state, span, now);
-                    state.ahead.wanted = span..end;
-                    if now < end {
+                    let started = self.start_jobs(&mut state, span, now);
+                    state.ahead.wanted = started..end;
+                    if started == now && now < end {
                         self.go_ahead(&mut state);
                     }
                 }
@@ -299,8 +299,9 @@ impl LayerFill {
         (least..most).take_while(fits).last().map_or(least, |s| s + 1)
     }
 
-    /// Claims unclaimed spans from `span` up to `end` and starts jobs of bounded size over them.
-    fn start_jobs(self: &Arc<Self>, state: &mut State, span: usize, end: usize) {
+    /// Claims unclaimed spans from `span` up to `end` and starts jobs of bounded size over them. Gives the first
+    /// that it did not claim: `end`, or one that is here or claimed already.
+    fn start_jobs(self: &Arc<Self>, state: &mut State, span: usize, end: usize) -> usize {
         let mut at = span;
         while at < end.max(span + 1) && at < state.spans.len() {
             if matches!(state.spans[at], SpanState::Claimed) || !self.needs(at) {
@@ -329,6 +330,7 @@ impl LayerFill {
                 this.release(job, result);
             });
         }
+        at
     }
 
     /// The extents whose first byte `spans` decode to. An extent that reaches into the next span
@@ -415,8 +417,10 @@ impl LayerFill {
             let span = self.table.spans.containing(self.table.extents.stream_range(extent - 1).start);
             let mut state = self.lock();
             state.ahead.reader = span;
-            if let Some(until) = state.pace.passed(span, &self.table.spans) {
-                state.ahead.wanted.end = until;
+            if let Some(more) = state.pace.passed(span, &self.table.spans) {
+                let is_next = state.ahead.wanted.end == more.start;
+                let from = if is_next { state.ahead.wanted.start } else { more.start };
+                state.ahead.wanted = from..more.end;
                 self.sweep_if_dense(&mut state);
                 self.go_ahead(&mut state);
             }

@@ -151,14 +151,14 @@ impl Pace {
         self.extend(first, last + 1, spans)
     }
 
-    /// A reader took something of `span`: the end of the spans to fetch ahead of it now, if there are more.
-    pub fn passed(&mut self, span: usize, spans: &Spans) -> Option<usize> {
+    /// A reader took something of `span`: the spans to fetch ahead of it now, if any.
+    pub fn passed(&mut self, span: usize, spans: &Spans) -> Option<std::ops::Range<usize>> {
         if !self.is_marked(span) || self.next >= spans.len() {
             return None;
         }
         let first = self.next;
         self.ahead = self.doubled();
-        Some(self.extend(first, first + 1, spans))
+        Some(first..self.extend(first, first + 1, spans))
     }
 
     /// Has a reader gone straight ahead for long?

@@ -84,12 +84,14 @@ impl LayerFill {
         let missing = |s: &usize| matches!(state.spans[*s], SpanState::Idle) && self.needs(*s);
         let (next, limit) = match ahead.all {
             true => ((ahead.reader..spans).chain(0..ahead.reader).find(missing), spans),
-            false => (ahead.wanted.clone().find(missing), ahead.wanted.end),
+            // Who went straight ahead and comes to what is here will not miss what is behind it.
+            false => (ahead.wanted.clone().next().filter(missing), ahead.wanted.end),
         };
         let failed = state.spans.iter().any(|s| matches!(s, SpanState::Failed(..)));
         let Some(next) = next.filter(|_| !failed && self.condemned().is_none()) else {
             // Over, or not now: later demands may set it off again.
             (state.ahead.running, state.ahead.all) = (false, false);
+            state.ahead.wanted = 0..0;
             return Step::Over;
         };
         let claimed = (0..spans).filter(|&s| matches!(state.spans[s], SpanState::Claimed));
@@ -98,7 +100,10 @@ impl LayerFill {
             return Step::Busy;
         }
         let end = self.within(next, next + 1, limit, each.min(plan::JOB_MAX));
-        self.start_jobs(&mut state, next, end);
+        let started = self.start_jobs(&mut state, next, end);
+        if !state.ahead.all {
+            state.ahead.wanted.start = started;
+        }
         Step::Started
     }
 
