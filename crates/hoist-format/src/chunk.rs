@@ -16,6 +16,9 @@ pub const MAX_STORED: u64 = 64 << 20;
 /// Largest state that a chunk may need, bytes: gzip's window has 32 KiB.
 pub const MAX_STATE: usize = 64 << 10;
 
+/// Chunks that are as near to each other as this come by one request, bytes.
+const GAP: u64 = 16 << 10;
+
 /// How one chunk is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ChunkCodec {
@@ -174,6 +177,15 @@ impl ChunkTable {
     /// The range of the stream that chunk `i` decodes to. What it decodes to beyond is of no use.
     pub fn stream_range(&self, i: usize) -> Range<u64> {
         self.chunks[i].stream_offset..self.chunks.get(i + 1).map_or(self.stream_size, |c| c.stream_offset)
+    }
+    /// Bytes between chunk `i` and the next in their blob, where one request brings both: none, or padding, or what
+    /// nobody wants.
+    pub fn gap_behind(&self, i: usize) -> Option<u64> {
+        let (this, next) = (self.chunks.get(i)?, self.chunks.get(i + 1)?);
+        let end = this.start + this.len;
+        // Neighbours in mid-byte share it.
+        let gap = if next.bits > 0 && next.start + 1 == end { Some(0) } else { next.start.checked_sub(end) };
+        gap.filter(|&gap| next.blob == this.blob && gap <= GAP)
     }
     /// Where chunk `i` stands in its blob.
     pub fn stored_range(&self, i: usize) -> Range<u64> {

@@ -124,24 +124,23 @@ impl Spans {
             Self::Chunks(chunks) => &chunks.blobs[usize::from(chunks.chunks[i].blob)].digest,
         }
     }
-    /// Does span `i + 1` stand right behind span `i`, so that one request brings both?
+    /// Does span `i + 1` stand right behind span `i`, or nearly so, so that one request brings both?
     pub fn is_followed(&self, i: usize) -> bool {
         match self {
             Self::Linear(spans) => i + 1 < spans.spans.len(),
-            Self::Chunks(table) => table.chunks.get(i + 1).is_some_and(|next| {
-                let this = &table.chunks[i];
-                let end = this.start + this.len;
-                // Neighbours in mid-byte share it.
-                next.blob == this.blob && (next.start == end || next.bits > 0 && next.start + 1 == end)
-            }),
+            Self::Chunks(table) => table.gap_behind(i).is_some(),
         }
     }
-    /// Bytes of stored spans `i`, each counted once.
+    /// Bytes of stored spans `i`, each counted once, and of what stands between those that one request brings.
     pub fn stored_bytes(&self, spans: Range<usize>) -> u64 {
         match self {
             Self::Linear(_) if spans.is_empty() => 0,
             Self::Linear(all) => all.blob_range(spans.end - 1).end - all.blob_range(spans.start).start,
-            Self::Chunks(all) => spans.map(|i| all.chunks[i].len).sum(),
+            Self::Chunks(all) => {
+                let own = |i: usize| all.chunks[i].len;
+                let gap = |i: usize| all.gap_behind(i).filter(|_| i + 1 < spans.end).unwrap_or(0);
+                spans.clone().map(|i| own(i) + gap(i)).sum()
+            }
         }
     }
     /// What decoding from span `i` needs besides its bytes; its length is 0 where that is nothing.

@@ -127,6 +127,8 @@ fn is_converted(image: Published, named: &str, exceptions: &Exceptions) -> (u64,
         let metadata = image.proxy.stats().body_bytes;
         mount.read(SMALL).unwrap();
         taken = (metadata, image.proxy.stats().body_bytes - metadata);
+        let requests = image.proxy.log().iter().filter(|r| r.path.contains("/blobs/")).count();
+        assert!(requests < 40, "{requests} requests to mount, list and read a small file");
         assert_right(&mount, exceptions);
         let stats = mount.unmount();
         assert!(count(&stats, "demand_stalls") > 0, "{stats}");

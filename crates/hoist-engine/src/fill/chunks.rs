@@ -84,13 +84,15 @@ impl LayerFill {
             let mut at = whole.start;
             for chunk in run.clone() {
                 let range = table.stored_range(chunk);
-                let _ = held.split_to((range.start - at).min(held.len() as u64) as usize);
+                // The chunk before, and what stands between.
+                let passed = range.start - at;
                 at = range.start;
-                while (held.len() as u64) < range.end - range.start {
+                while (held.len() as u64) < passed + (range.end - range.start) {
                     let came = input.blocking_recv();
                     let came = came.ok_or_else(|| FillError::Corrupt(format!("chunk {chunk} came short")))?;
                     held.extend_from_slice(&came);
                 }
+                let _ = held.split_to(passed as usize);
                 let stored = &held[..(range.end - range.start) as usize];
                 let state = states.get(chunk - first.start).and_then(Option::as_deref);
                 match self.take_chunk(table, chunk, stored, state, &mut assembler) {
