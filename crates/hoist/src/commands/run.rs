@@ -201,13 +201,14 @@ impl Plan<'_> {
         std::fs::write(container.bundle().join("config.json"), serde_json::to_vec(&config)?)
             .context("writing the container's config.json")?;
         let stdin = if options.interactive || options.tty { Stdio::inherit() } else { Stdio::null() };
+        let in_volume = self.may_be_in_a_volume(&args[0], &path, cwd.as_ref());
         match self.runtime.run(container, stdin, options.tty, signals).await {
             Ok(0) => Ok(0),
             // Some runtimes call it the program's own end that the kernel refused to run it.
             ended => match why_not_started(container, args[0].clone(), path, cwd.to_owned()).await {
-                // What a volume brings can't be seen from here, and has run.
+                // What a volume brings can't be seen from here.
                 Some(why)
-                    if (ended.is_ok() && self.volumes.is_empty())
+                    if (matches!(ended, Ok(1 | 126 | 127 | 255)) && !in_volume)
                         || ended.as_ref().is_err_and(|e| e.is::<NotStarted>()) =>
                 {
                     Err(why)
@@ -215,6 +216,15 @@ impl Plan<'_> {
                 _ => ended,
             },
         }
+    }
+
+    /// Whether the program may be one that a volume brings.
+    fn may_be_in_a_volume(&self, program: &str, path: &str, cwd: &Path) -> bool {
+        let folders = if program.contains('/') { vec![""] } else { path.split(':').collect() };
+        folders.into_iter().any(|folder| {
+            let program = cwd.join(folder).join(program);
+            self.volumes.iter().any(|volume| program.starts_with(&volume.target))
+        })
     }
 
     /// Mounts the overlay and looks up user and program, all at once: each may wait for the registry.
