@@ -6,7 +6,7 @@
 mod erofs;
 mod nydus;
 mod overlaybd;
-mod rfc3339;
+pub(crate) mod rfc3339;
 mod stargz;
 mod toc;
 mod zstd_chunked;

@@ -18,6 +18,7 @@ pub mod merge;
 pub mod overlaybd;
 pub mod partial;
 pub mod rafs;
+pub mod soci;
 pub mod span;
 pub mod table;
 pub mod tar;

@@ -16,6 +16,7 @@ use std::mem;
 pub use error::{TarError, TarFault};
 use header::{BLOCK, Header};
 use pax::Pax;
+pub(crate) use pax::records;
 use sparse::{Segment, TextMap};
 
 use crate::tree::{Dev, Meta, Time};

@@ -3,7 +3,7 @@
 use crate::tree::Time;
 
 /// Reads a time; None if it is none.
-pub(super) fn parse(text: &str) -> Option<Time> {
+pub(crate) fn parse(text: &str) -> Option<Time> {
     let (date, rest) = text.split_once(['T', 't', ' '])?;
     let number = |text: &str, len: usize| {
         (text.len() == len && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse::<i64>().ok())?

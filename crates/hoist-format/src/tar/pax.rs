@@ -99,6 +99,30 @@ impl Pax {
     }
 }
 
+/// What records that were decoded by another program say besides a header's fields.
+#[derive(Debug, Default)]
+pub(crate) struct Records {
+    pub xattrs: BTreeMap<Name, Name>,
+    pub mtime: Option<Time>,
+    /// Are they of a sparse file?
+    pub sparse: bool,
+}
+
+/// Takes such records, keys and values.
+pub(crate) fn records(all: &[(&[u8], &[u8])]) -> Result<Records, TarFault> {
+    let (mut pax, mut libarchive, mut sparse) = (Pax::default(), Vec::new(), false);
+    for (key, value) in all {
+        sparse |= key.starts_with(b"GNU.sparse.");
+        if *key == b"mtime" || key.starts_with(b"SCHILY.xattr.") || key.starts_with(b"LIBARCHIVE.xattr.") {
+            pax.set(key, value, &mut libarchive)?;
+        }
+    }
+    for (name, value) in libarchive {
+        pax.xattrs.entry(name).or_insert(value);
+    }
+    Ok(Records { xattrs: pax.xattrs, mtime: pax.mtime, sparse })
+}
+
 /// Key, value and what follows.
 type Record<'a> = (&'a [u8], &'a [u8], &'a [u8]);
 

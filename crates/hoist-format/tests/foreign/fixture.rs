@@ -23,8 +23,10 @@ pub fn blob(image: &str, digest: &str) -> Vec<u8> {
 /// The layers of an image's manifest, lowest first: descriptor and bytes.
 pub fn layers(image: &str) -> Vec<(Value, Vec<u8>)> {
     let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap();
-    let index = json(&fs::read(fixtures().join(image).join("index.json")).unwrap());
-    let manifest = json(&blob(image, index["manifests"][0]["digest"].as_str().unwrap()));
+    let mut manifest = json(&fs::read(fixtures().join(image).join("index.json")).unwrap());
+    while let Some(first) = manifest["manifests"][0]["digest"].as_str() {
+        manifest = json(&blob(image, first));
+    }
     let layers = manifest["layers"].as_array().unwrap();
     layers.iter().map(|l| (l.clone(), blob(image, l["digest"].as_str().unwrap()))).collect()
 }

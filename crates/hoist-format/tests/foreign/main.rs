@@ -5,4 +5,5 @@ mod expected;
 mod fixture;
 mod overlaybd;
 mod readers;
+mod soci;
 mod turbo;
