@@ -10,7 +10,7 @@ use crate::record::{Labels, Usage};
 /// core/metadata/snapshot.go): a chain ID.
 pub const TARGET: &str = "containerd.io/snapshot.ref";
 /// The image's name, as clients say it: containerd's CRI plugin and the transfer service
-/// (pkg/snapshotters/annotations.go), and clients of stargz.
+/// (pkg/snapshotters/annotations.go), and clients of remote snapshotters.
 const NAMES: [&str; 2] =
     ["containerd.io/snapshot/cri.image-ref", "containerd.io/snapshot/remote/stargz.reference"];
 /// The digest of its manifest, where it is said.
