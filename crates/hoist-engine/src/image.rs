@@ -94,15 +94,16 @@ impl Engine {
             }
             (Err(e @ Unasked::Late), None) => return Err(Error::Internal(e.to_string())),
         };
-        let (digest, bytes) = match top.media_type.as_str() {
-            media::INDEX | media::DOCKER_LIST => {
+        let is_of_several = matches!(top.media_type.as_str(), media::INDEX | media::DOCKER_LIST);
+        let (digest, bytes) = match is_of_several {
+            true => {
                 let index: oci::Index = parse("index", &top.digest, &top.bytes)?;
                 let chosen =
                     index.select(&self.config.platform, self.config.trust != Trust::None, name)?.digest;
                 let fetched = source.manifest_by_digest(&chosen).await?;
                 (chosen, fetched.bytes)
             }
-            _ => (top.digest, top.bytes),
+            false => (top.digest, top.bytes),
         };
         let manifest: Manifest = parse("manifest", &digest, &bytes)?;
         let known = self.store.image(&digest).load(&digest);
@@ -115,8 +116,11 @@ impl Engine {
         let index = self.find_index(&digest, &source);
         let (config, (index, no_index)) = tokio::join!(config, index);
         let config = config?;
-        let parsed: ImageConfig = parse("config", &manifest.config.digest, &config)?;
-        self.check_platform(name, &parsed)?;
+        if !is_of_several {
+            // Else the list that it was chosen from has said for what it is.
+            let parsed: ImageConfig = parse("config", &manifest.config.digest, &config)?;
+            self.check_platform(name, &parsed)?;
+        }
         self.store.image(&digest).save(&bytes, &config)?;
         let pinned = self.store.lookup(name).is_some_and(|record| record.pinned);
         self.store.remember(&RefRecord { name: name.to_owned(), manifest: digest, pinned })?;
