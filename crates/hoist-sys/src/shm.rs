@@ -163,4 +163,15 @@ mod tests {
         drop((a, b));
         assert_eq!(SharedBits::open(&path, 131).unwrap().count_set(), 0);
     }
+
+    /// On a full disk whoever set a bit in a hole would be killed.
+    #[test]
+    fn room_is_taken_for_all_bits_at_once() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir_in(".").unwrap();
+        let path = dir.path().join("bits");
+        SharedBits::open(&path, 1 << 20).unwrap();
+        let meta = std::fs::metadata(&path).unwrap();
+        assert!(meta.blocks() * 512 >= meta.len(), "{} of {}", meta.blocks() * 512, meta.len());
+    }
 }

@@ -45,3 +45,18 @@ impl Store {
         new_log(self.root(), what).map(|(file, _)| file)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn a_log_has_room_before_it_says_anything() {
+        let dir = tempfile::tempdir_in(".").unwrap();
+        let (file, _) = new_log(dir.path(), "test").unwrap();
+        let meta = file.metadata().unwrap();
+        assert!(meta.len() == 0 && meta.blocks() * 512 >= RESERVED, "{meta:?}");
+    }
+}
