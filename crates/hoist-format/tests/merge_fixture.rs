@@ -1,22 +1,15 @@
 //! The fixture's plain tar layers, decoded and merged, against containerd's own unpack of them.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::path::PathBuf;
+#[path = "unpacked/mod.rs"]
+mod unpacked;
 
-use hoist_format::digest::Digest;
+use std::io;
+
 use hoist_format::layer::{DataSink, Layer, LayerBuilder};
 use hoist_format::merge::merge;
-use hoist_format::tree::{FileData, InodeId, Kind, ROOT, Tree};
-use serde_json::Value;
+use hoist_format::tree::{FileData, Tree};
 
-fn fixtures() -> PathBuf {
-    std::env::var_os("HOIST_FIXTURES").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures"),
-        PathBuf::from,
-    )
-}
+use unpacked::{Allowed, compare, layers};
 
 #[derive(Default)]
 struct Mem(Vec<u8>);
@@ -42,93 +35,20 @@ fn decode(stream: &[u8], step: usize) -> (Layer, Vec<u8>) {
     (layer, data.0)
 }
 
-fn layers() -> Vec<Vec<u8>> {
-    let dir = fixtures().join("tar");
-    let read = |d: &str| fs::read(dir.join("blobs/sha256").join(d.trim_start_matches("sha256:"))).unwrap();
-    let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap();
-    let index = json(&fs::read(dir.join("index.json")).unwrap());
-    let manifest = json(&read(index["manifests"][0]["digest"].as_str().unwrap()));
-    let layers = manifest["layers"].as_array().unwrap();
-    layers.iter().map(|l| read(l["digest"].as_str().unwrap())).collect()
-}
-
-fn walk(tree: &Tree, dir: InodeId, path: &str, out: &mut BTreeMap<String, InodeId>) {
-    for (name, &id) in tree.entries(dir).into_iter().flatten() {
-        let path = format!("{path}{}", std::str::from_utf8(name).unwrap());
-        walk(tree, id, &format!("{path}/"), out);
-        out.insert(path, id);
-    }
-}
-
 #[test]
 fn merged_layers_equal_containerds_unpack() {
-    let decoded: Vec<_> = layers().iter().map(|l| decode(l, 1 << 20)).collect();
+    let decoded: Vec<_> = layers("tar").iter().map(|(_, l)| decode(l, 1 << 20)).collect();
     let trees: Vec<&Tree> = decoded.iter().map(|(l, _)| &l.tree).collect();
     let tree = merge(&trees).unwrap();
-    let mut ours = BTreeMap::from([(".".to_owned(), ROOT)]);
-    walk(&tree, ROOT, "", &mut ours);
-    let implied = |path: &str| {
-        path == "." || trees.iter().any(|t| t.lookup(path.as_bytes()).is_some_and(|id| t.get(id).implied))
-    };
-    let (mut groups, mut count) = (BTreeMap::new(), 0);
-    for line in fs::read_to_string(fixtures().join("expected.jsonl")).unwrap().lines() {
-        let want: Value = serde_json::from_str(line).unwrap();
-        let path = want["path"].as_str().unwrap();
-        let id = ours.remove(path).unwrap_or_else(|| panic!("{path} is missing"));
-        let inode = tree.get(id);
-        let kind = match &inode.kind {
-            Kind::Dir(_) => "dir",
-            Kind::File { .. } => "reg",
-            Kind::Symlink(_) => "lnk",
-            Kind::Char(_) => "chr",
-            Kind::Block(_) => "blk",
-            Kind::Fifo => "fifo",
-            Kind::Socket => "sock",
-            Kind::Whiteout => "whiteout",
-        };
-        assert_eq!(want["type"], kind, "{path}");
-        assert_eq!(want["uid"], inode.meta.uid, "{path}");
-        assert_eq!(want["gid"], inode.meta.gid, "{path}");
-        if let Some(mode) = want["mode"].as_str() {
-            assert_eq!(mode, format!("{:#o}", inode.meta.perm), "{path}");
-        }
-        if !path.starts_with("times/") && !implied(path) {
-            let ns = i128::from(inode.meta.mtime.secs) * 1_000_000_000 + i128::from(inode.meta.mtime.nanos);
-            assert_eq!(want["mtime_ns"].as_i64().map(i128::from), Some(ns), "{path}");
-        }
-        match &inode.kind {
-            Kind::File { size, data: FileData { layer, offset } } => {
-                assert_eq!(want["size"], *size, "{path}");
-                let bytes = match size {
-                    0 => &[][..],
-                    _ => &decoded[usize::from(*layer)].1[*offset as usize..(*offset + *size) as usize],
-                };
-                assert_eq!(want["sha256"].as_str(), Some(&*Digest::of(bytes).hex()), "{path}");
-            }
-            Kind::Symlink(target) => assert_eq!(want["target"].as_str().unwrap().as_bytes(), &**target),
-            Kind::Char(dev) | Kind::Block(dev) => {
-                assert_eq!(want["rdev"], serde_json::json!([dev.major, dev.minor]), "{path}");
-            }
-            _ => {}
-        }
-        let hex = |v: &[u8]| v.iter().map(|b| format!("{b:02x}")).collect::<String>();
-        let xattrs: BTreeMap<_, _> =
-            inode.meta.xattrs.iter().map(|(n, v)| (String::from_utf8(n.to_vec()).unwrap(), hex(v))).collect();
-        let expected = want.get("xattrs").map(|x| serde_json::from_value(x.clone()).unwrap());
-        assert_eq!(xattrs, expected.unwrap_or_default(), "{path}");
-        if let Some(group) = want["same_inode_as"].as_str() {
-            assert_eq!(*groups.entry(group.to_owned()).or_insert(id), id, "{path}");
-        }
-        count += 1;
-    }
-    assert!(count > 2000);
-    assert_eq!(ours.into_keys().collect::<Vec<_>>(), Vec::<String>::new(), "paths containerd has not");
+    compare(&tree, &Allowed::default(), |_, FileData { layer, offset }, size| {
+        decoded[usize::from(layer)].1[offset as usize..(offset + size) as usize].to_vec()
+    });
 }
 
 /// The table against its own definition: digests over the data file, pieces equal to the stream.
 #[test]
 fn extents_tell_of_stream_and_data() {
-    for stream in layers() {
+    for (_, stream) in layers("tar") {
         let (layer, data) = decode(&stream, 1 << 20);
         assert_eq!(layer, decode(&stream, 777).0, "the feed's grain must not show");
         let table = &layer.extents;
@@ -149,7 +69,7 @@ fn extents_tell_of_stream_and_data() {
 /// Any prefix and any flipped bit of a layer: an error or a tree, never a panic.
 #[test]
 fn damaged_streams_do_not_panic() {
-    let stream = &layers()[1];
+    let (_, stream) = &layers("tar")[1];
     let small = &stream[..stream.len().min(24 << 10)];
     let run = |bytes: &[u8]| {
         let mut builder = LayerBuilder::new();

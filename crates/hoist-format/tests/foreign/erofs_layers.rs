@@ -8,8 +8,7 @@ use hoist_format::merge::merge;
 use hoist_format::tree::{InodeId, Kind, Tree};
 use hoist_format::volume::{Stretch, Volume};
 
-use crate::expected::{Allowed, compare};
-use crate::fixture::layers;
+use crate::unpacked::{Allowed, compare, layers};
 
 fn images(image: &str) -> Vec<Vec<u8>> {
     let raw = |(descriptor, bytes): (serde_json::Value, Vec<u8>)| match descriptor["mediaType"]
@@ -70,7 +69,7 @@ fn check(images: &[Vec<u8>]) {
     let trees: Vec<&Tree> = volumes.iter().map(|v| &v.tree).collect();
     let merged = merge(&trees).unwrap();
     let allowed = Allowed { implied_mode: Some("0o777"), ..Allowed::default() };
-    compare(&merged, &allowed, |place, _| contents[&(place.layer, place.offset)].clone());
+    compare(&merged, &allowed, |_, place, _| contents[&(place.layer, place.offset)].clone());
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Images that other projects' own tools made, read and held against what containerd's unpack of the same tree shows.
 
 mod erofs_layers;
-mod expected;
 mod fixture;
 mod overlaybd;
 mod readers;
 mod soci;
 mod turbo;
+#[path = "../unpacked/mod.rs"]
+mod unpacked;

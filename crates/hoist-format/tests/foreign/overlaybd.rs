@@ -6,8 +6,8 @@ use hoist_format::build::Described;
 use hoist_format::digest::Digest;
 use hoist_format::overlaybd::{Image, OverlaybdError, Step};
 
-use crate::expected::{Allowed, compare};
-use crate::fixture::{data_file, layers};
+use crate::fixture::data_file;
+use crate::unpacked::{Allowed, compare, layers};
 
 /// What describing took.
 #[derive(Default, Debug)]
@@ -52,7 +52,7 @@ fn the_fixture_is_what_containerd_unpacks() {
     // Its tools keep no ids of more than 21 bits, as debugfs says too.
     let without = |path: &str| path == "ids/big";
     let allowed = Allowed { more: &["lost+found"], without, ..Allowed::default() };
-    compare(&described.tree, &allowed, |place, size| {
+    compare(&described.tree, &allowed, |_, place, size| {
         data[place.offset as usize..(place.offset + size) as usize].to_vec()
     });
 }

@@ -7,8 +7,8 @@ use hoist_format::formats::{Covers, Found, ImageFacts, LayerFacts, Refusal, Step
 use hoist_format::merge::merge;
 use hoist_format::tree::Tree;
 
-use crate::expected::{Allowed, compare};
-use crate::fixture::{blob, data_file, layers};
+use crate::fixture::data_file;
+use crate::unpacked::{Allowed, blob, compare, layers};
 
 fn facts(image: &str, unpinned: bool) -> ImageFacts {
     let layer = |(descriptor, bytes): (serde_json::Value, Vec<u8>)| LayerFacts {
@@ -71,7 +71,7 @@ fn check(image: &str, format: &str, pinned: bool, allowed: &Allowed) -> u64 {
     }
     let data: Vec<Vec<u8>> = parts.iter().map(|(_, described)| data_file(described, &blobs)).collect();
     let trees: Vec<&Tree> = parts.iter().map(|(_, described)| &described.tree).collect();
-    compare(&merge(&trees).unwrap(), allowed, |place, size| {
+    compare(&merge(&trees).unwrap(), allowed, |_, place, size| {
         data[usize::from(place.layer)][place.offset as usize..(place.offset + size) as usize].to_vec()
     });
     bytes

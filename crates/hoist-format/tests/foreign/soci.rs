@@ -11,8 +11,8 @@ use hoist_format::soci::{SociError, describe};
 use hoist_format::tree::Tree;
 use serde_json::Value;
 
-use crate::expected::{Allowed, compare};
-use crate::fixture::{blob, data_file, fixtures, layers};
+use crate::fixture::data_file;
+use crate::unpacked::{Allowed, blob, compare, fixtures, layers};
 
 /// Each layer's blob and zTOC, lowest first.
 fn fixture(image: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -41,7 +41,7 @@ fn assert_expected(all: &[(Vec<u8>, Vec<u8>)]) {
         all.iter().map(|(layer, _)| (Digest::of(layer), layer.clone())).collect();
     let data: Vec<Vec<u8>> = described.iter().map(|d| data_file(d, &blobs)).collect();
     let trees: Vec<&Tree> = described.iter().map(|d| &d.tree).collect();
-    compare(&merge(&trees).unwrap(), &Allowed::default(), |place, size| {
+    compare(&merge(&trees).unwrap(), &Allowed::default(), |_, place, size| {
         data[usize::from(place.layer)][place.offset as usize..(place.offset + size) as usize].to_vec()
     });
 }

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use hoist_format::digest::Digest;
 use hoist_format::overlaybd::{TurboLayer, describe_turbo};
 
-use crate::expected::{Allowed, compare};
-use crate::fixture::{blob, data_file, layers};
+use crate::fixture::data_file;
+use crate::unpacked::{Allowed, blob, compare, layers};
 
 fn turbo_layers(image: &str) -> (Vec<TurboLayer>, HashMap<Digest, Vec<u8>>) {
     let (mut all, mut originals) = (Vec::new(), HashMap::new());
@@ -25,7 +25,7 @@ fn check(image: &str, allowed: &Allowed) {
     let (layers, originals) = turbo_layers(image);
     let described = describe_turbo(&layers).unwrap();
     let data = data_file(&described, &originals);
-    compare(&described.tree, allowed, |place, size| {
+    compare(&described.tree, allowed, |_, place, size| {
         data[place.offset as usize..(place.offset + size) as usize].to_vec()
     });
 }

@@ -4,3 +4,5 @@ mod fixtures;
 mod lies;
 mod reader;
 mod support;
+#[path = "../unpacked/mod.rs"]
+mod unpacked;

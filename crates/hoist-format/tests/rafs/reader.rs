@@ -11,7 +11,7 @@ use hoist_format::tree::Kind;
 use serde_json::Value;
 
 use crate::fixtures::compare;
-use crate::support::fixtures;
+use crate::unpacked::fixtures;
 
 /// An image and all its blobs, which tests may change.
 struct Served {

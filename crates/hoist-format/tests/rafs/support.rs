@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
 
 use hoist_format::codec::{CodecError, SpanDecoder, StreamDecoder};
 use hoist_format::digest::Digest;
@@ -11,12 +10,7 @@ use hoist_format::span::{Codec, Span, SpanTable};
 use serde_json::Value;
 use sha2::Digest as _;
 
-pub fn fixtures() -> PathBuf {
-    std::env::var_os("HOIST_FIXTURES").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures"),
-        PathBuf::from,
-    )
-}
+use crate::unpacked::fixtures;
 
 pub struct Image {
     name: &'static str,

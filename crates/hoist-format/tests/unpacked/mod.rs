@@ -1,14 +1,35 @@
-//! A tree against `expected.jsonl`: containerd's own unpack of the same layers.
+//! The fixtures, and a tree against their `expected.jsonl`: containerd's own unpack of the same layers.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 
 use hoist_format::digest::Digest;
 use hoist_format::layer::{DataSink, LayerBuilder};
 use hoist_format::tree::{FileData, InodeId, Kind, ROOT, Tree};
 use serde_json::Value;
 
-use crate::fixture::fixtures;
+pub fn fixtures() -> PathBuf {
+    std::env::var_os("HOIST_FIXTURES").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures"),
+        PathBuf::from,
+    )
+}
+
+pub fn blob(image: &str, digest: &str) -> Vec<u8> {
+    fs::read(fixtures().join(image).join("blobs/sha256").join(digest.trim_start_matches("sha256:"))).unwrap()
+}
+
+/// The layers of an image's manifest, lowest first: descriptor and bytes.
+pub fn layers(image: &str) -> Vec<(Value, Vec<u8>)> {
+    let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap();
+    let mut manifest = json(&fs::read(fixtures().join(image).join("index.json")).unwrap());
+    while let Some(first) = manifest["manifests"][0]["digest"].as_str() {
+        manifest = json(&blob(image, first));
+    }
+    let layers = manifest["layers"].as_array().unwrap();
+    layers.iter().map(|l| (l.clone(), blob(image, l["digest"].as_str().unwrap()))).collect()
+}
 
 /// Where a format rightly differs (the fixtures' README).
 pub struct Allowed {
@@ -50,11 +71,11 @@ fn plain_layers() -> Vec<Tree> {
         builder.feed(&layer, &mut Nowhere).unwrap();
         builder.finish().unwrap().tree
     };
-    crate::fixture::layers("tar").into_iter().map(decode).collect()
+    layers("tar").into_iter().map(decode).collect()
 }
 
 /// Panics with the path where the tree is not as expected. `content`: the bytes of a file of that size.
-pub fn compare(tree: &Tree, allowed: &Allowed, content: impl Fn(FileData, u64) -> Vec<u8>) {
+pub fn compare(tree: &Tree, allowed: &Allowed, content: impl Fn(InodeId, FileData, u64) -> Vec<u8>) {
     let plain = plain_layers();
     let implied = |path: &str| {
         path == "." || plain.iter().any(|t| t.lookup(path.as_bytes()).is_some_and(|id| t.get(id).implied))
@@ -97,7 +118,7 @@ pub fn compare(tree: &Tree, allowed: &Allowed, content: impl Fn(FileData, u64) -
         match &inode.kind {
             Kind::File { size, data } => {
                 assert_eq!(want["size"], *size, "{path}");
-                let bytes = if *size == 0 { Vec::new() } else { content(*data, *size) };
+                let bytes = if *size == 0 { Vec::new() } else { content(id, *data, *size) };
                 assert_eq!(want["sha256"].as_str(), Some(&*Digest::of(&bytes).hex()), "{path}");
             }
             Kind::Symlink(target) => assert_eq!(want["target"].as_str().unwrap().as_bytes(), &**target),
