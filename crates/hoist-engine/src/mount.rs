@@ -181,6 +181,10 @@ impl Serving {
     fn share(&self, fresh: LazyLayer) -> Result<Arc<LazyLayer>, Error> {
         let id = hoist_sys::file::identity(fresh.data());
         let id = id.map_err(Error::io("look at", fresh.dir().file("data")))?;
+        // What another wrote to a watched file would be asked for, and fetched, once more.
+        if let Some(watched) = self.current().and_then(|server| server.layer_of(fresh.data())) {
+            return Ok(watched);
+        }
         let mut all = self.unwatched.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = all.get(&id).and_then(Weak::upgrade) {
             return Ok(known);

@@ -31,3 +31,19 @@ fn other_drivers() {
         assert!(count(&mount.unmount(), "demand_stalls") > 0);
     }
 }
+
+/// What the daemon shows is filled by its pull too: no byte of the image comes twice.
+#[test]
+fn what_is_shown_is_pulled_once() {
+    let layout = fixtures_dir().unwrap().join("overlaybd");
+    let blobs = std::fs::read_dir(layout.join("blobs/sha256")).unwrap();
+    let most: u64 = blobs.map(|blob| blob.unwrap().metadata().unwrap().len()).sum();
+    let image = Published::plain(&layout);
+    let node = Node::new();
+    let mount = node.mount(&image.name, &[]);
+    image.proxy.reset();
+    node.says(&["pull", &image.name]);
+    let fetched = image.proxy.stats().body_bytes;
+    assert!(fetched <= most, "{fetched} of {most} bytes");
+    assert_eq!(compare_tree(mount.root(), &Exceptions::ext4()).unwrap(), [""; 0]);
+}

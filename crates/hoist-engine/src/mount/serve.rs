@@ -115,6 +115,12 @@ impl Server {
         Ok(())
     }
 
+    /// The layer whose data file this is, if it is watched.
+    pub fn layer_of(&self, data: &std::fs::File) -> Option<Arc<LazyLayer>> {
+        let id = identity(data).ok()?;
+        lock(&self.files).lazy.get(&id).map(|served| Arc::clone(&served.layer))
+    }
+
     /// Watches a layer's data file, for one more mount. Returns the layer as other mounts of this
     /// process have it, where they do. Only then may it be mounted.
     pub fn add(&self, fresh: LazyLayer) -> Result<Arc<LazyLayer>, Error> {
