@@ -159,6 +159,22 @@ impl Lease {
     }
 }
 
+/// See [`Store::end_of_mount`].
+#[derive(Debug)]
+pub struct EndOfMount {
+    path: PathBuf,
+    lease: Option<File>,
+}
+
+impl EndOfMount {
+    /// Waits for it, whatever that takes.
+    pub fn wait(&self) -> Result<(), Error> {
+        let Some(lease) = &self.lease else { return Ok(()) };
+        lease.lock_shared().map_err(Error::io("wait for", &self.path))?;
+        lease.unlock().map_err(Error::io("unlock", &self.path))
+    }
+}
+
 impl AsFd for Lease {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
@@ -217,13 +233,14 @@ impl Store {
         serde_json::from_slice(&text).ok()
     }
 
-    /// Waits until nobody serves the mount any more, whatever that takes.
-    pub fn wait_for_end(&self, id: &str) -> Result<(), Error> {
+    /// What tells when nobody serves the mount any more. Taken before the mount is unmounted, it also waits for what
+    /// its server does last: the lease's name goes earlier than its lock.
+    pub fn end_of_mount(&self, id: &str) -> Result<EndOfMount, Error> {
         let path = lease_path(&self.mounts_dir(), id);
-        let waited = File::open(&path).and_then(|file| file.lock_shared());
-        match waited {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("wait for", &path)(e)),
-            _ => Ok(()),
+        match File::open(&path) {
+            Ok(file) => Ok(EndOfMount { path, lease: Some(file) }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(EndOfMount { path, lease: None }),
+            Err(e) => Err(Error::io("open", &path)(e)),
         }
     }
 
@@ -311,8 +328,9 @@ mod tests {
         let copy = lease.as_fd().try_clone_to_owned().unwrap();
         drop(lease);
         assert!(store.unserved().unwrap().is_empty());
+        let end = store.end_of_mount("a").unwrap();
         drop(copy);
-        store.wait_for_end("a").unwrap();
+        end.wait().unwrap();
         assert_eq!(store.servers("a"), None);
         assert!(!store.has_mounts().unwrap());
         let [(found, lease)] = &store.unserved().unwrap()[..] else { panic!("not found") };
@@ -330,6 +348,26 @@ mod tests {
         assert!(store.unserved().unwrap().is_empty());
         assert_eq!(store.mounts().unwrap(), []);
         assert_eq!(fs::read_dir(dir.path().join("mounts")).unwrap().count(), 0);
-        store.wait_for_end("gone").unwrap();
+        store.end_of_mount("gone").unwrap().wait().unwrap();
+    }
+
+    #[test]
+    fn a_mount_that_has_gone_is_served_until_its_lease_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let lease = store.record_mount(&record("a", Path::new("/"))).unwrap();
+        let end = store.end_of_mount("a").unwrap();
+        lease.end();
+        let written = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                end.wait().unwrap();
+                written.load(Ordering::SeqCst)
+            });
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            written.store(true, Ordering::SeqCst);
+            drop(lease);
+            assert!(waiting.join().unwrap());
+        });
     }
 }

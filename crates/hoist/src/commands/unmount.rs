@@ -26,6 +26,7 @@ pub(super) fn run(global: &Global, options: &Unmount) -> anyhow::Result<()> {
             "mounts belong to a store: is --root the one it was mounted with?",
         )
     })?;
+    let end = engine.store().end_of_mount(&record.id)?;
     if mounted_type(&target)?.is_some() {
         unmount(&target, options.lazy)?;
     }
@@ -41,7 +42,7 @@ pub(super) fn run(global: &Global, options: &Unmount) -> anyhow::Result<()> {
                 );
             }
         });
-        let waited = engine.store().wait_for_end(&record.id);
+        let waited = end.wait();
         drop(ended);
         let _ = teller.join();
         waited.context("waiting for the process that served the mount")?;
