@@ -13,7 +13,7 @@ pub(crate) use keep::PREFETCH;
 
 use hoist_format::build::Described;
 use hoist_format::digest::Digest;
-use hoist_format::formats::{self, Covers, Found, ImageFacts, LayerFacts, Refusal};
+use hoist_format::formats::{self, Covers, ImageFacts, LayerFacts, Left, Refusal};
 
 use crate::config::Trust;
 use crate::engine::Engine;
@@ -91,69 +91,81 @@ impl Engine {
             let (conversion, notes) = self.convert(image).await;
             return (notes, conversion.is_some());
         }
-        let mut notes = BTreeMap::new();
+        let mut notes = Notes::default();
         for reader in formats::readers(&image.facts(false)) {
-            let note = Note { format: reader.format().to_owned(), refused: None };
-            match reader.covers() {
-                Covers::Layer(number) => {
-                    let layer = image.manifest.layers.get(number);
-                    notes.extend(layer.map(|layer| (layer.digest, note)));
-                }
-                Covers::Image => {
-                    notes.extend(image.manifest.layers.iter().map(|layer| (layer.digest, note.clone())));
-                }
+            // Which of several layers it reads is known when it has.
+            if reader.covers() != Covers::Layers {
+                notes.add(image, reader.covers(), reader.format(), None);
             }
         }
-        (notes, false)
+        (notes.0, false)
     }
 
-    /// Asks each format that the image may be of.
+    /// Asks each format that the image may be of. A layer is of the first that can read it.
     async fn convert(&self, image: &Image) -> (Option<Conversion>, BTreeMap<Digest, Note>) {
-        let mut notes = BTreeMap::new();
+        let mut notes = Notes::default();
         let unpinned = match self.config.trust {
             Trust::Registry => true,
             Trust::Local => false,
-            Trust::None => return (None, notes),
+            Trust::None => return (None, notes.0),
         };
         let readers = formats::readers(&image.facts(unpinned));
         let asking = readers.into_iter().map(|reader| ask::ask(reader, image));
         let mut layers = BTreeMap::new();
         let (mut whole, mut pinned) = (None, true);
         for (covers, format, outcome) in futures_util::future::join_all(asking).await {
-            let digests: Vec<Digest> = match covers {
-                Covers::Layer(number) => {
-                    image.manifest.layers.get(number).map(|l| l.digest).into_iter().collect()
-                }
-                Covers::Image => image.manifest.layers.iter().map(|l| l.digest).collect(),
-            };
-            let mut note = |format: &str, refused: Option<String>| {
-                for digest in &digests {
-                    notes.insert(*digest, Note { format: format.to_owned(), refused: refused.clone() });
-                }
-            };
-            match outcome {
-                Ok(Found { format, pinned: is_pinned, parts }) => {
-                    note(&format, None);
-                    pinned &= is_pinned;
-                    for (covers, described) in parts {
-                        match covers {
-                            Covers::Layer(number) => drop(layers.insert(number, described)),
-                            Covers::Image => whole = Some(Box::new(described)),
-                        }
-                    }
-                }
-                Err(Refusal::Other) => {}
+            let found = match outcome {
+                Ok(found) => found,
+                Err(Refusal::Other) => continue,
                 Err(Refusal::Unusable(why)) => {
                     tracing::warn!(image = image.name, ?covers, "not read as {format}: {why}");
-                    note(&format, Some(why));
+                    notes.add(image, covers, &format, Some(&why));
+                    continue;
                 }
+            };
+            for (covers, described) in found.parts {
+                match covers {
+                    Covers::Layer(number) if layers.contains_key(&number) => continue,
+                    Covers::Layer(number) => drop(layers.insert(number, described)),
+                    Covers::Image => whole = Some(Box::new(described)),
+                    Covers::Layers => continue,
+                }
+                pinned &= found.pinned;
+                notes.add(image, covers, &found.format, None);
+            }
+            for Left { layer, why, usual } in found.left {
+                if !usual {
+                    tracing::warn!(image = image.name, layer, "not read as {format}: {why}");
+                }
+                notes.add(image, Covers::Layer(layer), &found.format, Some(&why));
             }
         }
         let parts = match whole {
             Some(described) => Parts::Image(described),
-            None if layers.is_empty() => return (None, notes),
+            None if layers.is_empty() => return (None, notes.0),
             None => Parts::Layers(layers),
         };
-        (Some(Conversion { parts, notes: notes.clone(), pinned }), notes)
+        (Some(Conversion { parts, notes: notes.0.clone(), pinned }), notes.0)
+    }
+}
+
+/// What was found out of the layers' formats.
+#[derive(Default)]
+struct Notes(BTreeMap<Digest, Note>);
+
+impl Notes {
+    /// How a layer is read counts more than how it is not; else who says it first.
+    fn add(&mut self, image: &Image, covers: Covers, format: &str, refused: Option<&str>) {
+        let layers = match covers {
+            Covers::Layer(number) => image.manifest.layers.get(number..=number).unwrap_or_default(),
+            Covers::Layers | Covers::Image => &image.manifest.layers,
+        };
+        for layer in layers {
+            let known = self.0.get(&layer.digest);
+            if known.is_none_or(|known| known.refused.is_some() && refused.is_none()) {
+                let note = Note { format: format.to_owned(), refused: refused.map(str::to_owned) };
+                self.0.insert(layer.digest, note);
+            }
+        }
     }
 }

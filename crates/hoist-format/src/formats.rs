@@ -89,6 +89,25 @@ pub struct Found {
     pub pinned: bool,
     /// The image's layers by number, or the image as a whole.
     pub parts: Vec<(Covers, Described)>,
+    /// Of several layers those that nothing can be said of.
+    pub left: Vec<Left>,
+}
+
+impl Found {
+    fn one(format: String, pinned: bool, covers: Covers, described: Described) -> Self {
+        Self { format, pinned, parts: vec![(covers, described)], left: Vec::new() }
+    }
+}
+
+/// A layer that is fetched whole, beside others of its image that are not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Left {
+    /// Its number in the manifest.
+    pub layer: usize,
+    /// Why.
+    pub why: String,
+    /// Is nothing wrong with that?
+    pub usual: bool,
 }
 
 /// What something describes.
@@ -96,6 +115,8 @@ pub struct Found {
 pub enum Covers {
     /// This layer of the manifest.
     Layer(usize),
+    /// Of a reader: several layers; what it finds says which.
+    Layers,
     /// All of the image: what its tree names is all there is.
     Image,
 }

@@ -71,7 +71,7 @@ impl Reader for Erofs {
         let compressed = described.1.contents.values().flatten().any(|s| matches!(s, Stretch::Packed { .. }));
         let inner = if compressed { ", compressed clusters" } else { "" };
         let format = format!("{} (whole blob verified first{inner})", self.format());
-        Ok(Step::Done(Found { format, pinned: true, parts: vec![(self.covers(), described.0)] }))
+        Ok(Step::Done(Found::one(format, true, self.covers(), described.0)))
     }
 }
 

@@ -276,7 +276,7 @@ fn done(
         (Version::V6, true) => "nydus RAFS v6 zran",
     };
     let described = describe(rafs, layers)?;
-    Ok(Step::Done(Found { format: format.to_owned(), pinned: true, parts: vec![(Covers::Image, described)] }))
+    Ok(Step::Done(Found::one(format.to_owned(), true, Covers::Image, described)))
 }
 
 /// Gives everything to the builder.

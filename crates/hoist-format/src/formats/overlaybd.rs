@@ -55,7 +55,7 @@ const UNPINNED: &str =
     "its blocks have no digests, only checksums, and what the manifest does not cover is not trusted";
 
 fn found(format: &str, described: Described) -> Step {
-    Step::Done(Found { format: format.to_owned(), pinned: false, parts: vec![(Covers::Image, described)] })
+    Step::Done(Found::one(format.to_owned(), false, Covers::Image, described))
 }
 
 struct Overlaybd {

@@ -214,8 +214,7 @@ impl Stargz {
         }
         let described = toc::describe(json, &self.layer, ChunkCodec::Gzip, end)?;
         let format = format!("{}, TOC version 1", self.format);
-        let parts = vec![(Covers::Layer(self.number), described)];
-        Ok(Step::Done(Found { format, pinned: self.annotated(), parts }))
+        Ok(Step::Done(Found::one(format, self.annotated(), self.covers(), described)))
     }
 }
 

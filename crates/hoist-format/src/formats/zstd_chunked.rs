@@ -168,8 +168,7 @@ impl ZstdChunked {
         let end = place.offset.saturating_sub(FRAME_HEAD as u64);
         let described = toc::describe(&json, &self.layer, ChunkCodec::Zstd, end)?;
         let format = format!("zstd:chunked of {name}, TOC version 1");
-        let parts = vec![(Covers::Layer(self.number), described)];
-        Ok(Step::Done(Found { format, pinned: self.pinned(), parts }))
+        Ok(Step::Done(Found::one(format, self.pinned(), self.covers(), described)))
     }
 }
 

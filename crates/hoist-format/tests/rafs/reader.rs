@@ -107,7 +107,7 @@ fn images_are_described_from_their_bootstraps_alone() {
         ("nydus-zran", "nydus RAFS v6 zran", 2),
     ] {
         let mut image = Served::open(name);
-        let Found { format: found, pinned, mut parts } = image.read().unwrap();
+        let Found { format: found, pinned, mut parts, .. } = image.read().unwrap();
         assert_eq!((&*found, pinned, parts.len()), (format, true, 1));
         let size = image.bootstrap().size;
         assert_eq!(image.asked, size, "nothing but the bootstrap's layer");
