@@ -17,6 +17,8 @@ use crate::span::Codec;
 /// Marks the layer with the bootstrap, and those with chunks (nydus-snapshotter `pkg/label/label.go`).
 const BOOTSTRAP: &str = "containerd.io/snapshot/nydus-bootstrap";
 const BLOB: &str = "containerd.io/snapshot/nydus-blob";
+/// On a layer of contexts alone (zran): the layer of another image that they are about.
+const ORIGINAL: &str = "containerd.io/snapshot/nydus-ref";
 /// Marks a bootstrap that is encrypted.
 const ENCRYPTED: &str = "containerd.io/snapshot/nydus-encrypted-blob";
 /// Media type of blobs with chunks.
@@ -81,13 +83,14 @@ impl Reader for Nydus {
     }
 
     fn step(&mut self, answers: Vec<Option<Vec<u8>>>) -> Result<Step, Refusal> {
-        match std::mem::replace(&mut self.at, At::Start) {
+        let stepped = match std::mem::replace(&mut self.at, At::Start) {
             At::Start => self.start(),
             At::Bootstrap => self.opened(answers),
             At::Contexts(blobs) => self.with_contexts(&blobs, answers),
             At::Tails(blobs) => self.with_tails(&blobs, answers),
             At::Parts(blobs) => self.with_parts(&blobs, answers),
-        }
+        };
+        stepped.map_err(|refusal| self.advised(refusal))
     }
 }
 
@@ -101,6 +104,20 @@ fn given(answer: Option<Vec<u8>>, what: &str) -> Result<Vec<u8>, Refusal> {
 }
 
 impl Nydus {
+    /// Says what to do, where there is something.
+    fn advised(&self, refusal: Refusal) -> Refusal {
+        match refusal {
+            Refusal::Unusable(why)
+                if self.layers.iter().any(|layer| layer.annotations.contains_key(ORIGINAL)) =>
+            {
+                Refusal::Unusable(format!(
+                    "{why}; its contents are the layers of the image that it was made of: use that by its own name"
+                ))
+            }
+            refusal => refusal,
+        }
+    }
+
     fn start(&mut self) -> Result<Step, Refusal> {
         let layer = self.bootstrap.as_ref();
         let layer = layer
