@@ -7,10 +7,11 @@ mod ask;
 mod keep;
 mod whole;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) use keep::PREFETCH;
 
+use futures_util::StreamExt;
 use hoist_format::build::Described;
 use hoist_format::digest::Digest;
 use hoist_format::formats::{self, Covers, ImageFacts, LayerFacts, Left, Refusal};
@@ -21,6 +22,7 @@ use crate::error::Error;
 use crate::image::Image;
 use crate::progress::Progress;
 use crate::publish::PublishedIndex;
+use crate::pull::LAYERS;
 
 /// What is known of a layer's format.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,10 +74,13 @@ impl Engine {
         let (conversion, _) = self.convert(image).await;
         let Some(conversion) = conversion else { return Ok(None) };
         if let Parts::Layers(described) = &conversion.parts {
-            for (number, expected) in image.manifest.layers.iter().enumerate() {
-                if !described.contains_key(&number) {
-                    self.whole_layer(image, &expected.digest, progress).await?;
-                }
+            let all = image.manifest.layers.iter().enumerate();
+            let left = all.filter(|(number, _)| !described.contains_key(number));
+            let left: BTreeSet<Digest> = left.map(|(_, layer)| layer.digest).collect();
+            let work: Vec<_> = left.iter().map(|blob| self.whole_layer(image, blob, progress)).collect();
+            let mut running = futures_util::stream::iter(work).buffer_unordered(LAYERS);
+            while let Some(done) = running.next().await {
+                done?;
             }
         }
         self.keep_conversion(image, conversion).await.map(Some)

@@ -63,7 +63,7 @@ pub struct Indexed {
 const PART: u64 = 4 << 20;
 const PARALLEL: usize = 4;
 /// Layers that are decoded at once: each takes two threads.
-const LAYERS: usize = 2;
+pub(crate) const LAYERS: usize = 2;
 
 impl Engine {
     /// Fetches everything of an image; done only when all of it is verified and on disk.
