@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hoist_format::digest::Digest;
-use hoist_format::formats;
+use hoist_format::formats::Listed;
 use hoist_format::span::Codec;
 use serde::{Deserialize, Serialize};
 
@@ -137,8 +137,8 @@ pub struct RootFs {
 }
 
 impl Index {
-    /// The manifest for `wanted`; without a variant asked for, the first of that architecture. Of an image that is there
-    /// plain and `converted`, as that says.
+    /// The manifest of an image for `wanted`; without a variant asked for, the first of that architecture. Of an image
+    /// that is there plain and `converted`, as that says.
     pub fn select(&self, wanted: &Platform, converted: bool, of: &str) -> Result<&Descriptor, Error> {
         let variant = |variant: &Option<String>| variant_of(&wanted.architecture, variant.as_deref());
         let fits = |d: &&Descriptor| {
@@ -148,22 +148,23 @@ impl Index {
                     && (wanted.variant.is_none() || variant(&p.variant) == variant(&wanted.variant))
             })
         };
-        let is_converted = |d: &&Descriptor| {
+        let listed = |d: &Descriptor| {
             let features = d.platform.as_ref().map_or(&[][..], |p| &p.os_features);
-            formats::is_converted(features, d.artifact_type.as_deref())
+            Listed::of(features, d.artifact_type.as_deref(), &d.annotations)
         };
-        let mut fitting = self.manifests.iter().filter(fits);
+        let images: Vec<&Descriptor> = self.manifests.iter().filter(|d| listed(d) != Listed::About).collect();
+        let mut fitting = images.iter().copied().filter(fits);
         if let Some(first) = fitting.next() {
-            let of_kind = [first].into_iter().chain(fitting).find(|d| is_converted(d) == converted);
+            let is_of_kind = |d: &&Descriptor| (listed(d) == Listed::Converted) == converted;
+            let of_kind = [first].into_iter().chain(fitting).find(is_of_kind);
             return Ok(of_kind.unwrap_or(first));
         }
-        if let [only] = &self.manifests[..]
+        if let [only] = images[..]
             && only.platform.is_none()
         {
             return Ok(only);
         }
-        let have: Vec<_> = self
-            .manifests
+        let have: Vec<_> = images
             .iter()
             .filter_map(|d| d.platform.as_ref())
             .map(|p| match &p.variant {

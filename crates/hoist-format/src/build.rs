@@ -120,7 +120,8 @@ pub struct Builder {
     parts: Vec<(ChunkId, Part)>,
     files: BTreeMap<InodeId, Vec<Run>>,
     runs: usize,
-    prefetch: Vec<InodeId>,
+    /// Of which files which bytes.
+    prefetch: Vec<(InodeId, Range<u64>)>,
 }
 
 impl Builder {
@@ -232,8 +233,13 @@ impl Builder {
 
     /// Whoever uses the image reads this file soon: fetch it early, after those given before.
     pub fn prefetch(&mut self, inode: InodeId) {
+        self.prefetch_part(inode, 0..u64::MAX);
+    }
+
+    /// The same of a part of it, bytes.
+    pub fn prefetch_part(&mut self, inode: InodeId, part: Range<u64>) {
         if self.prefetch.len() < MOST {
-            self.prefetch.push(inode);
+            self.prefetch.push((inode, part));
         }
     }
 

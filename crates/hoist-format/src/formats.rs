@@ -7,11 +7,12 @@ mod erofs;
 mod nydus;
 mod overlaybd;
 pub(crate) mod rfc3339;
+mod soci;
 mod stargz;
 mod toc;
 mod zstd_chunked;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 
 use crate::build::{BuildError, Described};
@@ -111,7 +112,7 @@ pub struct Left {
 }
 
 /// What something describes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Covers {
     /// This layer of the manifest.
     Layer(usize),
@@ -159,7 +160,8 @@ pub trait Reader: Send {
     fn step(&mut self, answers: Vec<Option<Vec<u8>>>) -> Result<Step, Refusal>;
 }
 
-/// The readers for an image, at most one for each layer; one for the whole image comes first and alone if it succeeds.
+/// The readers for an image: one alone for the whole image; or at most one for each layer, and at the end one for those
+/// that have no format of their own. What the first has found of a layer counts.
 pub fn readers(image: &ImageFacts) -> Vec<Box<dyn Reader>> {
     if let Some(whole) = nydus::reader(image).or_else(|| overlaybd::reader(image)) {
         return vec![whole];
@@ -171,12 +173,36 @@ pub fn readers(image: &ImageFacts) -> Vec<Box<dyn Reader>> {
             .or_else(|| stargz::reader(number, layer, image.unpinned));
         readers.extend(reader);
     }
+    let certain = readers.iter().filter(|reader| reader.is_certain());
+    let taken: HashSet<Covers> = certain.map(|reader| reader.covers()).collect();
+    readers.extend(soci::reader(image, |number| taken.contains(&Covers::Layer(number))));
     readers
 }
 
-/// An index tells a manifest of a converted image from that of the plain one beside it by these.
-pub fn is_converted(os_features: &[String], artifact_type: Option<&str>) -> bool {
-    nydus::is_marked(os_features, artifact_type)
+/// What a manifest in an image index is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listed {
+    /// An image.
+    Plain,
+    /// An image that was converted, beside the plain one.
+    Converted,
+    /// No image, but about one.
+    About,
+}
+
+impl Listed {
+    /// As the index says.
+    pub fn of(
+        os_features: &[String],
+        artifact_type: Option<&str>,
+        annotations: &BTreeMap<String, String>,
+    ) -> Self {
+        match artifact_type {
+            _ if nydus::is_marked(os_features, artifact_type) => Self::Converted,
+            _ if soci::is_marked(artifact_type, annotations) => Self::About,
+            _ => Self::Plain,
+        }
+    }
 }
 
 /// Files in the root of a layer that its format put there and no reader of the image shall see. `tail`: its blob's

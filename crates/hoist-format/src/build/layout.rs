@@ -58,7 +58,11 @@ pub(super) fn build(builder: Builder, mut tree: Tree) -> Result<Described, Build
             data.offset = places.get(&(id as InodeId)).map_or(0, |place| place.start);
         }
     }
-    let prefetch = prefetch.iter().filter_map(|inode| places.get(inode).cloned());
+    let prefetch = prefetch.iter().filter_map(|(inode, part)| {
+        let place = places.get(inode)?;
+        let at = |offset: u64| place.end.min(place.start.saturating_add(offset));
+        Some(at(part.start)..at(part.end))
+    });
     let prefetch = joined(prefetch.filter(|range| range.start < range.end));
     name_extents(&mut layout.extents, &layout.table);
     let table = Table { extents: layout.extents, spans: Spans::Chunks(layout.table) };

@@ -1,14 +1,16 @@
 //! From a zTOC to a tree and a table.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 use super::SociError;
+use super::spans::Spans;
 use super::ztoc::{File, Ztoc};
 use crate::build::{Builder, ChunkId, Described, Run};
-use crate::digest::Digest;
+use crate::chunk::Blob;
 use crate::formats::rfc3339;
 use crate::layer::Applier;
+use crate::span::Codec;
 use crate::tar::{self, Entry, EntryKind, MAX_ENTRIES};
 use crate::tree::{Dev, FileData, InodeId, Kind, Meta};
 
@@ -17,18 +19,18 @@ const BLOCK: u64 = 512;
 /// Most bytes of windows that are held.
 const MOST_WINDOWS: u64 = 512 << 20;
 
-/// What a layer with this zTOC is. `layer` and `layer_size`: digest and bytes of its blob;
-/// `prefetch`: ranges of spans that are fetched first.
+/// What a layer with this zTOC is. `codec`: how its media type says that it is stored; `prefetch`: ranges of spans that
+/// are fetched first.
 ///
 /// # Errors
 /// [`SociError`]: the zTOC is damaged, is of another layer, or contradicts itself.
 pub fn describe(
     ztoc: &[u8],
-    layer: Digest,
-    layer_size: u64,
+    layer: Blob,
+    codec: Codec,
     prefetch: &[RangeInclusive<u64>],
 ) -> Result<Described, SociError> {
-    let mut ztoc = Ztoc::read(ztoc, layer_size)?;
+    let mut ztoc = Ztoc::read(ztoc, layer.size, codec)?;
     if ztoc.files.len as u64 > MAX_ENTRIES {
         return Err(SociError::ztoc("it has more than 16777216 entries"));
     }
@@ -50,7 +52,7 @@ pub fn describe(
         let entry = tar::checked(entry).map_err(|e| bad(e.to_string()))?;
         applier.apply(entry, data).map_err(|e| bad(e.to_string()))?;
     }
-    build(ztoc, applier, &places, (layer, layer_size), prefetch)
+    build(ztoc, applier, &places, layer, prefetch)
 }
 
 /// Entries follow each other, each behind its header. A file whose bytes are not all stored does not fit so.
@@ -67,15 +69,15 @@ fn build(
     ztoc: Ztoc<'_>,
     applier: Applier,
     places: &[(u64, u64)],
-    (layer, layer_size): (Digest, u64),
+    layer: Blob,
     prefetch: &[RangeInclusive<u64>],
 ) -> Result<Described, SociError> {
     let tree = applier.tree;
     let mut builder = Builder::new();
-    let blob = builder.blob(layer, layer_size)?;
+    let blob = builder.blob(layer.digest, layer.size)?;
     let mut chunks: HashMap<usize, ChunkId> = HashMap::new();
     let mut windows = 0;
-    let mut starts: BTreeMap<u64, InodeId> = BTreeMap::new();
+    let mut files: BTreeMap<u64, (u64, InodeId)> = BTreeMap::new();
     for (id, inode) in (0..).zip(&tree.inodes) {
         let Kind::File { size: 1.., data } = &inode.kind else { continue };
         let (offset, size) = places[data.offset as usize];
@@ -103,16 +105,32 @@ fn build(
             at += len;
         }
         builder.file(id, runs)?;
-        starts.insert(offset, id);
+        files.insert(offset, (end, id));
     }
-    // A file is wanted where it begins in such a span.
-    for (offset, id) in starts {
-        let span = ztoc.spans.containing(offset).map(|span| span as u64);
-        if span.is_some_and(|span| prefetch.iter().any(|range| range.contains(&span))) {
-            builder.prefetch(id);
+    for stretch in stretches(&ztoc.spans, prefetch) {
+        let before = files.range(..stretch.start).next_back();
+        for (&start, &(end, id)) in before.into_iter().chain(files.range(stretch.clone())) {
+            let part = start.max(stretch.start)..end.min(stretch.end);
+            if part.start < part.end {
+                builder.prefetch_part(id, part.start - start..part.end - start);
+            }
         }
     }
     Ok(builder.build(tree)?)
+}
+
+/// What ranges of spans decode to, each byte once, in order.
+fn stretches(spans: &Spans<'_>, ranges: &[RangeInclusive<u64>]) -> Vec<Range<u64>> {
+    let mut all: Vec<_> = ranges.iter().filter_map(|range| spans.outputs(range)).collect();
+    all.sort_by_key(|stretch| stretch.start);
+    all.dedup_by(|next, last| {
+        let touch = next.start <= last.end;
+        if touch {
+            last.end = last.end.max(next.end);
+        }
+        touch
+    });
+    all
 }
 
 fn entry(file: &File<'_>) -> Result<Entry, String> {

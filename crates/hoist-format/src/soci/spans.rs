@@ -1,7 +1,7 @@
 //! Where decoding may start: the checkpoints of a zTOC (soci-snapshotter `ztoc/compression/gzip_zinfo.c`,
 //! `tar_zinfo.go`).
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use super::SociError;
 use crate::build::StoredChunk;
@@ -103,6 +103,13 @@ impl<'a> Spans<'a> {
             }
             Kind::Plain { .. } => self.stored(span),
         }
+    }
+
+    /// The range of the tar stream that a range of spans decodes to, as far as there are such spans.
+    pub fn outputs(&self, spans: &RangeInclusive<u64>) -> Option<Range<u64>> {
+        let first = usize::try_from(*spans.start()).ok().filter(|first| *first < self.digests.len())?;
+        let last = usize::try_from(*spans.end()).unwrap_or(usize::MAX).min(self.digests.len() - 1);
+        (first <= last).then(|| self.output(first).start..self.output(last).end)
     }
 
     /// The range of the blob that it needs.

@@ -3,6 +3,7 @@
 use super::SociError;
 use super::flat::{Flat, Table, Tables};
 use super::spans::Spans;
+use crate::span::Codec;
 
 /// The only version there is.
 const VERSION: &[u8] = b"0.9";
@@ -37,8 +38,8 @@ pub(super) struct File<'a> {
 }
 
 impl<'a> Ztoc<'a> {
-    /// `layer_size`: bytes of the layer's blob.
-    pub fn read(bytes: &'a [u8], layer_size: u64) -> Result<Self, SociError> {
+    /// `layer_size`: bytes of the layer's blob; `codec`: how it is said to be stored.
+    pub fn read(bytes: &'a [u8], layer_size: u64, codec: Codec) -> Result<Self, SociError> {
         let mut flat = Flat::new(bytes);
         let root = flat.root()?;
         let version = flat.bytes(root, 0)?;
@@ -60,9 +61,12 @@ impl<'a> Ztoc<'a> {
             return Err(SociError::ztoc("it has not one digest for each span"));
         }
         let checkpoints = flat.bytes(info, 3)?;
-        let mut spans = match flat.byte(info, 0, GZIP)? {
-            GZIP => Spans::gzip(checkpoints, digests.len, layer_size, stream_size)?,
-            UNCOMPRESSED => Spans::plain(checkpoints, digests.len, layer_size)?,
+        let mut spans = match (flat.byte(info, 0, GZIP)?, codec) {
+            (GZIP, Codec::Gzip) => Spans::gzip(checkpoints, digests.len, layer_size, stream_size)?,
+            (UNCOMPRESSED, Codec::Plain) => Spans::plain(checkpoints, digests.len, layer_size)?,
+            (GZIP | UNCOMPRESSED, _) => {
+                return Err(SociError::ztoc("it is of a layer that is compressed otherwise"));
+            }
             _ => return Err(SociError::ztoc("it is of a compression that hoist does not know")),
         };
         for i in 0..digests.len {

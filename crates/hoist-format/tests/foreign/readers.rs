@@ -1,6 +1,7 @@
 //! The readers of formats, asked as the engine asks them.
 
 use std::collections::HashMap;
+use std::fs;
 
 use hoist_format::digest::Digest;
 use hoist_format::formats::{Covers, Found, ImageFacts, LayerFacts, Refusal, Step, Want, readers};
@@ -8,7 +9,7 @@ use hoist_format::merge::merge;
 use hoist_format::tree::Tree;
 
 use crate::fixture::data_file;
-use crate::unpacked::{Allowed, blob, compare, layers};
+use crate::unpacked::{Allowed, blob, compare, fixtures, layers, manifest};
 
 fn facts(image: &str, unpinned: bool) -> ImageFacts {
     let layer = |(descriptor, bytes): (serde_json::Value, Vec<u8>)| LayerFacts {
@@ -18,7 +19,17 @@ fn facts(image: &str, unpinned: bool) -> ImageFacts {
         annotations: serde_json::from_value(descriptor["annotations"].clone()).unwrap_or_default(),
     };
     let layers = layers(image).into_iter().map(layer).collect();
-    ImageFacts { digest: Digest::of(b""), annotations: Default::default(), layers, unpinned }
+    let (digest, manifest) = manifest(image);
+    let annotations = serde_json::from_value(manifest["annotations"].clone()).unwrap_or_default();
+    ImageFacts { digest, annotations, layers, unpinned }
+}
+
+/// What stands in a layout beside its image.
+fn referrers(image: &str, artifact_type: &str) -> Vec<u8> {
+    let index = fs::read(fixtures().join(image).join("index.json")).unwrap();
+    let mut index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+    index["manifests"].as_array_mut().unwrap().retain(|m| m["artifactType"] == artifact_type);
+    serde_json::to_vec(&index).unwrap()
 }
 
 /// What each reader found, and the bytes that all of them asked for.
@@ -37,7 +48,10 @@ fn ask(image: &str, facts: &ImageFacts) -> (Vec<Result<Found, Refusal>>, u64) {
                             Want::Range { blob: digest, range } => blob(image, &digest.to_string())
                                 [range.start as usize..range.end as usize]
                                 .to_vec(),
-                            Want::Blob { blob: digest, .. } => blob(image, &digest.to_string()),
+                            Want::Blob { blob: digest, .. } | Want::Manifest(digest) => {
+                                blob(image, &digest.to_string())
+                            }
+                            Want::Referrers(artifact_type) => referrers(image, artifact_type),
                             other => panic!("{other:?}"),
                         };
                         bytes += answer.len() as u64;
@@ -56,7 +70,10 @@ fn check(image: &str, format: &str, pinned: bool, allowed: &Allowed) -> u64 {
     let (outcomes, bytes) = ask(image, &facts);
     let mut parts = Vec::new();
     for outcome in outcomes {
-        let found = outcome.unwrap();
+        let found = match outcome {
+            Err(Refusal::Other) => continue,
+            outcome => outcome.unwrap(),
+        };
         assert!(found.format.starts_with(format), "{}", found.format);
         assert_eq!(found.pinned, pinned);
         parts.extend(found.parts);
@@ -110,6 +127,23 @@ fn erofs_layers_are_verified_whole_and_held_to_their_parts() {
         let allowed = Allowed { implied_mode: Some("0o777"), ..Allowed::default() };
         check(image, format, true, &allowed);
     }
+}
+
+#[test]
+fn soci_asks_for_its_ztocs() {
+    // Besides the ends of the layers, which may have had a TOC of their own.
+    let bytes = check("soci-v2", "SOCI index v2, zTOC version 0.9", true, &Allowed::default());
+    assert_eq!(bytes, 1_661 + 676_208 + 66 + 35_536 + 66 + (32 << 10) + 1_296);
+    let bytes = check("soci-v1", "SOCI index v1, zTOC version 0.9", false, &Allowed::default());
+    assert!(bytes < 1_261 + 1_136_320 + 35_536 + (32 << 10) + 1_296 + 1_000, "{bytes}");
+    // What the manifest names needs nobody else's word.
+    let (outcomes, _) = ask("soci-v2", &facts("soci-v2", false));
+    assert!(matches!(&outcomes[..], [Ok(found)] if found.pinned && found.parts.len() == 2));
+    assert_eq!(ask("soci-v1", &facts("soci-v1", false)).1, 0);
+    // And what is read by its own format needs no index.
+    let mut both = facts("estargz", true);
+    both.annotations = facts("soci-v2", true).annotations;
+    assert_eq!(readers(&both).len(), both.layers.len());
 }
 
 /// What the manifest does not pin is asked of nobody who does not trust it.

@@ -1,13 +1,15 @@
 //! SOCI: zTOCs of plain layers.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 
 use hoist_format::build::Described;
-use hoist_format::chunk::ChunkCodec;
+use hoist_format::chunk::{Blob, ChunkCodec};
 use hoist_format::codec::decode_chunk;
 use hoist_format::digest::Digest;
 use hoist_format::merge::merge;
 use hoist_format::soci::{SociError, describe};
+use hoist_format::span::Codec;
 use hoist_format::tree::Tree;
 use serde_json::Value;
 
@@ -31,8 +33,14 @@ fn fixture(image: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
     layers(image).into_iter().map(|(layer, bytes)| (bytes, ztoc(&layer["digest"]))).collect()
 }
 
+fn told_as(codec: Codec, layer: &[u8], ztoc: &[u8]) -> Result<Described, SociError> {
+    let blob = Blob { digest: Digest::of(layer), size: layer.len() as u64 };
+    describe(ztoc, blob, codec, &[])
+}
+
 fn told(layer: &[u8], ztoc: &[u8]) -> Result<Described, SociError> {
-    describe(ztoc, Digest::of(layer), layer.len() as u64, &[])
+    let codec = if layer.starts_with(b"\x1f\x8b") { Codec::Gzip } else { Codec::Plain };
+    told_as(codec, layer, ztoc)
 }
 
 fn assert_expected(all: &[(Vec<u8>, Vec<u8>)]) {
@@ -79,6 +87,26 @@ fn patch(bytes: &mut [u8], from: &[u8], to: &[u8]) {
     let at: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at..].starts_with(from)).collect();
     assert_eq!(at.len(), 1, "{from:?}");
     bytes[at[0]..at[0] + to.len()].copy_from_slice(to);
+}
+
+/// As the first version of checkpoints was: without the one at the start.
+fn without_first(ztoc: &[u8]) -> Vec<u8> {
+    const CHECKPOINT: usize = 17 + (32 << 10);
+    let start = [&(1u64 << 20).to_le_bytes()[..], &10u64.to_le_bytes(), &0u64.to_le_bytes()].concat();
+    let first = ztoc.windows(24).position(|w| w == start).unwrap() + 8;
+    let mut ztoc = ztoc.to_vec();
+    let count = u32::from_le_bytes(ztoc[first - 12..first - 8].try_into().unwrap()) as usize;
+    ztoc.copy_within(first + CHECKPOINT..first + count * CHECKPOINT, first);
+    let len = (12 + (count - 1) * CHECKPOINT) as u32;
+    ztoc[first - 16..first - 12].copy_from_slice(&len.to_le_bytes());
+    ztoc
+}
+
+#[test]
+fn checkpoints_of_the_first_version() {
+    let all = fixture("soci-v2");
+    let all: Vec<_> = all.into_iter().map(|(layer, ztoc)| (layer, without_first(&ztoc))).collect();
+    assert_expected(&all);
 }
 
 /// The zTOC of the upper layer, as one of its uncompressed tar.
@@ -142,6 +170,10 @@ fn lies_are_refused() {
     refused(&|z| z[32..40].fill(0xff), "no table");
     refused(&|z| drop(z.drain(..z.len() - 100)), "cannot be");
     refused(&|z| z.clear(), "leads out of it");
+    for codec in [Codec::Plain, Codec::Zstd] {
+        let refusal = told_as(codec, &layer, &ztoc).unwrap_err().to_string();
+        assert!(refusal.contains("compressed otherwise"), "{refusal}");
+    }
     // The zTOC of the other layer.
     let other = fixture("soci-v2").swap_remove(0).1;
     assert!(told(&layer, &other).unwrap_err().to_string().contains("of a layer of"));
@@ -168,4 +200,27 @@ fn damage_does_not_panic() {
         bad[at] ^= 0x41;
         let _ = told(&layer, &bad);
     }
+}
+
+/// Ranges of spans become those of the files' bytes in them, each once, whatever the order.
+#[test]
+fn what_is_fetched_first() {
+    let (layer, ztoc) = fixture("soci-v2").swap_remove(0);
+    let blob = Blob { digest: Digest::of(&layer), size: layer.len() as u64 };
+    let first = |ranges: &[RangeInclusive<u64>]| {
+        let described = describe(&ztoc, blob, Codec::Gzip, ranges).unwrap();
+        let bytes: u64 = described.prefetch.iter().map(|r| r.end - r.start).sum();
+        (bytes, described.prefetch, described.table.extents.data_size)
+    };
+    assert_eq!(first(&[]).0, 0);
+    let (one, _, _) = first(&[3..=3]);
+    // Some of a span is headers.
+    assert!((1_500_000..5_428_161 - 3_818_346).contains(&one), "{one}");
+    let (some, ranges, _) = first(&[3..=9]);
+    assert!(some > 4 * one && ranges.windows(2).all(|pair| pair[0].end <= pair[1].start), "{ranges:?}");
+    #[expect(clippy::reversed_empty_ranges, reason = "anybody may write one")]
+    let same = first(&[7..=9, 9..=3, 3..=7, 4..=4, 1 << 40..=1 << 41]);
+    assert_eq!((same.0, same.1), (some, ranges));
+    let (all, _, size) = first(&[0..=u64::MAX]);
+    assert!(all <= size && all > size / 2, "{all} of {size}");
 }

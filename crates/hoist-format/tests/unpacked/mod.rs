@@ -20,13 +20,19 @@ pub fn blob(image: &str, digest: &str) -> Vec<u8> {
     fs::read(fixtures().join(image).join("blobs/sha256").join(digest.trim_start_matches("sha256:"))).unwrap()
 }
 
+/// An image's manifest.
+pub fn manifest(image: &str) -> (Digest, Value) {
+    let mut bytes = fs::read(fixtures().join(image).join("index.json")).unwrap();
+    loop {
+        let json: Value = serde_json::from_slice(&bytes).unwrap();
+        let Some(first) = json["manifests"][0]["digest"].as_str() else { return (Digest::of(&bytes), json) };
+        bytes = blob(image, first);
+    }
+}
+
 /// The layers of an image's manifest, lowest first: descriptor and bytes.
 pub fn layers(image: &str) -> Vec<(Value, Vec<u8>)> {
-    let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap();
-    let mut manifest = json(&fs::read(fixtures().join(image).join("index.json")).unwrap());
-    while let Some(first) = manifest["manifests"][0]["digest"].as_str() {
-        manifest = json(&blob(image, first));
-    }
+    let manifest = manifest(image).1;
     let layers = manifest["layers"].as_array().unwrap();
     layers.iter().map(|l| (l.clone(), blob(image, l["digest"].as_str().unwrap()))).collect()
 }

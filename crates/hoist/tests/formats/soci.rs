@@ -1,0 +1,321 @@
+//! SOCI: plain layers that have an index beside them.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use hoist_testkit::{process, push};
+use serde_json::json;
+
+use super::*;
+
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const V1: &str = "application/vnd.amazon.soci.index.v1+json";
+const V2: &str = "application/vnd.amazon.soci.index.v2+json";
+const INDEX_DIGEST: &str = "com.amazon.soci.index-digest";
+const OF_LAYER: &str = "com.amazon.soci.image-layer-digest";
+/// A file that stands in the spans 3 to 9 of the lower layer, which are fetched first.
+const LARGE: &str = "big/text-9m";
+
+fn descriptor(layout: &Layout, digest: &str, artifact_type: Option<&str>) -> Value {
+    let size = fs::metadata(layout.blob(&digest.into())).unwrap().len();
+    let mut descriptor = json!({
+        "mediaType": OCI_MANIFEST, "digest": digest, "size": size,
+        "platform": { "os": "linux", "architecture": "amd64" },
+    });
+    artifact_type.into_iter().for_each(|kind| descriptor["artifactType"] = kind.into());
+    descriptor
+}
+
+/// A list of what refers to an image.
+fn list(descriptor: &Value) -> Vec<u8> {
+    let list = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [descriptor] });
+    serde_json::to_vec(&list).unwrap()
+}
+
+/// The list of the image of `soci-v1`.
+fn list_v1() -> Vec<u8> {
+    let layout = Layout::of("soci-v1");
+    list(&layout.json(&layout.path().join("index.json"))["manifests"][1])
+}
+
+/// Where the list stands in a registry without the referrers API.
+fn push_list(image: &Published, list: &[u8]) {
+    let tag = image.digest.replace(':', "-");
+    push::push_manifest(&image.registry.host(), REPO, &tag, OCI_INDEX, list).unwrap();
+}
+
+/// Layers of 3 MB have zTOCs of 0.7 MB, of which the windows are most.
+#[test]
+fn version_2() {
+    let named = "SOCI index v2, zTOC version 0.9";
+    is_read_as_it_is(published("soci-v2"), named, (3, 20), &Exceptions::full());
+}
+
+/// With smaller spans the windows are more.
+#[test]
+fn version_1_by_the_fallback_tag() {
+    let named = "SOCI index v1, zTOC version 0.9";
+    let image = published("soci-v1");
+    push_list(&image, &list_v1());
+    is_read_as_it_is(image, named, (2, 20), &Exceptions::full());
+}
+
+/// A registry with the API: what it answers stands elsewhere in it.
+#[test]
+fn version_1_by_the_referrers_api() {
+    let image = published("soci-v1");
+    let node = Node::new();
+    assert_eq!(inspect(&node, &image.name, &[])["lazy"], false);
+    let (list, stored) = (list_v1(), node.path("list"));
+    fs::write(&stored, &list).unwrap();
+    push::push_blob(&image.registry.host(), REPO, &digest(&list), &stored).unwrap();
+    let to = ("location".to_owned(), format!("/v2/{REPO}/blobs/{}", digest(&list)));
+    image.proxy.inject(Fault::new("/referrers/", When::Always, FaultKind::Status(307, vec![to])));
+    assert_eq!(inspect(&node, &image.name, &["--trust-index", "local"])["lazy"], false);
+    let told = inspect(&node, &image.name, &[]);
+    assert_eq!(told["lazy"], true, "{told}");
+    let mount = node.mount(&image.name, &[]);
+    assert_right(&mount, &Exceptions::full());
+    let stats = mount.unmount();
+    assert!(count(&stats, "demand_stalls") > 0, "{stats}");
+}
+
+/// What the manifest names, a registry need not be trusted for.
+#[test]
+fn what_the_manifest_names_is_a_matter_of_no_trust() {
+    let image = published("soci-v2");
+    let node = Node::new();
+    assert_eq!(inspect(&node, &image.name, &["--trust-index", "none"])["lazy"], false);
+    assert_eq!(inspect(&node, &image.name, &["--trust-index", "local"])["lazy"], true);
+    let mount = node.mount(&image.name, &["--trust-index", "local"]);
+    assert_right(&mount, &Exceptions::full());
+    let stats = mount.unmount();
+    assert!(count(&stats, "demand_stalls") > 0, "{stats}");
+}
+
+/// The image of `soci-v2` with another index: its manifest names it as before.
+fn with_index(change: impl FnOnce(&Layout, &mut Value)) -> (Layout, Published) {
+    let layout = Layout::of("soci-v2");
+    let list = layout.json(&layout.path().join("index.json"));
+    let list = layout.json(&layout.blob(&list["manifests"][0]["digest"]));
+    let mut manifest = layout.json(&layout.blob(&list["manifests"][0]["digest"]));
+    let mut index = layout.json(&layout.blob(&list["manifests"][1]["digest"]));
+    change(&layout, &mut index);
+    let index = layout.add(&serde_json::to_vec(&index).unwrap());
+    manifest["annotations"][INDEX_DIGEST] = index.clone().into();
+    let manifest = layout.add(&serde_json::to_vec(&manifest).unwrap());
+    layout.write_index(&[descriptor(&layout, &manifest, None), descriptor(&layout, &index, Some(V2))]);
+    let image = Published::plain(layout.path());
+    (layout, image)
+}
+
+/// An index lists zTOCs, the lower layer's first, and then what is fetched first.
+fn ztoc(layout: &Layout, index: &Value, layer: usize) -> Vec<u8> {
+    fs::read(layout.blob(&index["layers"][layer]["digest"])).unwrap()
+}
+
+fn set_ztoc(layout: &Layout, index: &mut Value, layer: usize, ztoc: &[u8]) {
+    index["layers"][layer]["digest"] = layout.add(ztoc).into();
+    index["layers"][layer]["size"] = ztoc.len().into();
+}
+
+fn find(bytes: &[u8], what: &[u8]) -> usize {
+    let all: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at..].starts_with(what)).collect();
+    assert_eq!(all.len(), 1, "{what:?}");
+    all[0]
+}
+
+/// Where in a zTOC its checkpoints begin: behind their number and the size of spans.
+fn checkpoints(ztoc: &[u8]) -> usize {
+    find(ztoc, &[(1u64 << 20).to_le_bytes(), 10u64.to_le_bytes(), 0u64.to_le_bytes()].concat()) + 8
+}
+
+const CHECKPOINT: usize = 8 + 8 + 1 + (32 << 10);
+
+/// Each layer's lie is told of, and both are fetched whole.
+#[test]
+fn ztocs_that_cannot_be_are_not_used() {
+    type Change = fn(&mut Vec<u8>);
+    let end: Change = |ztoc| {
+        let at = find(ztoc, &[5000u64.to_le_bytes(), 7168u64.to_le_bytes()].concat());
+        ztoc[at + 8..at + 16].copy_from_slice(&(u64::MAX - 9).to_le_bytes());
+    };
+    let count: Change = |ztoc| {
+        let at = checkpoints(ztoc) - 12;
+        ztoc[at] += 1;
+    };
+    let order: Change = |ztoc| {
+        let at = checkpoints(ztoc) + 3 * CHECKPOINT;
+        let (first, second) = ztoc[at..].split_at_mut(CHECKPOINT);
+        first.swap_with_slice(&mut second[..CHECKPOINT]);
+    };
+    let no_digest: Change = |ztoc| {
+        let at = ztoc.windows(7).position(|w| w == b"sha256:").unwrap();
+        ztoc[at + 3..at + 6].copy_from_slice(b"512");
+    };
+    for (changes, reasons) in [
+        ([order, end], ["not in order", "beyond the end"]),
+        ([count, no_digest], ["one checkpoint", "no SHA-256"]),
+    ] {
+        let (_layout, image) = with_index(|layout, index| {
+            for (layer, change) in changes.into_iter().enumerate() {
+                let mut bytes = ztoc(layout, index, layer);
+                change(&mut bytes);
+                set_ztoc(layout, index, layer, &bytes);
+            }
+        });
+        assert_eq!(inspect(&Node::new(), &image.name, &[])["lazy"], false);
+        for reason in reasons {
+            assert!(refusal(&image).contains(reason), "{reason}: {}", refusal(&image));
+        }
+        falls_back(&image, &[], reasons[0]);
+    }
+}
+
+fn refusal(image: &Published) -> String {
+    let told = inspect(&Node::new(), &image.name, &[]);
+    told["layers"].as_array().unwrap().iter().map(|layer| layer["note"].to_string()).collect()
+}
+
+/// An index, or its zTOCs, of other layers; and one that is none.
+#[test]
+fn an_index_of_something_else_is_not_used() {
+    let swapped = with_index(|_, index| {
+        let (first, second) =
+            (index["layers"][0]["annotations"].clone(), index["layers"][1]["annotations"].clone());
+        index["layers"][0]["annotations"] = second;
+        index["layers"][1]["annotations"] = first;
+    });
+    falls_back(&swapped.1, &[], "it is of a layer of");
+    let of_others = with_index(|_, index| {
+        for part in index["layers"].as_array_mut().unwrap() {
+            part["annotations"][OF_LAYER] = format!("sha256:{:064}", 7).into();
+        }
+    });
+    falls_back(&of_others.1, &[], "no zTOC of any of its layers");
+    let no_index = with_index(|_, index| index["config"]["mediaType"] = V1.into());
+    falls_back(&no_index.1, &[], "is of type");
+
+    // Who lists it says that it refers to the image.
+    let layout = Layout::of("soci-v1");
+    let top = layout.json(&layout.path().join("index.json"));
+    let mut index = layout.json(&layout.blob(&top["manifests"][1]["digest"]));
+    index["subject"]["digest"] = format!("sha256:{:064}", 7).into();
+    let index = layout.add(&serde_json::to_vec(&index).unwrap());
+    let listed = descriptor(&layout, &index, Some(V1));
+    layout.write_index(&[top["manifests"][0].clone(), listed.clone()]);
+    let image = Published::plain(layout.path());
+    push_list(&image, &list(&listed));
+    falls_back(&image, &[], "about another image");
+}
+
+/// A window with a flipped bit would decode to other bytes: its zTOC has not its digest.
+#[test]
+fn a_ztoc_with_a_flipped_bit_is_not_used() {
+    let image = published("soci-v2");
+    let layout = Layout::of("soci-v2");
+    let list = layout.json(&layout.path().join("index.json"));
+    let list = layout.json(&layout.blob(&list["manifests"][0]["digest"]));
+    let index = layout.json(&layout.blob(&list["manifests"][1]["digest"]));
+    let mut bytes = ztoc(&layout, &index, 0);
+    let window = checkpoints(&bytes) + 10 * CHECKPOINT + 17 + 32_000;
+    bytes[window] ^= 1;
+    let digest = index["layers"][0]["digest"].as_str().unwrap();
+    fs::write(image.registry.blob_path(digest), bytes).unwrap();
+    falls_back(&image, &[], "cannot be fetched");
+}
+
+/// A layer without a zTOC, or whose zTOC is gone, stands whole beside one that is read lazily.
+#[test]
+fn layers_without_a_ztoc() {
+    let (_layout, none) = with_index(|_, index| drop(index["layers"].as_array_mut().unwrap().remove(1)));
+    let (layout, gone) = with_index(|_, index| drop(index["layers"].as_array_mut().unwrap().remove(3)));
+    let list = layout.json(&layout.path().join("index.json"));
+    let index = layout.json(&layout.blob(&list["manifests"][1]["digest"]));
+    let path = format!("blobs/{}", index["layers"][1]["digest"].as_str().unwrap());
+    gone.proxy.inject(Fault::new(path, When::Always, FaultKind::Status(404, vec![])));
+    for (image, reason) in [(none, "has no zTOC of it"), (gone, "its zTOC is not there")] {
+        let node = Node::new();
+        let told = inspect(&node, &image.name, &[]);
+        let note = |layer: usize| told["layers"][layer]["note"].as_str().unwrap_or_default();
+        assert!(told["lazy"] == true && note(0).is_empty() && note(1).contains(reason), "{told}");
+        let mount = node.mount(&image.name, &[]);
+        assert_right(&mount, &Exceptions::full());
+        let stats = mount.unmount();
+        assert!(count(&stats, "demand_stalls") > 0, "{stats}");
+    }
+}
+
+/// The digest of a span that is of other bytes: nothing of that span can be read, and of the others all.
+#[test]
+fn spans_that_no_digest_vouches_for_are_never_shown() {
+    let (_layout, image) = with_index(|layout, index| {
+        let mut bytes = ztoc(layout, index, 0);
+        let blob = fs::read(layout.blob(&index["layers"][0]["annotations"][OF_LAYER])).unwrap();
+        let first = checkpoints(&bytes);
+        let input = |span: usize| {
+            let at = first + span * CHECKPOINT;
+            let input = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+            (input, input - usize::from(bytes[at + 16] > 0))
+        };
+        let digest = |span: usize| digest(&blob[input(span).1..input(span + 1).0]);
+        let (fourth, fifth) = (digest(4), digest(5));
+        let place = find(&bytes, fourth.as_bytes());
+        bytes[place..place + 71].copy_from_slice(fifth.as_bytes());
+        set_ztoc(layout, index, 0, &bytes);
+    });
+    for driver in ["erofs", "fuse"] {
+        let node = Node::new().with_driver(driver);
+        let mount = node.mount(&image.name, &["--read-timeout", "20s"]);
+        let said = mount.read(LARGE).unwrap_err();
+        assert_eq!(said.raw_os_error(), Some(libc::EIO), "{said}");
+        assert_eq!(mount.read(SMALL).unwrap().len(), 5);
+    }
+}
+
+/// An image index lists an image and what is about it, for the same platform and in any order.
+#[test]
+fn an_index_is_no_image() {
+    let layout = Layout::of("soci-v2");
+    let list = layout.json(&layout.path().join("index.json"));
+    let mut list = layout.json(&layout.blob(&list["manifests"][0]["digest"]));
+    let image = list["manifests"][0]["digest"].clone();
+    list["manifests"].as_array_mut().unwrap().reverse();
+    for marked in ["both", "artifactType", "annotations"] {
+        let mut list = list.clone();
+        if marked != "both" {
+            let other = if marked == "artifactType" { "annotations" } else { "artifactType" };
+            list["manifests"][0].as_object_mut().unwrap().remove(other).unwrap();
+        }
+        let digest = layout.add(&serde_json::to_vec(&list).unwrap());
+        layout.write_index(&[json!({ "mediaType": OCI_INDEX, "digest": digest, "size": 0 })]);
+        let published = Published::plain(layout.path());
+        for trust in ["registry", "none"] {
+            let told = inspect(&Node::new(), &published.name, &["--trust-index", trust]);
+            assert_eq!(told["digest"], image, "{told}");
+        }
+    }
+}
+
+/// What the index names is fetched for a program that runs, without anybody reading it.
+#[test]
+fn what_is_fetched_first() {
+    let image = published("soci-v2");
+    let node = Node::new();
+    let tools = node.path("tools");
+    common::make_rootfs(&tools);
+    let volume = format!("{}:/tools:ro", tools.display());
+    let linker = fs::read_dir(tools.join("lib64")).unwrap().next().unwrap().unwrap().file_name();
+    let linker = format!("/tools/lib64/{}", linker.to_str().unwrap());
+    let options = ["run", "--rm", "-i", "--background", "off", "-v", &volume, &image.name];
+    let program = [&linker, "--library-path", "/tools/lib/x86_64-linux-gnu", "/tools/bin/sh", "-c", "read x"];
+    let mut running = node.hoist(&[&options[..], &program].concat()).stdin(Stdio::piped()).spawn().unwrap();
+    let first = || {
+        let told: Value = serde_json::from_str(&node.says(&["inspect", "--json", &image.name])).unwrap();
+        told["layers"][0]["present"][0].as_u64().unwrap_or_default()
+    };
+    process::wait_until("what is fetched first", Duration::from_secs(60), || Ok(first() > 9 << 20)).unwrap();
+    drop(running.stdin.take());
+    running.wait().unwrap();
+}
