@@ -1,6 +1,8 @@
 //! Images that were converted for other systems, as those systems' own tools made them: read as they are.
 
 mod common;
+#[path = "formats/dialects.rs"]
+mod dialects;
 mod node;
 #[path = "formats/soci.rs"]
 mod soci;
