@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use crate::mount::Owners;
+use crate::registry::CredentialSource;
 
 /// How far an index is believed (`docs/SEMANTICS.md`, "Trust").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -159,6 +160,8 @@ pub struct Config {
     pub plain_http: Option<bool>,
     /// Folders of containerd's `hosts.toml` files; empty: the usual places.
     pub certs_dirs: Vec<PathBuf>,
+    /// Who knows credentials beside Docker's and podman's files; asked in order.
+    pub credentials: Vec<Arc<dyn CredentialSource>>,
     /// How images are shown; None: the fastest way that this machine has.
     pub driver: Option<Driver>,
     /// Who is shown as the owner of files; other than the image's only with [`Driver::Fuse`].
@@ -187,6 +190,7 @@ impl Config {
             platform_asked: false,
             plain_http: None,
             certs_dirs: Vec::new(),
+            credentials: Vec::new(),
             driver: None,
             owners: Owners::default(),
             read_timeout: Duration::from_secs(60),

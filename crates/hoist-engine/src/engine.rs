@@ -65,8 +65,7 @@ impl Engine {
         change(&mut config);
         config.root.clone_from(&self.config.root);
         let stats = Arc::new(registry::Stats::part_of(&self.total));
-        let alike =
-            config.plain_http == self.config.plain_http && config.certs_dirs == self.config.certs_dirs;
+        let alike = has_the_same_client(&config, &self.config);
         Self {
             client: if alike { self.client.counting(Arc::clone(&stats)) } else { client(&config, &stats) },
             stats,
@@ -97,10 +96,19 @@ impl Engine {
     }
 }
 
+fn has_the_same_client(a: &Config, b: &Config) -> bool {
+    let credentials = || a.credentials.iter().zip(&b.credentials);
+    a.plain_http == b.plain_http
+        && a.certs_dirs == b.certs_dirs
+        && a.credentials.len() == b.credentials.len()
+        && credentials().all(|(a, b)| Arc::ptr_eq(a, b))
+}
+
 fn client(config: &Config, stats: &Arc<registry::Stats>) -> Client {
     let mut client = ClientConfig { stats: Arc::clone(stats), ..ClientConfig::default() };
     client.plain_http = config.plain_http;
     client.timeouts.slowest = config.min_rate;
+    client.credentials.sources.clone_from(&config.credentials);
     if !config.certs_dirs.is_empty() {
         client.certs_dirs.clone_from(&config.certs_dirs);
     }

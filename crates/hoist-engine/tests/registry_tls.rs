@@ -3,82 +3,15 @@
 
 mod registry_support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use bytes::Bytes;
 use hoist_engine::reference::Repo;
 use hoist_engine::registry::{Client, RegistryError};
 use hoist_format::digest::Digest;
+use registry_support::certificates::Certificates;
 use registry_support::*;
-
-/// Certificates in a folder.
-struct Certificates(tempfile::TempDir);
-
-impl Certificates {
-    /// A CA, and a server's certificate by it for `name` (`IP:...` or `DNS:...`).
-    fn new(name: &str) -> Self {
-        let made = Self(tempfile::tempdir().unwrap());
-        made.authority("ca");
-        made.signed("server", "ca", name);
-        made
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn openssl(&self, line: &str) {
-        let output = Command::new("openssl").current_dir(self.0.path()).args(line.split(' ')).output();
-        let output = output.expect("openssl is needed: apt-get install openssl");
-        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    fn authority(&self, name: &str) {
-        self.openssl(&format!(
-            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN={name} \
-             -keyout {name}.key -out {name}.crt"
-        ));
-    }
-
-    fn signed(&self, name: &str, by: &str, alternative: &str) {
-        self.openssl(&format!(
-            "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN={name} \
-             -addext subjectAltName={alternative} -keyout {name}.key -out {name}.csr"
-        ));
-        self.openssl(&format!(
-            "x509 -req -in {name}.csr -CA {by}.crt -CAkey {by}.key -CAcreateserial -copy_extensions copy \
-             -days 2 -out {name}.crt"
-        ));
-    }
-
-    /// A registry with the server's certificate, which wants certificates by the CA `clients`, if told.
-    fn registry(&self, clients: Option<&str>) -> Registry {
-        let at = self.0.path().display();
-        let mut text = format!("  tls:\n    certificate: {at}/server.crt\n    key: {at}/server.key\n");
-        if let Some(ca) = clients {
-            text += &format!("    clientcas: [{at}/{ca}.crt]\n");
-        }
-        Registry::with(&text)
-    }
-
-    /// A client whose folder of settings holds `files` (name, content) for `host`.
-    fn client(&self, host: &str, files: &[(&str, Vec<u8>)]) -> Client {
-        let folder = self.path("certs.d").join(host);
-        let _ = std::fs::remove_dir_all(self.path("certs.d"));
-        std::fs::create_dir_all(&folder).unwrap();
-        for (name, content) in files {
-            std::fs::write(folder.join(name), content).unwrap();
-        }
-        let mut config = config();
-        config.certs_dirs = vec![self.path("certs.d")];
-        Client::new(config)
-    }
-
-    fn read(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self.path(name)).unwrap()
-    }
-}
 
 /// Pushes, reads whole and in part.
 async fn use_it(client: &Client, repo: &Repo) -> Result<(), RegistryError> {

@@ -7,8 +7,12 @@
 //!
 //! A layer need not be unpacked where somebody has its image (`part`): it is a record without a folder, and
 //! the image, mounted once, the lower folder of what stands on it (`remote`).
+//!
+//! Beside it stands a CRI image service that passes all on to containerd (`cri`): how a kubelet's credentials come here.
 
 pub mod api;
+mod channel;
+mod cri;
 mod error;
 mod filter;
 mod folders;
@@ -22,6 +26,8 @@ mod serve;
 mod service;
 mod snapshotter;
 
+pub use channel::Channel;
+pub use cri::{Auth, Keychain, serve_images};
 pub use error::Error;
 pub use part::{Images, Part, Wanted};
 pub use record::{Info, Kind, Labels, Usage};

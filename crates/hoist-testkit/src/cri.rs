@@ -51,12 +51,21 @@ impl Cri {
     /// # Errors
     /// Nobody listens.
     pub fn connect(socket: &Path) -> Result<Cri> {
+        Cri::connect_apart(socket, socket)
+    }
+
+    /// The same, with an image service of its own (the kubelet's --image-service-endpoint).
+    ///
+    /// # Errors
+    /// Nobody listens.
+    pub fn connect_apart(containers: &Path, images: &Path) -> Result<Cri> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let channel = runtime.block_on(Channel::connect(socket))?;
+        let containers = runtime.block_on(Channel::connect(containers))?;
+        let images = runtime.block_on(Channel::connect(images))?;
         let origin: tonic::codegen::http::Uri = "http://localhost".parse()?;
         Ok(Cri {
-            containers: RuntimeServiceClient::with_origin(channel.clone(), origin.clone()),
-            images: ImageServiceClient::with_origin(channel, origin),
+            containers: RuntimeServiceClient::with_origin(containers, origin.clone()),
+            images: ImageServiceClient::with_origin(images, origin),
             runtime,
         })
     }
@@ -66,7 +75,19 @@ impl Cri {
     /// # Errors
     /// What containerd says.
     pub fn pull(&self, image: &str) -> Result<()> {
-        let request = PullImageRequest { image: spec(image), sandbox_config: None };
+        self.pull_with(image, None)
+    }
+
+    /// Pulls an image as a user of its registry.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn pull_as(&self, image: &str, user: &str, password: &str) -> Result<()> {
+        self.pull_with(image, Some(AuthConfig { username: user.into(), password: password.into() }))
+    }
+
+    fn pull_with(&self, image: &str, auth: Option<AuthConfig>) -> Result<()> {
+        let request = PullImageRequest { image: spec(image), auth, sandbox_config: None };
         self.runtime.block_on(self.images.clone().pull_image(request))?;
         Ok(())
     }

@@ -10,6 +10,7 @@ pub mod digest;
 pub mod fixtures;
 pub mod grpc;
 pub mod http;
+pub mod https;
 pub mod layout;
 pub mod process;
 pub mod proxy;

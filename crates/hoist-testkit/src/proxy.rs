@@ -6,6 +6,7 @@
 mod control;
 mod fault;
 mod limit;
+mod login;
 mod message;
 mod serve;
 
@@ -14,6 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 pub use fault::{Fault, FaultKind, When};
@@ -62,6 +65,7 @@ struct State {
     stats: ProxyStats,
     faults: Vec<fault::Armed>,
     log: Vec<Logged>,
+    login: Option<login::Login>,
 }
 
 #[derive(Debug)]
@@ -133,6 +137,21 @@ impl Proxy {
     /// Disarms all faults.
     pub fn clear_faults(&self) {
         self.shared.state().faults.clear();
+    }
+
+    /// From now on only those come in who show a token that its own service gave to this user. Tokens given before
+    /// are good no more.
+    pub fn require_login(&self, user: &str, password: &str) {
+        let basic = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
+        let mut state = self.shared.state();
+        let login = state.login.get_or_insert_default();
+        login.basic = basic;
+        login.expire();
+    }
+
+    /// All tokens that were given have expired.
+    pub fn expire_tokens(&self) {
+        self.shared.state().login.iter_mut().for_each(login::Login::expire);
     }
 
     /// What has passed since the start or the last reset.

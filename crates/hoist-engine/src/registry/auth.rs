@@ -16,6 +16,7 @@ use super::credentials::{CredentialStore, Credentials};
 use super::date;
 use super::error::RegistryError;
 use super::hosts::is_loopback;
+use super::secret::Secret;
 use super::tls::Http;
 use super::wire::{Wire, authority};
 use crate::reference::Repo;
@@ -24,6 +25,8 @@ use crate::reference::Repo;
 const DEFAULT_LIFE: u64 = 60;
 /// A token is given up this long before it expires, so that it does not expire on the way.
 const MARGIN: Duration = Duration::from_secs(5);
+/// Credentials that are tried for one repository before all count as refused.
+const MAX_REFUSED: usize = 8;
 
 /// What came of a refusal.
 #[derive(PartialEq, Eq)]
@@ -45,6 +48,15 @@ pub(super) struct Purpose<'a> {
     pub push: bool,
 }
 
+/// A refused request.
+pub(super) struct Refusal<'a> {
+    /// Of the ticket it had.
+    pub generation: u64,
+    pub response: &'a reqwest::Response,
+    /// It had been refused before, and had a new ticket since.
+    pub again: bool,
+}
+
 /// An `Authorization` header and the version of the slot it came from.
 pub(super) struct Ticket {
     pub header: Option<HeaderValue>,
@@ -55,6 +67,17 @@ pub(super) struct Ticket {
 struct Slot {
     generation: u64,
     state: State,
+    /// What the state was made of.
+    used: Option<Credentials>,
+    /// What was refused since all were tried last.
+    refused: Vec<Credentials>,
+}
+
+impl Slot {
+    fn hold(&mut self, state: State, made_of: Option<Credentials>) {
+        (self.state, self.used) = (state, made_of);
+        self.generation += 1;
+    }
 }
 
 #[derive(Default)]
@@ -107,9 +130,7 @@ impl Auth {
             && *expires <= Instant::now()
         {
             let service = service.clone();
-            let credentials = self.store.find(purpose.host, purpose.repo).await?;
-            slot.state = fetch_token(wire, http, purpose, service, credentials).await?;
-            slot.generation += 1;
+            self.acquire(wire, http, purpose, service, &mut slot, true).await?;
         }
         let header = match &slot.state {
             State::Unknown => None,
@@ -119,67 +140,120 @@ impl Auth {
     }
 
     /// Meets a 401, or a 403 that may be the word for an expired token, to a request with the
-    /// ticket `generation`.
+    /// ticket `generation`. If the request was refused `again`, the token was new: then what it was made of
+    /// does not open the repository, but something else that is known may.
     ///
     /// # Errors
-    /// `Unauthorized` when there is nothing (left) to offer to a 401.
+    /// `Unauthorized` when there is nothing to offer to a 401.
     pub(super) async fn renew(
         &self,
         wire: &Wire,
         http: &Http,
         purpose: &Purpose<'_>,
-        generation: u64,
-        response: &reqwest::Response,
+        refusal: &Refusal<'_>,
     ) -> Result<Renewal, RegistryError> {
         let slot = self.slot(purpose);
         let mut slot = slot.lock().await;
-        if slot.generation != generation {
+        if slot.generation != refusal.generation {
             return Ok(Renewal::Newer);
-        }
-        let offered = challenges(response.headers());
-        let bearer = offered.iter().find_map(|challenge| match challenge {
-            Challenge::Bearer { realm, service, scope } => Some((realm, service, scope)),
-            Challenge::Basic => None,
-        });
-        if bearer.is_none() {
-            // No word on where tokens come from: where the last one came from.
-            if let State::Bearer { service, .. } = &slot.state {
-                let service = service.clone();
-                let credentials = self.store.find(purpose.host, purpose.repo).await?;
-                slot.state = fetch_token(wire, http, purpose, service, credentials).await?;
-                slot.generation += 1;
-                return Ok(Renewal::Made);
-            }
-            if response.status() == reqwest::StatusCode::FORBIDDEN {
-                return Ok(Renewal::Nothing);
-            }
         }
         let refuse = |detail: &str| RegistryError::Unauthorized {
             doing: purpose.doing(),
             host: purpose.host.to_owned(),
             detail: detail.to_owned(),
         };
-        let credentials = self.store.find(purpose.host, purpose.repo).await?;
-        slot.state = match (bearer, credentials) {
-            (Some(_), Some(Credentials::RegistryToken(token))) => State::Fixed(
-                sensitive(&format!("Bearer {}", token.expose())).ok_or_else(|| refuse("bad token"))?,
-            ),
-            (Some((realm, service, scope)), credentials) => {
-                let service = BearerService {
-                    realm: realm_url(realm, purpose).map_err(|what| refuse(&what))?,
-                    service: service.clone(),
-                    scope: scope.clone().unwrap_or_else(|| purpose.scope()),
-                };
-                fetch_token(wire, http, purpose, service, credentials).await?
-            }
-            (None, Some(Credentials::Basic { user, password })) if offered.contains(&Challenge::Basic) => {
-                State::Fixed(basic(&user, password.expose()).ok_or_else(|| refuse("bad password"))?)
-            }
-            (None, None) => return Err(refuse("no credentials for it are known here")),
-            (None, Some(_)) => return Err(refuse("it takes none of the known kinds of credentials")),
+        let offered = challenges(refusal.response.headers());
+        let service = match offered.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. })) {
+            Some(Challenge::Bearer { realm, service, scope }) => Some(BearerService {
+                realm: realm_url(realm, purpose).map_err(|what| refuse(&what))?,
+                service: service.clone(),
+                scope: scope.clone().unwrap_or_else(|| purpose.scope()),
+            }),
+            // No word on where tokens come from: where the last one came from.
+            _ => match &slot.state {
+                State::Bearer { service, .. } => Some(service.clone()),
+                State::Unknown | State::Fixed(_) => None,
+            },
         };
-        slot.generation += 1;
-        Ok(Renewal::Made)
+        let is_fixed = matches!(slot.state, State::Fixed(_));
+        // A token may have expired. A password, or a new token, says that others are to be tried.
+        let spent = refusal.again || is_fixed;
+        if spent {
+            let used = slot.used.clone();
+            slot.refused.extend(used);
+        }
+        let forbidden = refusal.response.status() == reqwest::StatusCode::FORBIDDEN;
+        let takes_passwords = offered.contains(&Challenge::Basic) || is_fixed && forbidden;
+        let made = match service {
+            Some(service) => self.acquire(wire, http, purpose, service, &mut slot, !spent).await?,
+            None if takes_passwords => self.log_in(purpose, &mut slot).await?,
+            None if forbidden => false,
+            None => return Err(refuse("it takes none of the known kinds of credentials")),
+        };
+        match made {
+            true => Ok(Renewal::Made),
+            // The server's own words are told.
+            false if forbidden || slot.used.is_some() => Ok(Renewal::Nothing),
+            false => Err(refuse("no credentials for it are known here")),
+        }
+    }
+
+    /// A token for the first credentials that its service takes, or for none where none are known and that is worth
+    /// a try. False if there is nothing left to try.
+    async fn acquire(
+        &self,
+        wire: &Wire,
+        http: &Http,
+        purpose: &Purpose<'_>,
+        service: BearerService,
+        slot: &mut Slot,
+        anonymously: bool,
+    ) -> Result<bool, RegistryError> {
+        let mut refusal = None;
+        loop {
+            let credentials = self.next(purpose, slot).await?;
+            if credentials.is_none() && !(anonymously && slot.refused.is_empty()) {
+                slot.refused.clear();
+                return refusal.map_or(Ok(false), Err);
+            }
+            let made = match &credentials {
+                Some(Credentials::RegistryToken(token)) => fixed_token(purpose, token),
+                other => fetch_token(wire, http, purpose, service.clone(), other.as_ref()).await,
+            };
+            match made {
+                Ok(state) => {
+                    slot.hold(state, credentials);
+                    return Ok(true);
+                }
+                Err(error) if error.is_unauthorized() && credentials.is_some() => {
+                    slot.refused.extend(credentials);
+                    refusal = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The first password that was not refused. False if there is none.
+    async fn log_in(&self, purpose: &Purpose<'_>, slot: &mut Slot) -> Result<bool, RegistryError> {
+        while let Some(credentials) = self.next(purpose, slot).await? {
+            if let Credentials::Basic { user, password } = &credentials
+                && let Some(header) = basic(user, password.expose())
+            {
+                slot.hold(State::Fixed(header), Some(credentials));
+                return Ok(true);
+            }
+            slot.refused.push(credentials);
+        }
+        slot.refused.clear();
+        Ok(false)
+    }
+
+    async fn next(&self, purpose: &Purpose<'_>, slot: &Slot) -> Result<Option<Credentials>, RegistryError> {
+        match slot.refused.len() {
+            0..MAX_REFUSED => self.store.find(purpose.host, purpose.repo, &slot.refused).await,
+            _ => Ok(None),
+        }
     }
 }
 
@@ -205,7 +279,8 @@ fn realm_url(realm: &str, purpose: &Purpose<'_>) -> Result<Url, String> {
     if safe { Ok(url) } else { Err("its token service is not protected by https".to_owned()) }
 }
 
-fn sensitive(text: &str) -> Option<HeaderValue> {
+/// A header that no log shows.
+pub(super) fn sensitive(text: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(text).ok()?;
     value.set_sensitive(true);
     Some(value)
@@ -239,15 +314,25 @@ impl TokenAnswer {
     }
 }
 
+/// A token that needs no service.
+fn fixed_token(purpose: &Purpose<'_>, token: &Secret) -> Result<State, RegistryError> {
+    let header = sensitive(&format!("Bearer {}", token.expose()));
+    header.map(State::Fixed).ok_or_else(|| RegistryError::Unauthorized {
+        doing: purpose.doing(),
+        host: purpose.host.to_owned(),
+        detail: "the token that is known for it is none that could be sent".to_owned(),
+    })
+}
+
 async fn fetch_token(
     wire: &Wire,
     http: &Http,
     purpose: &Purpose<'_>,
     service: BearerService,
-    credentials: Option<Credentials>,
+    credentials: Option<&Credentials>,
 ) -> Result<State, RegistryError> {
     let doing = purpose.doing();
-    let request = token_request(&service, credentials.as_ref());
+    let request = token_request(&service, credentials);
     let mut response = wire.send(http, request, &doing).await?;
     if !response.status().is_success() {
         let refused = matches!(response.status().as_u16(), 400 | 401 | 403);

@@ -54,8 +54,8 @@ pub(crate) fn rfc3339(text: &str) -> Option<u64> {
     }
 }
 
-/// The same in UTC.
-pub(crate) fn to_rfc3339(at: u64) -> String {
+/// `1994-11-06T08:49:37Z`, of seconds since 1970.
+pub fn to_rfc3339(at: u64) -> String {
     let (days, rest) = (at / 86_400, at % 86_400);
     // Years begin in March here, so that the odd day of a leap year is the last one.
     let days = days + 719_468;

@@ -11,7 +11,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION};
 use reqwest::{Method, Request, Response, Url};
 
 use super::Client;
-use super::auth::{Purpose, Renewal};
+use super::auth::{Purpose, Refusal, Renewal};
 use super::error::RegistryError;
 use super::health::Health;
 use super::hosts::{Capabilities, Upstream, upstreams};
@@ -236,9 +236,9 @@ impl Client {
             repo: ask.repo,
             push: ask.need == Need::Push,
         };
-        let (mut renewed, mut asked_anew) = (false, false);
-        // Others may renew the token while we wait; that must not go on for ever.
-        for _ in 0..6 {
+        let (mut again, mut asked_anew) = (false, false);
+        // Others may renew the token while we wait, and many may be refused: that must not go on for ever.
+        for _ in 0..10 {
             let reply = self.follow(endpoint, ask, &purpose).await?;
             let status = reply.response.status();
             if status.is_success() {
@@ -254,13 +254,13 @@ impl Client {
                 }
                 return Err(self.elsewhere(endpoint, ask, reply.response).await);
             }
-            // Several registries call an expired token forbidden, so 403 is given one new token too.
-            if matches!(status.as_u16(), 401 | 403) && !renewed {
+            // Several registries call an expired token forbidden, so 403 is given a new token too.
+            if matches!(status.as_u16(), 401 | 403) {
                 let (wire, http) = (&self.0.wire, &endpoint.http);
-                let renewal = self.0.auth.renew(wire, http, &purpose, reply.generation, &reply.response);
-                let renewal = renewal.await?;
+                let refusal = Refusal { generation: reply.generation, response: &reply.response, again };
+                let renewal = self.0.auth.renew(wire, http, &purpose, &refusal).await?;
                 if renewal != Renewal::Nothing {
-                    renewed = renewal == Renewal::Made;
+                    again |= renewal == Renewal::Made;
                     wire.stats.retry();
                     continue;
                 }

@@ -33,7 +33,7 @@ impl Http {
         if url.scheme() == "https" {
             return self.get(&self.tls, || self.build_tls());
         }
-        let bare = || self.builder().tls_certs_only(std::iter::empty());
+        let bare = || builder(self.connect).tls_certs_only(std::iter::empty());
         // Proxies are for the world outside (Go's net/http does likewise).
         if url.host_str().is_some_and(is_loopback) {
             return self.get(&self.loopback, || build(bare().no_proxy()));
@@ -53,22 +53,8 @@ impl Http {
         Ok(slot.get_or_init(|| made))
     }
 
-    fn builder(&self) -> reqwest::ClientBuilder {
-        // Fails when another part of the program has chosen a provider, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        reqwest::Client::builder()
-            .user_agent(concat!("hoist/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .connect_timeout(self.connect)
-            .pool_max_idle_per_host(32)
-            .tcp_nodelay(true)
-            .http2_adaptive_window(true)
-    }
-
     fn build_tls(&self) -> Result<reqwest::Client, String> {
-        let mut builder = self.builder().tls_danger_accept_invalid_certs(self.trust.skip_verify);
+        let mut builder = builder(self.connect).tls_danger_accept_invalid_certs(self.trust.skip_verify);
         let read = |path: &std::path::Path| {
             std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
         };
@@ -106,6 +92,21 @@ impl Http {
             names => format!("{} cannot be used: {error}", names.join(" or ")),
         })
     }
+}
+
+/// What all clients have in common.
+pub(super) fn builder(connect: Duration) -> reqwest::ClientBuilder {
+    // Fails when another part of the program has chosen a provider, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+        .user_agent(concat!("hoist/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .connect_timeout(connect)
+        .pool_max_idle_per_host(32)
+        .tcp_nodelay(true)
+        .http2_adaptive_window(true)
 }
 
 fn build(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, String> {

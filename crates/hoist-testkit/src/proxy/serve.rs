@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::fault::{FaultKind, due};
 use super::message::{BodyLength, Head};
-use super::{LOG_LIMIT, Logged, ProxyOptions, Shared, control};
+use super::{LOG_LIMIT, Logged, ProxyOptions, Shared, control, login};
 
 /// Bodies are copied in pieces of this size; small enough that a limited line is shared fairly.
 const PIECE: usize = 256 << 10;
@@ -74,6 +74,10 @@ async fn pass(
 ) -> Result<bool> {
     let (options, fault) = register(&request, shared);
     tokio::time::sleep(options.delay).await;
+    if let Some(answer) = login::answer(shared, &request) {
+        drain(client, request.request_body()?).await?;
+        return say(client, answer.status, &answer.headers, &answer.body).await.map(|()| true);
+    }
     match &fault {
         Some(FaultKind::Status(status, headers)) => {
             drain(client, request.request_body()?).await?;
@@ -170,7 +174,11 @@ fn shifted(range: &str) -> String {
 
 async fn refuse(client: &mut Stream, status: u16, headers: &[(String, String)]) -> Result<()> {
     let body = r#"{"errors":[{"code":"TESTKIT","message":"injected by the test"}]}"#;
-    let mut head = Head { start: format!("HTTP/1.1 {status} Injected"), headers: headers.to_vec() };
+    say(client, status, headers, body).await
+}
+
+async fn say(client: &mut Stream, status: u16, headers: &[(String, String)], body: &str) -> Result<()> {
+    let mut head = Head { start: format!("HTTP/1.1 {status} Testkit"), headers: headers.to_vec() };
     head.set("content-length", body.len().to_string());
     let mut bytes = head.to_bytes();
     bytes.extend_from_slice(body.as_bytes());
