@@ -280,6 +280,12 @@ pub(crate) fn parse<T: serde::de::DeserializeOwned>(
 }
 
 impl Image {
+    /// What the manifest's annotations and the configuration's labels say under a name.
+    pub fn labels(&self, name: &str) -> impl Iterator<Item = &str> {
+        let config = self.config.config.as_ref().and_then(|config| config.labels.as_ref()?.get(name));
+        self.manifest.annotations.get(name).into_iter().chain(config).map(String::as_str)
+    }
+
     /// What each layer must turn out to be, lowest first.
     ///
     /// # Errors

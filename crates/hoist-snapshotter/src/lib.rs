@@ -29,7 +29,7 @@ mod snapshotter;
 pub use channel::Channel;
 pub use cri::{Auth, Keychain, serve_images};
 pub use error::Error;
-pub use part::{Images, Part, Wanted};
+pub use part::{Found, How, Images, Part, Reason, Refusal, Wanted};
 pub use record::{Info, Kind, Labels, Usage};
 pub use serve::serve;
 pub use service::Service;

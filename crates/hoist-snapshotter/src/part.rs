@@ -1,6 +1,7 @@
 //! Snapshots that are layers of images: what containerd asks of them, and whoever has the images.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +51,8 @@ pub struct Wanted {
     pub chain: String,
     /// Layers below it.
     pub below: usize,
+    /// All that was said.
+    pub labels: Labels,
 }
 
 impl Wanted {
@@ -60,7 +63,61 @@ impl Wanted {
             manifest: labels.get(MANIFEST).cloned(),
             chain: labels.get(TARGET)?.clone(),
             below,
+            labels: labels.clone(),
         })
+    }
+}
+
+/// A layer's place in an image that can be mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The part that it is uppermost in.
+    pub part: Part,
+    /// How much of the image is here.
+    pub how: How,
+}
+
+/// What a layer that nobody unpacks was prepared by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// What is read is fetched then.
+    Lazy,
+    /// The whole image was pulled first.
+    Full,
+}
+
+/// Why a layer is to be unpacked by containerd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The kind of it, to be counted by.
+    pub reason: Reason,
+    /// For people.
+    pub why: String,
+}
+
+/// See [`Refusal`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The image can't be read lazily, and is not here.
+    NotLazy,
+    /// Its registry wants other credentials.
+    Denied,
+    /// Its registry can't be asked, or has not the image.
+    Registry,
+    /// The layer is none of the image that the client names.
+    Mismatch,
+    /// It could not be pulled.
+    Pull,
+    /// It could not be mounted.
+    Mount,
+    /// Anything else.
+    Internal,
+}
+
+impl Reason {
+    /// With a word for people.
+    pub fn because(self, why: impl Into<String>) -> Refusal {
+        Refusal { reason: self, why: why.into() }
     }
 }
 
@@ -71,7 +128,10 @@ pub trait Images: Send + Sync + 'static {
     ///
     /// # Errors
     /// Why it is to be unpacked.
-    async fn find(&self, wanted: &Wanted) -> Result<Part, String>;
+    async fn find(&self, wanted: &Wanted) -> Result<Found, Refusal>;
+
+    /// What became of a layer that was wanted, and how long it took.
+    fn told(&self, wanted: &Wanted, outcome: Result<How, &Refusal>, took: Duration);
 
     /// Mounts a part on a folder, unless it is mounted there. Done when it can be read.
     ///
@@ -93,17 +153,22 @@ pub trait Images: Send + Sync + 'static {
 mod tests {
     use super::*;
 
+    fn without_labels(wanted: Wanted) -> Wanted {
+        Wanted { labels: Labels::new(), ..wanted }
+    }
+
     #[test]
     fn labels_of_all_clients() {
         let of = |labels: &[(&str, &str)]| {
             let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-            Wanted::of(&labels.collect(), 1)
+            Wanted::of(&labels.collect(), 1).map(without_labels)
         };
         let wanted = |manifest: Option<&str>| Wanted {
             image: "r/app:1".into(),
             manifest: manifest.map(str::to_owned),
             chain: "sha256:c".into(),
             below: 1,
+            labels: Labels::new(),
         };
         let target = (TARGET, "sha256:c");
         assert_eq!(of(&[target, (NAMES[0], "r/app:1"), (MANIFEST, "m")]), Some(wanted(Some("m"))));

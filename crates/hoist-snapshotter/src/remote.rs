@@ -7,9 +7,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Instant;
 
 use crate::error::Error;
-use crate::part::{Images, Part, Wanted};
+use crate::part::{Found, How, Images, Part, Reason, Refusal, Wanted};
 use crate::record::Labels;
 use crate::snapshotter::Snapshotter;
 
@@ -53,25 +54,29 @@ impl Remote {
     /// # Errors
     /// Why it is to be unpacked.
     pub async fn prepare(&self, parent: &str, labels: &Labels) -> Result<bool, String> {
-        if Wanted::of(labels, 0).is_none() {
-            return Ok(false);
-        }
+        let Some(mut wanted) = Wanted::of(labels, 0) else { return Ok(false) };
+        let begun = Instant::now();
+        let outcome = self.have(&mut wanted, parent).await;
+        self.images.told(&wanted, outcome.as_ref().copied(), begun.elapsed());
+        outcome.map(|_| true).map_err(|refusal| refusal.why)
+    }
+
+    async fn have(&self, wanted: &mut Wanted, parent: &str) -> Result<How, Refusal> {
+        let internal = |error: Error| Reason::Internal.because(error.to_string());
         let beneath = parent.to_owned();
-        let below =
-            self.work(move |snapshotter| snapshotter.depth(&beneath)).await.map_err(|e| e.to_string())?;
-        let Some(wanted) = Wanted::of(labels, below) else { return Ok(false) };
-        let part = self.images.find(&wanted).await?;
+        wanted.below = self.work(move |snapshotter| snapshotter.depth(&beneath)).await.map_err(internal)?;
+        let Found { part, how } = self.images.find(wanted).await?;
         let lock = self.lock(&part.manifest);
         let _alone = lock.lock().await;
         // The image, be it of its lowest layer: if it can't be mounted, nothing of it is to count on it.
         let whole = Part { whole: true, ..part.clone() };
-        let folder = self.snapshotter.image_folder(&whole)?;
-        self.images.mount(&whole, &folder).await?;
-        let (parent, labels) = (parent.to_owned(), labels.clone());
-        let kept =
-            self.work(move |snapshotter| snapshotter.adopt(&wanted.chain, &parent, labels, part)).await;
-        kept.map_err(|e| e.to_string())?;
-        Ok(true)
+        let cannot = |why| Reason::Mount.because(why);
+        let folder = self.snapshotter.image_folder(&whole).map_err(cannot)?;
+        self.images.mount(&whole, &folder).await.map_err(cannot)?;
+        let (chain, parent, labels) = (wanted.chain.clone(), parent.to_owned(), wanted.labels.clone());
+        let kept = self.work(move |snapshotter| snapshotter.adopt(&chain, &parent, labels, part)).await;
+        kept.map_err(internal)?;
+        Ok(how)
     }
 
     /// Mounts the image that snapshots on `parent` stand on, if it is one and is not mounted.

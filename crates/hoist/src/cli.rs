@@ -244,7 +244,7 @@ pub enum Command {
     Doctor(Doctor),
     /// Go on with the mounts of a process that has died; started by its keeper alone
     #[command(hide = true)]
-    Serve,
+    Serve(Serve),
 }
 
 /// Run a program in an image
@@ -537,6 +537,14 @@ pub struct Daemon {
     /// Serve containerd as a snapshotter, on this socket
     #[arg(long, value_name = "SOCKET")]
     pub snapshotter_socket: Option<PathBuf>,
+}
+
+/// Go on with the mounts of another process.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Configuration of the daemon that served them
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 /// See `--log-format`.

@@ -32,7 +32,7 @@ pub fn run(cli: Cli, inheritance: Option<Inheritance>) -> anyhow::Result<u8> {
     match cli.command {
         Command::Run(options) => return run::run(global, &options),
         Command::Doctor(options) => return crate::doctor::run(global, options.json),
-        Command::Serve => serve::run(global, inheritance)?,
+        Command::Serve(options) => serve::run(global, &options, inheritance)?,
         Command::Mount(options) => mount::run(global, &options)?,
         Command::Unmount(options) => unmount::run(global, &options)?,
         Command::Pull(options) => pull::run(global, &options)?,

@@ -6,10 +6,12 @@
 pub mod client;
 mod connection;
 mod container;
+mod credentials;
 mod intents;
 mod metrics;
 mod mounts;
 pub mod notify;
+mod policy;
 pub mod protocol;
 mod requests;
 mod serve;
@@ -18,4 +20,4 @@ mod snapshotter;
 mod socket;
 pub mod status;
 
-pub use serve::run;
+pub use serve::{inherit, run};

@@ -15,7 +15,7 @@ use std::time::Duration;
 use hoist_testkit::layout::{Builder, Compression};
 use hoist_testkit::{Fault, FaultKind, When, process};
 use node::case::{Case, PATIENCE};
-use node::daemon::Daemon;
+use node::daemon::{Daemon, metrics};
 use node::{Node, Published, count, stderr};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -419,15 +419,6 @@ fn a_wrong_configuration_is_no_start() {
 }
 
 /// HTTP on a unix socket, as a scraper has it.
-fn metrics(socket: &Path) -> String {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-    answer
-}
-
 #[test]
 fn a_reload_changes_what_it_can_and_says_what_it_cannot() {
     let case = Case::new();

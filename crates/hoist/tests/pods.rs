@@ -5,33 +5,19 @@ mod node;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use hoist_testkit::containerd::Daemon as Containerd;
 use hoist_testkit::cri::Cri;
-use hoist_testkit::layout::{Builder, Compression};
 use hoist_testkit::{Fault, FaultKind, When, process};
 use node::daemon::Daemon;
 use node::{Node, Published};
 use rustix::process::Signal;
-use serde_json::json;
 
-/// Two layers of programs, and a file that nothing reads at a start.
+/// Two layers: programs, and files that nothing reads at a start.
 fn layout(dir: &Path) -> std::path::PathBuf {
-    let (programs, data) = (dir.join("programs"), dir.join("data"));
-    common::make_rootfs(&programs);
-    fs::create_dir(&data).unwrap();
-    for i in 0..2 {
-        fs::write(data.join(format!("data{i}")), format!("{i}").repeat(1 << 20)).unwrap();
-    }
-    let mut builder = Builder::new(dir.join("layout")).unwrap().config("Cmd", json!(["sleep", "1000000"]));
-    for root in [programs, data] {
-        let tar = root.with_extension("tar");
-        process::run(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&root).arg(".")).unwrap();
-        builder = builder.layer(&tar, Compression::Gzip(6)).unwrap();
-    }
-    builder.config("Env", json!(["PATH=/bin"])).write("v1").unwrap().directory
+    let data = |i: usize| i.to_string().repeat(1 << 20);
+    common::sleeper(dir, &[vec![("data0", data(0)), ("data1", data(1))]])
 }
 
 fn serve(node: &Node) -> Daemon<'_> {

@@ -3,16 +3,21 @@
 use anyhow::Context;
 use hoist_sys::keeper::Inheritance;
 
-use crate::cli::Global;
+use crate::cli::{Global, Serve};
 use crate::failure::user;
 use crate::signals::Signals;
 
-pub(super) fn run(global: &Global, inheritance: Option<Inheritance>) -> anyhow::Result<()> {
+pub(super) fn run(global: &Global, options: &Serve, inheritance: Option<Inheritance>) -> anyhow::Result<()> {
     let inheritance = inheritance.ok_or_else(|| user("`hoist serve` is started by hoist itself"))?;
     crate::engine_glue::tokio_runtime()?.block_on(async {
         let mut signals = Signals::catch().context("catching signals")?;
         let vault = crate::daemon::notify::vault();
-        let engine = crate::engine_glue::open_with(global, |config| config.vault = vault)?;
+        let engine = crate::engine_glue::open_with(global, |config| {
+            config.vault = vault;
+            if let Some(file) = &options.config {
+                crate::daemon::inherit(global, file, config);
+            }
+        })?;
         let mounts = engine.resume(inheritance).await.context("taking over the mounts of another process")?;
         crate::serving::until_gone(&engine, mounts, &mut signals).await
     })

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use hoist_engine::registry::{CredentialSource, Remembered};
 use hoist_engine::{Engine, Image, Progress, Use};
 use serde::Serialize;
 use serde_json::Value;
@@ -27,6 +28,8 @@ pub struct Daemon {
     pub intents: Intents,
     /// When it started.
     pub started: Instant,
+    /// Credentials that came with pulls.
+    pub given: Arc<Remembered>,
 }
 
 /// What one client has under way.
@@ -39,13 +42,14 @@ pub struct Session {
 
 impl Daemon {
     /// With nothing mounted yet.
-    pub fn new(engine: Engine, settings: Settings) -> Daemon {
+    pub fn new(engine: Engine, settings: Settings, given: Arc<Remembered>) -> Daemon {
         Daemon {
             intents: Intents::of(&settings.root),
             engine: Mutex::new(engine),
             settings: Mutex::new(settings),
             mounts: Arc::default(),
             started: Instant::now(),
+            given,
         }
     }
 
@@ -59,9 +63,10 @@ impl Daemon {
         self.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Goes by other settings from now on, as far as that can be.
-    pub fn change(&self, settings: Settings) {
+    /// Goes by other settings and credentials from now on, as far as that can be.
+    pub fn change(&self, settings: Settings, credentials: Vec<Arc<dyn CredentialSource>>) {
         let engine = self.engine().with(|config| {
+            config.credentials = credentials;
             config.certs_dirs.clone_from(&settings.certs_dirs);
             config.plain_http = settings.plain_http;
             config.platform = settings.platform.clone().unwrap_or_default();

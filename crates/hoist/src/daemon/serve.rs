@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use hoist_engine::registry::Remembered;
 use hoist_engine::{Engine, MountTable, Needs};
+use hoist_snapshotter::Channel;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::Signal;
@@ -15,6 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::connection::{self, Connection, Outcome};
+use super::credentials::{self, Given};
 use super::metrics::{Endpoint, Source};
 use super::notify;
 use super::protocol::{Greeting, VERSION};
@@ -44,9 +47,10 @@ pub fn run(global: &Global, options: &cli::Daemon) -> anyhow::Result<()> {
     let runtime = crate::engine_glue::tokio_runtime()?;
     let outcome = runtime.block_on(async {
         let mut signals = Signals::catch().context("catching signals")?;
-        let engine = open(global, &settings)?;
-        // Nothing below is relative to the folder this was started in.
         let config = options.config.as_deref().map(std::path::absolute).transpose()?;
+        let given = Arc::new(Remembered::default());
+        let engine = open(global, &settings, config.as_deref(), &given)?;
+        // Nothing below is relative to the folder this was started in.
         std::env::set_current_dir("/")?;
         let root = engine.store().root().to_owned();
         let _ownership = Ownership::take(&root)?;
@@ -55,8 +59,10 @@ pub fn run(global: &Global, options: &cli::Daemon) -> anyhow::Result<()> {
         let listener = socket::listen(&path)?;
         let at = settings.metrics.clone();
         let restore = settings.restore;
-        let snapshotter_socket = settings.snapshotter_socket.clone();
-        let daemon = Arc::new(Daemon::new(engine, settings));
+        let (snapshotter_socket, cri_socket) =
+            (settings.snapshotter_socket.clone(), settings.cri_socket.clone());
+        let containerd = Channel::new(&settings.containerd_socket);
+        let daemon = Arc::new(Daemon::new(engine, settings, given));
         let metrics = Metrics::start(&daemon, at).await?;
         let ending = Arc::<AtomicBool>::default();
         let table = MountTable::watch().context("watching the mount table")?;
@@ -67,12 +73,17 @@ pub fn run(global: &Global, options: &cli::Daemon) -> anyhow::Result<()> {
         if let Some(socket) = &snapshotter_socket {
             tokio::spawn(super::snapshotter::serve(&daemon, socket).await?);
         }
+        if let Some(socket) = &cri_socket {
+            let keychain = Arc::new(Given(Arc::clone(&daemon.given)));
+            tokio::spawn(hoist_snapshotter::serve_images(socket::listen(socket)?, containerd, keychain));
+            tracing::info!(socket = %socket.display(), "serving the kubelet's images");
+        }
         tokio::spawn(accept(listener, Arc::clone(&daemon)));
         tracing::info!(root = %root.display(), socket = %path.display(), "ready");
         notify::ready("serving");
         let mut running = Running { global, options, config, daemon, log, metrics, ending };
         running.until_told(&mut signals).await;
-        for socket in [Some(path), snapshotter_socket].iter().flatten() {
+        for socket in [Some(path), snapshotter_socket, cri_socket].iter().flatten() {
             let _ = std::fs::remove_file(socket);
         }
         Ok(())
@@ -82,8 +93,14 @@ pub fn run(global: &Global, options: &cli::Daemon) -> anyhow::Result<()> {
     outcome
 }
 
-/// As options, for a successor is told of them as options.
-fn open(global: &Global, settings: &Settings) -> anyhow::Result<Engine> {
+/// As options, for a successor is told of them as options; of the rest, by the file.
+fn open(
+    global: &Global,
+    settings: &Settings,
+    file: Option<&Path>,
+    given: &Arc<Remembered>,
+) -> anyhow::Result<Engine> {
+    let credentials = credentials::sources(settings, Some(given))?;
     let global = Global {
         root: Some(settings.root.clone()),
         trust_index: settings.trust_index,
@@ -97,8 +114,29 @@ fn open(global: &Global, settings: &Settings) -> anyhow::Result<Engine> {
     };
     crate::engine_glue::open_with(&global, |config| {
         config.certs_dirs.clone_from(&settings.certs_dirs);
+        config.credentials = credentials;
         config.vault = notify::vault();
+        if let (Some(successor), Some(file)) = (&mut config.successor, file) {
+            successor.arguments.extend(["--config".into(), file.into()]);
+        }
     })
+}
+
+/// What a successor of the daemon takes from its configuration. What is wrong there by now keeps nobody's mounts from
+/// being served.
+pub fn inherit(global: &Global, file: &Path, config: &mut hoist_engine::Config) {
+    let read = Settings::of_global(global).and_then(|settings| settings.read(file));
+    let read = read.and_then(|settings| Ok((credentials::sources(&settings, None)?, settings)));
+    match read {
+        Ok((credentials, settings)) => {
+            config.credentials = credentials;
+            config.certs_dirs = settings.certs_dirs;
+            if let Some(successor) = &mut config.successor {
+                successor.arguments.extend(["--config".into(), file.into()]);
+            }
+        }
+        Err(error) => tracing::error!("going on without the daemon's configuration: {error:#}"),
+    }
 }
 
 /// The daemon between its start and its end.
@@ -144,6 +182,7 @@ impl Running<'_> {
     async fn reload(&mut self) -> anyhow::Result<()> {
         let file = self.config.as_deref().ok_or_else(|| user("the daemon was started without --config"))?;
         let new = Settings::of(self.global, self.options)?.read(file)?;
+        let credentials = credentials::sources(&new, Some(&self.daemon.given))?;
         let old = self.daemon.settings().clone();
         self.log.change(&new.log)?;
         if new.metrics != old.metrics {
@@ -152,9 +191,7 @@ impl Running<'_> {
         for key in old.fixed_that_differ(&new) {
             tracing::warn!("a reload does not change {key}: it takes a restart");
         }
-        let (root, log_format, read_timeout) = (old.root, old.log_format, old.read_timeout);
-        let (restore, snapshotter_socket) = (old.restore, old.snapshotter_socket);
-        self.daemon.change(Settings { root, log_format, read_timeout, restore, snapshotter_socket, ..new });
+        self.daemon.change(old.reloaded(new), credentials);
         Ok(())
     }
 

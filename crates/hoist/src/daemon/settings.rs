@@ -1,15 +1,21 @@
-//! The daemon's configuration file: TOML, every key said once in [`KEYS`].
+//! The daemon's configuration file: TOML, every key said once in `KEYS`.
 //!
 //! `docs/CONFIG.md` and `hoist daemon --help` are made from that table; an error names file, line, key and
 //! what is allowed. What the file says counts; options and environment count for what it leaves out.
+
+mod keys;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hoist_engine::Platform;
-use toml::de::{DeTable, DeValue};
+use hoist_engine::registry::Cluster;
+use toml::de::DeTable;
 
+pub use self::keys::choice;
+use self::keys::{KEYS, Set};
+use super::policy::{self, Mode, Rule};
 use crate::cli::{self, BackgroundFetch, Global, LogFormat, TrustIndex};
 use crate::failure::user;
 
@@ -43,17 +49,29 @@ pub struct Settings {
     /// Where containerd is served.
     pub snapshotter_socket: Option<PathBuf>,
     /// What becomes of images that containerd pulls.
-    pub containerd_images: ContainerdImages,
+    pub containerd_images: Mode,
+    /// The size below which "auto" is "full", bytes.
+    pub full_below: u64,
+    /// What becomes of some of them.
+    pub images: Vec<Rule>,
+    /// Where containerd listens.
+    pub containerd_socket: PathBuf,
+    /// Where the kubelet's image service is served.
+    pub cri_socket: Option<PathBuf>,
+    /// The kubelet's file of credential provider plugins.
+    pub credential_provider_config: Option<PathBuf>,
+    /// The folder of their programs.
+    pub credential_provider_bin_dir: PathBuf,
+    /// The cluster whose pull secrets are used.
+    pub pull_secrets: Option<Cluster>,
 }
 
-/// See the key `containerd_images`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum ContainerdImages {
-    /// Mounted at once where they can be, else unpacked by containerd.
-    Lazy,
-    /// Pulled whole first.
-    Full,
-}
+/// See `full_below`: about what comes in the time in which a lazy mount is ready.
+const SMALL: u64 = 32 << 20;
+/// Where containerd listens, where nothing is said.
+pub const CONTAINERD: &str = "/run/containerd/containerd.sock";
+/// Where a kubelet's plugins are, where nothing is said.
+const PROVIDER_PROGRAMS: &str = "/usr/libexec/kubernetes/image-credential-provider";
 
 /// See the key `metrics`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,169 +82,16 @@ pub enum MetricsAt {
     Unix(PathBuf),
 }
 
-/// A key of the file.
-pub struct Key {
-    name: &'static str,
-    /// What it may be.
-    allowed: &'static str,
-    /// What it is where the file does not say.
-    default: &'static str,
-    /// Whether a reload changes it.
-    reloads: bool,
-    help: &'static str,
-    set: fn(&mut Settings, &DeValue<'_>) -> Option<()>,
-}
-
-/// All of them, in the order of the documentation.
-pub const KEYS: &[Key] = &[
-    Key {
-        name: "root",
-        allowed: "an absolute path, as \"/var/lib/hoist\"",
-        default: "that of --root",
-        reloads: false,
-        help: "Store of layers, indexes and mounts. The daemon's socket is in it, but for /var/lib/hoist: \
-               there it is /run/hoist/hoist.sock.",
-        set: |settings, value| put(&mut settings.root, absolute(value)),
-    },
-    Key {
-        name: "log",
-        allowed: "a level (\"error\", \"warn\", \"info\", \"debug\", \"trace\") or target=level filters, as \"info,hoist_engine=debug\"",
-        default: "that of --log",
-        reloads: true,
-        help: "What to log to stderr.",
-        set: |settings, value| {
-            let filter = value.as_str()?;
-            tracing_subscriber::EnvFilter::try_new(filter).ok()?;
-            put(&mut settings.log, Some(filter.to_owned()))
-        },
-    },
-    Key {
-        name: "log_format",
-        allowed: "\"text\" or \"json\"",
-        default: "that of --log-format",
-        reloads: false,
-        help: "Form of the log; JSON is one object a line.",
-        set: |settings, value| put(&mut settings.log_format, choice(value)),
-    },
-    Key {
-        name: "trust_index",
-        allowed: "\"registry\", \"local\" or \"none\"",
-        default: "that of --trust-index",
-        reloads: true,
-        help: "Which layer indexes to trust at most: a client may ask for less trust, never for more.",
-        set: |settings, value| put(&mut settings.trust_index, choice(value)),
-    },
-    Key {
-        name: "platform",
-        allowed: "OS/ARCH[/VARIANT], as \"linux/arm64\"",
-        default: "that of --platform, else this machine's",
-        reloads: true,
-        help: "Platform to choose from a multi-arch image, where the client names none.",
-        set: |settings, value| put(&mut settings.platform, Some(Some(value.as_str()?.parse().ok()?))),
-    },
-    Key {
-        name: "plain_http",
-        allowed: "true or false",
-        default: "that of --plain-http, else plain on loopback only",
-        reloads: true,
-        help: "Whether to talk plain HTTP to registries, where the client does not say.",
-        set: |settings, value| put(&mut settings.plain_http, value.as_bool().map(Some)),
-    },
-    Key {
-        name: "certs_dirs",
-        allowed: "a list of absolute paths, as [\"/etc/containerd/certs.d\"]",
-        default: "[\"/etc/containerd/certs.d\", \"/etc/docker/certs.d\"]",
-        reloads: true,
-        help: "Folders of containerd's hosts.toml files: mirrors, certificates, headers.",
-        set: |settings, value| {
-            let paths = value.as_array()?.iter().map(|path| absolute(path.get_ref()));
-            put(&mut settings.certs_dirs, paths.collect::<Option<Vec<_>>>().filter(|dirs| !dirs.is_empty()))
-        },
-    },
-    Key {
-        name: "read_timeout",
-        allowed: "a time, as \"90s\" or \"2m\"",
-        default: "that of --read-timeout",
-        reloads: false,
-        help: "How long a read may wait for absent data before it fails with EIO.",
-        set: |settings, value| put(&mut settings.read_timeout, crate::units::time(value.as_str()?).ok()),
-    },
-    Key {
-        name: "store_limit",
-        allowed: "a size, as \"20G\"",
-        default: "that of --store-limit",
-        reloads: true,
-        help: "Most that the store's layers may take on disk: those not used for longest are removed.",
-        set: |settings, value| {
-            put(&mut settings.store_limit, crate::units::size(value.as_str()?).ok().map(Some))
-        },
-    },
-    Key {
-        name: "background",
-        allowed: "\"off\", \"on\", or at most so many bytes a second, as \"20M\"",
-        default: "that of --background",
-        reloads: true,
-        help: "Whether to fetch the rest of what is mounted too, while nobody waits for anything.",
-        set: |settings, value| put(&mut settings.background, value.as_str()?.parse().ok()),
-    },
-    Key {
-        name: "metrics",
-        allowed: "\"ADDRESS:PORT\", as \"127.0.0.1:9464\", or \"unix:/PATH\"",
-        default: "none are served",
-        reloads: true,
-        help: "Where to serve metrics for Prometheus, at /metrics (docs/METRICS.md). Nobody is asked for a \
-               password there.",
-        set: |settings, value| {
-            let text = value.as_str()?;
-            settings.metrics = Some(match text.strip_prefix("unix:") {
-                Some(path) => MetricsAt::Unix(Some(path.into()).filter(|path: &PathBuf| path.is_absolute())?),
-                None => MetricsAt::Tcp(text.parse().ok()?),
-            });
-            Some(())
-        },
-    },
-    Key {
-        name: "restore",
-        allowed: "true or false",
-        default: "true",
-        reloads: false,
-        help: "Whether to make the mounts of `hoist mount` anew at the start, as after a reboot.",
-        set: |settings, value| put(&mut settings.restore, value.as_bool()),
-    },
-    Key {
-        name: "snapshotter_socket",
-        allowed: "an absolute path, as \"/run/hoist/snapshotter.sock\"",
-        default: "that of --snapshotter-socket, else containerd is not served",
-        reloads: false,
-        help: "Socket of containerd's snapshots service: what containerd's proxy plugin is given as address.",
-        set: |settings, value| put(&mut settings.snapshotter_socket, absolute(value).map(Some)),
-    },
-    Key {
-        name: "containerd_images",
-        allowed: "\"lazy\" or \"full\"",
-        default: "\"lazy\"",
-        reloads: true,
-        help: "What becomes of an image that containerd pulls by the snapshotter: \"lazy\" mounts it before its layers are \
-               here if it can, and leaves it to containerd to unpack if not; \"full\" has the pull wait until \
-               hoist has all of it, verified.",
-        set: |settings, value| put(&mut settings.containerd_images, choice(value)),
-    },
-];
-
-fn put<T>(place: &mut T, value: Option<T>) -> Option<()> {
-    *place = value?;
-    Some(())
-}
-
-fn absolute(value: &DeValue<'_>) -> Option<PathBuf> {
-    Some(PathBuf::from(value.as_str()?)).filter(|path| path.is_absolute())
-}
-
-fn choice<T: clap::ValueEnum>(value: &DeValue<'_>) -> Option<T> {
-    T::from_str(value.as_str()?, false).ok()
-}
-
 impl Settings {
+    /// What options and environment say without those of `hoist daemon`.
+    ///
+    /// # Errors
+    /// One of them is wrong: the user's to mend.
+    pub fn of_global(global: &Global) -> anyhow::Result<Settings> {
+        let none = cli::Daemon { config: None, log_format: LogFormat::Text, snapshotter_socket: None };
+        Settings::of(global, &none)
+    }
+
     /// What options and environment say.
     ///
     /// # Errors
@@ -246,7 +111,14 @@ impl Settings {
             metrics: None,
             restore: true,
             snapshotter_socket: options.snapshotter_socket.as_deref().map(std::path::absolute).transpose()?,
-            containerd_images: ContainerdImages::Lazy,
+            containerd_images: Mode::Lazy,
+            full_below: SMALL,
+            images: Vec::new(),
+            containerd_socket: CONTAINERD.into(),
+            cri_socket: None,
+            credential_provider_config: None,
+            credential_provider_bin_dir: PROVIDER_PROGRAMS.into(),
+            pull_secrets: None,
         })
     }
 
@@ -277,12 +149,34 @@ impl Settings {
                     format!("there is no key {:?}; the keys are {}", name.get_ref(), known.join(", ")),
                 ));
             };
-            (key.set)(self, value.get_ref()).ok_or_else(|| {
+            let taken = match key.set {
+                Set::Value(set) => set(self, value.get_ref()),
+                Set::Rules if value.get_ref().is_array() => {
+                    self.images = policy::parse(value.get_ref())?;
+                    Some(())
+                }
+                Set::Rules => None,
+            };
+            taken.ok_or_else(|| {
                 let found = text.get(value.span()).unwrap_or_default();
                 (at, format!("{} can't be {found}; it is {}", key.name, key.allowed))
             })?;
         }
         Ok(())
+    }
+
+    /// The new ones, but for what a reload does not change.
+    pub fn reloaded(self, new: Settings) -> Settings {
+        Settings {
+            root: self.root,
+            log_format: self.log_format,
+            read_timeout: self.read_timeout,
+            restore: self.restore,
+            snapshotter_socket: self.snapshotter_socket,
+            containerd_socket: self.containerd_socket,
+            cri_socket: self.cri_socket,
+            ..new
+        }
     }
 
     /// Keys that differ and that a reload does not change.
@@ -293,6 +187,8 @@ impl Settings {
             ("read_timeout", self.read_timeout != new.read_timeout),
             ("restore", self.restore != new.restore),
             ("snapshotter_socket", self.snapshotter_socket != new.snapshotter_socket),
+            ("containerd_socket", self.containerd_socket != new.containerd_socket),
+            ("cri_socket", self.cri_socket != new.cri_socket),
         ];
         debug_assert!(
             differ.iter().all(|(name, _)| KEYS.iter().any(|key| key.name == *name && !key.reloads))
@@ -311,6 +207,11 @@ pub fn help() -> String {
             "  {}\n      {}\n      {} [default: {}]\n",
             key.name, key.help, key.allowed, key.default
         ));
+        if matches!(key.set, Set::Rules) {
+            for key in policy::RULE_KEYS {
+                text.push_str(&format!("      {}: {}\n          {}\n", key.name, key.help, key.allowed));
+            }
+        }
     }
     text.push_str(
         "SIGHUP reads it again (docs/CONFIG.md tells which keys it changes); SIGTERM ends the daemon.",
@@ -328,7 +229,7 @@ fn page() -> String {
 leaves out. An unknown key or a wrong value is an error that names file, line and what is allowed, and the daemon
 does not start; at a reload (SIGHUP, `systemctl reload hoist`) it is logged and everything stays as it was.
 
-This page is made from the table in `crates/hoist/src/daemon/settings.rs`.
+This page is made from the table in `crates/hoist/src/daemon/settings/keys.rs`.
 "
     .to_owned();
     for key in KEYS {
@@ -340,6 +241,12 @@ This page is made from the table in `crates/hoist/src/daemon/settings.rs`.
             "\n## `{}`\n\n{}\n\nAllowed: {}. Default: {}. {reload}\n",
             key.name, key.help, key.allowed, key.default
         ));
+        if matches!(key.set, Set::Rules) {
+            page.push_str("\n| key of a rule | allowed | what |\n|---|---|---|\n");
+            for key in policy::RULE_KEYS {
+                page.push_str(&format!("| `{}` | {} | {} |\n", key.name, key.allowed, key.help));
+            }
+        }
     }
     page
 }
@@ -380,6 +287,13 @@ mod tests {
             restore = false
             snapshotter_socket = "/run/s.sock"
             containerd_images = "full"
+            full_below = "64M"
+            images = [{registry = "r.io", mode = "auto"}]
+            containerd_socket = "/run/c.sock"
+            cri_socket = "/run/i.sock"
+            credential_provider_config = "/etc/p.yaml"
+            credential_provider_bin_dir = "/opt/p"
+            pull_secrets = "/etc/kubeconfig"
         "#;
         let mut read = settings();
         read.apply(text).unwrap();
@@ -394,9 +308,20 @@ mod tests {
         assert_eq!((read.store_limit, read.background), (Some(20 << 30), BackgroundFetch::AtMost(20 << 20)));
         assert_eq!(read.metrics, Some(MetricsAt::Unix("/run/x.sock".into())));
         assert_eq!(read.snapshotter_socket.as_deref(), Some(Path::new("/run/s.sock")));
-        assert_eq!(read.containerd_images, ContainerdImages::Full);
+        assert_eq!((read.containerd_images, read.full_below), (Mode::Full, 64 << 20));
+        assert_eq!(read.images.len(), 1);
+        assert_eq!(read.containerd_socket, Path::new("/run/c.sock"));
+        assert_eq!(read.cri_socket.as_deref(), Some(Path::new("/run/i.sock")));
+        assert_eq!(read.credential_provider_config.as_deref(), Some(Path::new("/etc/p.yaml")));
+        assert_eq!(read.credential_provider_bin_dir, Path::new("/opt/p"));
+        assert_eq!(read.pull_secrets, Some(Cluster::Kubeconfig("/etc/kubeconfig".into())));
         let fixed: Vec<_> = KEYS.iter().filter(|key| !key.reloads).map(|key| key.name).collect();
         assert_eq!(settings().fixed_that_differ(&read), fixed);
+        let reloaded = settings().reloaded(read.clone());
+        assert_eq!(settings().fixed_that_differ(&reloaded), [""; 0]);
+        assert_eq!(reloaded.store_limit, read.store_limit);
+        read.apply("pull_secrets = \"pod\"").unwrap();
+        assert_eq!(read.pull_secrets, Some(Cluster::OfThePod));
         read.apply("metrics = \"[::1]:9464\"").unwrap();
         assert_eq!(read.metrics, Some(MetricsAt::Tcp("[::1]:9464".parse().unwrap())));
     }
@@ -424,6 +349,9 @@ mod tests {
         assert_eq!(
             error("certs_dirs = [\n\"a\"\n]"),
             "/hoist.toml:1: certs_dirs can't be [\n\"a\"\n]; it is a list of absolute paths, as [\"/etc/containerd/certs.d\"]"
+        );
+        assert!(
+            error("log = \"info\"\n[[images]]\nmode = 1").starts_with("/hoist.toml:3: images: mode can't be")
         );
         assert!(error("log = \"info\"\nlog = \"warn\"").starts_with("/hoist.toml:2: "));
         assert!(error("log = ").starts_with("/hoist.toml:1: "));

@@ -11,13 +11,15 @@ use hoist_engine::progress::Silent;
 use hoist_engine::reference::Source;
 use hoist_engine::{Engine, Image, Use};
 use hoist_format::digest::Digest;
-use hoist_snapshotter::{Images, Part, Service, Snapshotter, Usage, Wanted as Layer};
+use hoist_snapshotter::{
+    Found as Place, How, Images, Labels, Part, Reason, Refusal, Service, Snapshotter, Usage, Wanted as Layer,
+};
 
 use tokio::sync::OnceCell;
 
 use super::mounts::Wanted;
+use super::policy;
 use super::requests::Daemon;
-use super::settings::ContainerdImages;
 use super::socket;
 
 /// How long a registry may take to say what an image is, before containerd is left to it.
@@ -69,17 +71,35 @@ impl NodeImages {
     }
 
     /// What the name means, asked for once for all layers.
-    async fn resolve(&self, name: &str) -> Result<(Engine, Image), String> {
+    async fn resolve(&self, name: &str) -> Result<(Engine, Image), Refusal> {
         let found = self.found(name);
         let asking = found.image.get_or_try_init(|| async {
             let engine = self.daemon.engine();
-            let image = engine.resolve(name).await.map_err(|e| e.to_string())?;
-            Ok::<_, String>((engine, image))
+            let image = engine.resolve(name).await.map_err(|error| {
+                let reason = match &error {
+                    hoist_engine::Error::Registry(error) if error.is_unauthorized() => Reason::Denied,
+                    _ => Reason::Registry,
+                };
+                reason.because(error.to_string())
+            })?;
+            Ok((engine, image))
         });
-        match tokio::time::timeout(PATIENCE, asking).await {
-            Ok(image) => image.cloned(),
-            Err(_) => Err(format!("the registry of {name} did not answer within {PATIENCE:?}")),
-        }
+        let late =
+            || Reason::Registry.because(format!("the registry of {name} did not answer within {PATIENCE:?}"));
+        tokio::time::timeout(PATIENCE, asking).await.map_err(|_| late())?.cloned()
+    }
+
+    /// By the rules of the configuration.
+    fn wants_all(&self, image: &Image, said: &Labels) -> bool {
+        let labels = |name: &str| image.labels(name).chain(said.get(name).map(String::as_str)).collect();
+        let name = match image.name.parse() {
+            Ok(Source::Registry(reference)) => reference.repo.to_string(),
+            _ => image.name.clone(),
+        };
+        let bytes = image.manifest.layers.iter().map(|layer| layer.size).sum();
+        let subject = policy::Subject { name: &name, bytes, labels: &labels };
+        let settings = self.daemon.settings();
+        policy::is_full(&settings.images, settings.containerd_images, settings.full_below, &subject)
     }
 
     /// The image of a part that was found before, without asking anyone if it is still here.
@@ -88,7 +108,10 @@ impl NodeImages {
         let known = engine.known(&part.image, manifest).await.map_err(|e| e.to_string())?;
         match known {
             Some(image) => Ok(image),
-            None => Ok(self.resolve(&with_digest(&part.image, &part.manifest)?).await?.1),
+            None => {
+                let found = self.resolve(&with_digest(&part.image, &part.manifest)?).await;
+                Ok(found.map_err(|refusal| refusal.why)?.1)
+            }
         }
     }
 
@@ -122,36 +145,43 @@ fn with_digest(name: &str, digest: &str) -> Result<String, String> {
 
 #[hoist_snapshotter::async_trait]
 impl Images for NodeImages {
-    async fn find(&self, layer: &Layer) -> Result<Part, String> {
+    async fn find(&self, layer: &Layer) -> Result<Place, Refusal> {
         let name = match &layer.manifest {
-            Some(manifest) => with_digest(&layer.image, manifest)?,
+            Some(manifest) => {
+                with_digest(&layer.image, manifest).map_err(|why| Reason::Mismatch.because(why))?
+            }
             None => layer.image.clone(),
         };
         let (engine, image) = self.resolve(&name).await?;
         let at = layer.below;
         let chain = image.chain_ids().get(at).map(Digest::to_string);
         if chain.as_ref() != Some(&layer.chain) {
-            return Err(format!("{name} has no layer {} above {at} others", layer.chain));
+            let why = format!("{name} has no layer {} above {at} others", layer.chain);
+            return Err(Reason::Mismatch.because(why));
         }
-        let full = self.daemon.settings().containerd_images == ContainerdImages::Full;
+        let full = self.wants_all(&image, &layer.labels);
         if full {
             let found = self.found(&name);
-            let pulling =
-                || async { engine.pull(&image, &Silent).await.map(drop).map_err(|e| e.to_string()) };
-            found.pulled.get_or_try_init(pulling).await?;
+            let pulling = || async { engine.pull(&image, &Silent).await.map(drop) };
+            let pulled = found.pulled.get_or_try_init(pulling).await;
+            pulled.map_err(|error| Reason::Pull.because(error.to_string()))?;
         } else if !engine.mounts_at_once(&image).await {
-            return Err(format!("{name} can't be read lazily (`hoist inspect` tells why), and is not here"));
+            let why = format!("{name} can't be read lazily (`hoist inspect` tells why), and is not here");
+            return Err(Reason::NotLazy.because(why));
         }
         let layers = &image.manifest.layers;
         let digest = layers.get(at).map(|layer| layer.digest.to_string()).unwrap_or_default();
-        Ok(Part {
+        let part = Part {
             image: name,
             manifest: image.digest.to_string(),
             layers: at + 1,
             whole: at + 1 == layers.len(),
             layer: digest,
-        })
+        };
+        Ok(Place { part, how: if full { How::Full } else { How::Lazy } })
     }
+
+    fn told(&self, _: &Layer, _: Result<How, &Refusal>, _: Duration) {}
 
     async fn mount(&self, part: &Part, folder: &Path) -> Result<(), String> {
         // Another process may serve it: the one that took over from the daemon before this.

@@ -1,8 +1,14 @@
 //! A small root file system of this machine's own programs, with the libraries ldd(1) names.
+// Each test program uses its own part of this.
+#![allow(dead_code)]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use hoist_testkit::layout::{Builder, Compression};
+use hoist_testkit::process;
+use serde_json::json;
 
 /// Programs the tests run.
 const PROGRAMS: [&str; 9] = ["sh", "cat", "id", "env", "pwd", "sleep", "touch", "unshare", "readlink"];
@@ -38,4 +44,27 @@ pub fn make_rootfs(root: &Path) {
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n")
         .unwrap();
     fs::write(root.join("etc/group"), "root:x:0:\napp:x:1001:\nvideo:x:44:app\n").unwrap();
+}
+
+/// A file of an image, by name.
+pub type Data = (&'static str, String);
+
+/// The layout of an image that sleeps: a layer of programs, and one for each of `data`, which nothing reads at a start.
+pub fn sleeper(dir: &Path, data: &[Vec<Data>]) -> PathBuf {
+    let programs = dir.join("programs");
+    make_rootfs(&programs);
+    let mut roots = vec![programs];
+    for (i, files) in data.iter().enumerate() {
+        let root = dir.join(format!("data{i}"));
+        fs::create_dir(&root).unwrap();
+        files.iter().for_each(|(name, text)| fs::write(root.join(name), text).unwrap());
+        roots.push(root);
+    }
+    let mut builder = Builder::new(dir.join("layout")).unwrap().config("Cmd", json!(["sleep", "1000000"]));
+    for root in roots {
+        let tar = root.with_extension("tar");
+        process::run(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&root).arg(".")).unwrap();
+        builder = builder.layer(&tar, Compression::Gzip(6)).unwrap();
+    }
+    builder.config("Env", json!(["PATH=/bin"])).write("v1").unwrap().directory
 }
