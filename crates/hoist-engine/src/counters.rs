@@ -22,17 +22,38 @@ pub struct Counters {
     pub published_bytes: AtomicU64,
     /// Extents that came with another digest than the index has.
     pub digest_failures: AtomicU64,
-    waits: [AtomicU64; WAIT_BOUNDS.len() + 1],
-    waited_micros: AtomicU64,
+    waits: Histogram,
 }
 
-/// How long reads have waited.
+/// Times, counted by how long they were.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    classes: [AtomicU64; WAIT_BOUNDS.len() + 1],
+    micros: AtomicU64,
+}
+
+/// A histogram as it was read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Waits {
-    /// Reads in each class of [`WAIT_BOUNDS`], and beyond the last.
+    /// Times in each class of [`WAIT_BOUNDS`], and beyond the last.
     pub counts: [u64; WAIT_BOUNDS.len() + 1],
-    /// All their waiting, seconds.
+    /// All of them together, seconds.
     pub sum: f64,
+}
+
+impl Histogram {
+    /// One more.
+    pub fn add(&self, time: Duration) {
+        let class = WAIT_BOUNDS.partition_point(|bound| *bound < time.as_secs_f64());
+        self.classes[class].fetch_add(1, Relaxed);
+        self.micros.fetch_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// All so far.
+    pub fn read(&self) -> Waits {
+        let counts = std::array::from_fn(|class| self.classes[class].load(Relaxed));
+        Waits { counts, sum: Duration::from_micros(self.micros.load(Relaxed)).as_secs_f64() }
+    }
 }
 
 impl Counters {
@@ -40,9 +61,7 @@ impl Counters {
     pub(crate) fn waited(&self, bytes: u64, time: Duration, failed: bool) {
         self.demand_bytes.fetch_add(bytes, Relaxed);
         self.failed_reads.fetch_add(u64::from(failed), Relaxed);
-        let class = WAIT_BOUNDS.partition_point(|bound| *bound < time.as_secs_f64());
-        self.waits[class].fetch_add(1, Relaxed);
-        self.waited_micros.fetch_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX), Relaxed);
+        self.waits.add(time);
     }
 
     /// One of these reads was slow.
@@ -57,8 +76,7 @@ impl Counters {
 
     /// How long reads have waited so far.
     pub fn waits(&self) -> Waits {
-        let counts = std::array::from_fn(|class| self.waits[class].load(Relaxed));
-        Waits { counts, sum: Duration::from_micros(self.waited_micros.load(Relaxed)).as_secs_f64() }
+        self.waits.read()
     }
 }
 

@@ -90,6 +90,11 @@ impl Engine {
         &self.total
     }
 
+    /// Bytes that its mounts and pulls took from other layers of the store instead of a registry.
+    pub fn copied_bytes(&self) -> u64 {
+        self.known.copied_so_far()
+    }
+
     /// The store.
     pub fn store(&self) -> &Store {
         &self.store

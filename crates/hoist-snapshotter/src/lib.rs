@@ -33,5 +33,5 @@ pub use part::{Found, How, Images, Part, Reason, Refusal, Wanted};
 pub use record::{Info, Kind, Labels, Usage};
 pub use serve::serve;
 pub use service::Service;
-pub use snapshotter::Snapshotter;
+pub use snapshotter::{Snapshotter, Standing};
 pub use tonic::async_trait;

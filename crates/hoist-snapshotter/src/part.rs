@@ -59,13 +59,18 @@ impl Wanted {
     /// What the labels of a new snapshot ask for; None of an ordinary one.
     pub(crate) fn of(labels: &Labels, below: usize) -> Option<Wanted> {
         Some(Wanted {
-            image: NAMES.iter().find_map(|name| labels.get(*name))?.clone(),
+            image: image(labels)?,
             manifest: labels.get(MANIFEST).cloned(),
             chain: labels.get(TARGET)?.clone(),
             below,
             labels: labels.clone(),
         })
     }
+}
+
+/// The image that the labels of one of its layers name.
+pub(crate) fn image(labels: &Labels) -> Option<String> {
+    NAMES.iter().find_map(|name| labels.get(*name)).cloned()
 }
 
 /// A layer's place in an image that can be mounted.

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::part::{self, Images};
 use crate::record::{self, Info as Known};
 use crate::remote::Remote;
-use crate::snapshotter::Snapshotter;
+use crate::snapshotter::{Snapshotter, Standing};
 
 /// Snapshots of one message of a list: far below gRPC's 4 MiB, with 4 KiB of each label.
 const LISTED: usize = 64;
@@ -38,6 +38,16 @@ impl Service {
     /// Lets go of images that no snapshot needs, as a crash may have left them.
     pub async fn cleanup(&self) {
         self.remote.cleanup().await;
+    }
+
+    /// See [`Snapshotter::standing`].
+    ///
+    /// # Errors
+    /// The records can't be read.
+    pub async fn standing(&self, name: &str) -> Result<Option<Standing>, Error> {
+        let (snapshotter, name) = (Arc::clone(&self.snapshotter), name.to_owned());
+        let found = tokio::task::spawn_blocking(move || snapshotter.standing(&name)).await;
+        found.map_err(|e| Error::Internal(e.to_string()))?
     }
 
     /// As what a connection is served by.

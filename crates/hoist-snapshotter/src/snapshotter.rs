@@ -12,8 +12,11 @@ use crate::folders::{self, Folders};
 use crate::ids::Mapping;
 use crate::meta::{Commit, Meta};
 use crate::mounts::{self, Options, Own};
-use crate::part::{Images, Part};
+use crate::part::{self, Images, Part};
 use crate::record::{Info, Kind, Labels, Record, Usage, now};
+
+/// Characters that name a container by the beginning of its id.
+const SHORT: usize = 8;
 
 /// See the module.
 pub struct Snapshotter {
@@ -140,6 +143,28 @@ impl Snapshotter {
         let (record, parents) = self.meta.chain(key)?;
         let all = [record].into_iter().chain(parents.into_iter().map(|parent| parent.record));
         Ok(all.filter_map(|record| record.part).next())
+    }
+
+    /// What the newest snapshot of this name stands on, for those who know a container by its name or the beginning of its
+    /// id: containerd puts its own before it.
+    ///
+    /// # Errors
+    /// The records can't be read.
+    pub fn standing(&self, name: &str) -> Result<Option<Standing>, Error> {
+        let is_it = |info: &Info| {
+            let own = info.name.rsplit('/').next().unwrap_or_default();
+            own == name || name.len() >= SHORT && own.starts_with(name)
+        };
+        let all = self.meta.all()?.into_iter();
+        let named = all.filter(|info| info.record.kind != Kind::Committed && is_it(info));
+        let Some(newest) = named.max_by_key(|info| info.record.created) else { return Ok(None) };
+        let (_, parents) = self.meta.chain(&newest.name)?;
+        if let Some(part) = parents.iter().find_map(|parent| parent.record.part.as_ref()) {
+            let folder = Some(self.images.join(part.folder()));
+            return Ok(Some(Standing { image: part.image.clone(), folder }));
+        }
+        let image = parents.iter().find_map(|parent| part::image(&parent.record.labels));
+        Ok(image.map(|image| Standing { image, folder: None }))
     }
 
     /// A new committed snapshot that is a layer of an image, and nothing where it is there already.
@@ -297,6 +322,15 @@ impl Snapshotter {
         let _alone = self.making.write().unwrap_or_else(PoisonError::into_inner);
         self.folders.sweep(|| Ok(self.meta.all()?.into_iter().map(|info| info.record.id).collect()))
     }
+}
+
+/// What a container's snapshot stands on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The image's name.
+    pub image: String,
+    /// Where it is mounted; None: it was unpacked.
+    pub folder: Option<PathBuf>,
 }
 
 /// Where a part of an image is mounted.

@@ -12,6 +12,7 @@ mod metrics;
 mod mounts;
 pub mod notify;
 mod policy;
+mod prepared;
 pub mod protocol;
 mod requests;
 mod serve;

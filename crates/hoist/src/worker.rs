@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::cli::Global;
 use crate::daemon::client::Client;
-use crate::daemon::protocol::{Options, Request};
+use crate::daemon::protocol::{Options, Request, Standing};
 use crate::daemon::status;
 
 /// See the module.
@@ -99,6 +99,20 @@ impl Worker {
             Worker::Daemon(client, options) => {
                 let (image, options) = (absolute_name(image), options.clone());
                 Self::ask(client, Request::Inspect { image, options }).await
+            }
+        }
+    }
+
+    /// What a container of containerd's stands on, as only the daemon knows.
+    ///
+    /// # Errors
+    /// The daemon can't tell.
+    pub async fn standing(&mut self, name: &str) -> anyhow::Result<Option<Standing>> {
+        match self {
+            Worker::Own(_) => Ok(None),
+            Worker::Daemon(client, _) => {
+                let said = Self::ask(client, Request::Snapshot { name: name.to_owned() }).await?;
+                Ok(serde_json::from_value(said)?)
             }
         }
     }

@@ -94,6 +94,13 @@ pub struct SlowRead {
     pub failed: Option<String>,
 }
 
+impl History {
+    /// Whether it was never mounted: see [`Store::note_left`].
+    pub fn was_left(&self) -> bool {
+        self.driver.is_empty()
+    }
+}
+
 impl SlowRead {
     /// What comes first when few can be told: failures, then by the time they took.
     pub(crate) fn rank(&self) -> (bool, u64) {
@@ -118,6 +125,23 @@ impl Store {
         let mut all: Vec<History> = files.iter().filter_map(|name| read(&dir.join(name))).collect();
         all.sort_by(|a, b| (b.since, &b.id).cmp(&(a.since, &a.id)));
         all
+    }
+
+    /// Remembers that an image was not mounted but left to somebody else to unpack, and why. Of each image the last
+    /// time counts.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn note_left(&self, image: &str, why: &str) -> Result<(), Error> {
+        let now = crate::registry::date::now();
+        self.save_history(&History {
+            id: format!("left-{}", &Digest::of(image.as_bytes()).hex()[..16]),
+            image: image.to_owned(),
+            why: why.to_owned(),
+            since: now,
+            ended: Some(now),
+            ..History::default()
+        })
     }
 
     /// What is remembered of a mount.
@@ -187,5 +211,10 @@ mod tests {
         let all = store.histories();
         assert_eq!((all.len(), all[0].since), (REMEMBERED, REMEMBERED as u64 + 4));
         assert!(store.history("0000").is_none() && store.history("0104").is_some());
+        store.note_left("app:1", "no index").unwrap();
+        store.note_left("app:1", "none yet").unwrap();
+        let left: Vec<_> = store.histories().into_iter().filter(|one| one.image == "app:1").collect();
+        assert_eq!(left.len(), 1);
+        assert!(left[0].was_left() && !left[0].lazy && left[0].why == "none yet");
     }
 }

@@ -1,5 +1,6 @@
 //! `hoist why`: why something was not lazy, or was slow.
 
+use hoist_engine::reference::Source;
 use hoist_engine::store::Store;
 use hoist_engine::store::history::{History, SlowRead};
 use serde_json::{Value, json};
@@ -13,7 +14,15 @@ use crate::worker::Worker;
 pub(super) fn run(global: &Global, options: &Why) -> anyhow::Result<()> {
     // A folder that is no store has nothing to tell.
     let store = Store::open(&global.root()?)?;
-    let history = find(&store, &options.of);
+    let mut history = find(&store, &options.of);
+    if history.is_none() {
+        // A container that hoist did not start itself.
+        let standing = super::block_on(async { Worker::find(global).await?.standing(&options.of).await })?;
+        history = standing.and_then(|standing| match &standing.folder {
+            Some(folder) => store.histories().into_iter().find(|history| history.target == *folder),
+            None => find(&store, &standing.image),
+        });
+    }
     // What a mount of it would be now, for what is the name of an image.
     let image = history.as_ref().map_or(options.of.as_str(), |history| history.image.as_str());
     let inspected = super::block_on(async { Worker::find(global).await?.inspect(image).await });
@@ -53,13 +62,25 @@ fn find(store: &Store, of: &str) -> Option<History> {
     by(&|history| container.as_ref() == Some(&history.target))
         .or_else(|| by(&|history| folder.as_ref() == Some(&history.target)))
         .or_else(|| by(&|history| history.image == of || history.image == crate::worker::absolute_name(of)))
+        .or_else(|| by(&|history| is_named(&history.image, of)))
         .or_else(|| {
             by(&|history| is_digest && history.digest.is_some_and(|digest| digest.hex().starts_with(digits)))
         })
 }
 
+/// Is an image called so? containerd's have a digest too, which need not be said.
+fn is_named(image: &str, of: &str) -> bool {
+    let (Ok(Source::Registry(image)), Ok(Source::Registry(of))) = (image.parse(), of.parse()) else {
+        return false;
+    };
+    image.repo == of.repo && image.tag == of.tag && (of.digest.is_none() || of.digest == image.digest)
+}
+
 /// Drivers that would be faster than the one that was used, and what is missing for them.
 fn faster_drivers(store: &Store, history: &History) -> Vec<String> {
+    if history.was_left() {
+        return Vec::new();
+    }
     let states = hoist_engine::drivers(store.root());
     let faster = states.into_iter().take_while(|state| state.driver.name() != history.driver);
     let why = |state: hoist_engine::DriverState| {
@@ -108,6 +129,14 @@ fn mounted(text: &mut String, history: &History, is_alive: bool, faster: &[Strin
         text.push_str(&what);
         text.push('\n');
     };
+    if history.was_left() {
+        return line(format!(
+            "{} was left to containerd to fetch and unpack {} ago\nnot lazy: {}",
+            history.image,
+            ago(history.since),
+            history.why
+        ));
+    }
     let state = match history.ended {
         Some(ended) => format!("ended {} ago", ago(ended)),
         None if is_alive => format!("for {}", ago(history.since)),

@@ -1,6 +1,6 @@
 //! The daemon's metrics, each named once in [`METRICS`], and the HTTP endpoint that tells them.
 //!
-//! No metric has a label but `state` of the layers: their number does not grow with images or mounts.
+//! What labels may be is fixed: the number of metrics does not grow with images, mounts or registries.
 //! `docs/METRICS.md` is made from the table.
 
 use std::fmt;
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::Context;
-use hoist_engine::counters::{Counters, WAIT_BOUNDS};
+use hoist_engine::counters::{Counters, WAIT_BOUNDS, Waits};
 use hoist_engine::{Engine, LayerStatus};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
@@ -22,6 +22,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
 use super::mounts::Mounts;
+use super::prepared::Prepared;
 use super::settings::MetricsAt;
 
 /// A metric. OpenMetrics adds `_total` to the names of counters.
@@ -37,6 +38,11 @@ enum Kind {
     /// One for each state of layers.
     Layers,
     Waits,
+    /// One for each outcome of what containerd wanted.
+    Prepared,
+    PrepareTimes,
+    /// One for each source of bytes.
+    Sources,
 }
 
 /// What is counted at each asking.
@@ -89,6 +95,25 @@ pub const METRICS: &[Metric] = &[
         kind: Kind::Waits,
     },
     Metric {
+        name: "hoist_source_bytes",
+        help: "Bytes of layers by where they came from: a registry or a mirror of it (network), or other layers of this \
+               store (store).",
+        kind: Kind::Sources,
+    },
+    Metric {
+        name: "hoist_snapshot_layers",
+        help: "Layers that containerd wanted to have without unpacking them: mounted before they are here (lazy), after their \
+               image was pulled whole (full), or left to containerd (fallback): the image can't be read lazily \
+               (not_lazy), its registry refuses (denied) or does not tell (registry), it is another image than was \
+               said (mismatch), it could not be pulled (pull) or mounted (mount). The log and `hoist why` tell more.",
+        kind: Kind::Prepared,
+    },
+    Metric {
+        name: "hoist_snapshot_prepare_seconds",
+        help: "How long each of these took, a pull of the whole image included.",
+        kind: Kind::PrepareTimes,
+    },
+    Metric {
         name: "hoist_extents_published",
         help: "Extents that were fetched, found right and made readable.",
         kind: Kind::Counter(|engine| load(|counters| &counters.published_extents, engine)),
@@ -138,6 +163,8 @@ pub struct Source {
     pub engine: Engine,
     /// Its mounts.
     pub mounts: Arc<Mounts>,
+    /// What became of containerd's layers.
+    pub prepared: Arc<Prepared>,
 }
 
 impl fmt::Debug for Source {
@@ -174,9 +201,9 @@ impl Collector for Source {
         let now = self.now();
         for metric in METRICS {
             let kind = match metric.kind {
-                Kind::Counter(_) => MetricType::Counter,
+                Kind::Counter(_) | Kind::Prepared | Kind::Sources => MetricType::Counter,
                 Kind::Gauge(_) | Kind::Layers => MetricType::Gauge,
-                Kind::Waits => MetricType::Histogram,
+                Kind::Waits | Kind::PrepareTimes => MetricType::Histogram,
             };
             let mut line = encoder.encode_descriptor(metric.name, metric.help, None, kind)?;
             match metric.kind {
@@ -190,20 +217,34 @@ impl Collector for Source {
                         line.encode_family(&[("state", state)])?.encode_gauge(&count)?;
                     }
                 }
-                Kind::Waits => self.encode_waits(&mut line)?,
+                Kind::Waits => encode(&mut line, &self.engine.counters().waits())?,
+                Kind::Prepared => {
+                    for (outcome, reason, count) in self.prepared.counts() {
+                        line.encode_family(&[("outcome", outcome), ("reason", reason)])?
+                            .encode_counter::<NoLabelSet, u64, u64>(&count, None)?;
+                    }
+                }
+                Kind::PrepareTimes => encode(&mut line, &self.prepared.times())?,
+                Kind::Sources => {
+                    let sources = [
+                        ("network", self.engine.totals().wire_bytes()),
+                        ("store", self.engine.copied_bytes()),
+                    ];
+                    for (source, bytes) in sources {
+                        line.encode_family(&[("source", source)])?
+                            .encode_counter::<NoLabelSet, u64, u64>(&bytes, None)?;
+                    }
+                }
             }
         }
         Ok(())
     }
 }
 
-impl Source {
-    fn encode_waits(&self, line: &mut MetricEncoder<'_>) -> Result<(), fmt::Error> {
-        let waits = self.engine.counters().waits();
-        let bounds = WAIT_BOUNDS.into_iter().chain([f64::INFINITY]);
-        let buckets: Vec<_> = bounds.zip(waits.counts).collect();
-        line.encode_histogram::<NoLabelSet>(waits.sum, waits.counts.iter().sum(), &buckets, None)
-    }
+fn encode(line: &mut MetricEncoder<'_>, times: &Waits) -> Result<(), fmt::Error> {
+    let bounds = WAIT_BOUNDS.into_iter().chain([f64::INFINITY]);
+    let buckets: Vec<_> = bounds.zip(times.counts).collect();
+    line.encode_histogram::<NoLabelSet>(times.sum, times.counts.iter().sum(), &buckets, None)
 }
 
 /// `docs/METRICS.md`.
@@ -230,7 +271,11 @@ This page is made from the table in `crates/hoist/src/daemon/metrics.rs`.
                 let states: Vec<_> = STATES.iter().map(|(state, _)| format!("`{state}`")).collect();
                 (format!("`{}`, by `state`: {}", metric.name, states.join(", ")), "gauge")
             }
-            Kind::Waits => (format!("`{}`", metric.name), "histogram"),
+            Kind::Waits | Kind::PrepareTimes => (format!("`{}`", metric.name), "histogram"),
+            Kind::Prepared => {
+                (format!("`{}_total`, by {}", metric.name, super::prepared::labels()), "counter")
+            }
+            Kind::Sources => (format!("`{}_total`, by `source`: `network`, `store`", metric.name), "counter"),
         };
         page.push_str(&format!("| {name} | {kind} | {} |\n", metric.help));
     }
@@ -352,13 +397,15 @@ mod tests {
     fn every_metric_is_told_and_no_other() {
         let dir = tempfile::tempdir().unwrap();
         let engine = Engine::open(hoist_engine::Config::new(dir.path())).unwrap();
-        let text = Source { engine, mounts: Arc::default() }.text().unwrap();
+        let text = Source { engine, mounts: Arc::default(), prepared: Arc::default() }.text().unwrap();
         let told: Vec<_> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
         let named: Vec<_> = METRICS.iter().map(|metric| metric.name).collect();
         assert_eq!(told, named);
         assert!(text.contains("hoist_layers{state=\"condemned\"} 0\n"), "{text}");
         assert!(text.contains("hoist_demand_wait_seconds_bucket{le=\"+Inf\"} 0\n"), "{text}");
+        let fallback = "hoist_snapshot_layers_total{outcome=\"fallback\",reason=\"denied\"} 0\n";
+        assert!(text.contains(fallback), "{text}");
         assert!(text.ends_with("# EOF\n"), "{text}");
     }
 }

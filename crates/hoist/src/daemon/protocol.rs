@@ -101,6 +101,11 @@ pub enum Request {
         /// See [`Options`].
         options: Options,
     },
+    /// What a container of containerd's stands on. Answered by [`Standing`], or `null`.
+    Snapshot {
+        /// Its name, or the beginning of its id.
+        name: String,
+    },
     /// Forget an image's name. Answered by `null`.
     Remove {
         /// The name.
@@ -112,6 +117,15 @@ pub enum Request {
     Status,
     /// Answered by requests and bytes of the daemon's whole life.
     Stats,
+}
+
+/// An image that a snapshot of containerd's stands on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Its name.
+    pub image: String,
+    /// Where it is mounted; None: containerd has unpacked it.
+    pub folder: Option<PathBuf>,
 }
 
 impl Request {

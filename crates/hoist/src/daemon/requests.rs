@@ -1,18 +1,20 @@
 //! What the daemon does for its clients.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use hoist_engine::registry::{CredentialSource, Remembered};
 use hoist_engine::{Engine, Image, Progress, Use};
+use hoist_snapshotter::Service;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::container::Running;
 use super::intents::{Intent, Intents};
 use super::mounts::{Mounts, Wanted};
-use super::protocol::{Options, Request};
+use super::prepared::Prepared;
+use super::protocol::{Options, Request, Standing};
 use super::settings::Settings;
 use crate::cli::TrustIndex;
 use crate::container_image::Facts;
@@ -30,6 +32,10 @@ pub struct Daemon {
     pub started: Instant,
     /// Credentials that came with pulls.
     pub given: Arc<Remembered>,
+    /// What became of containerd's layers.
+    pub prepared: Arc<Prepared>,
+    /// containerd's snapshots, where they are served.
+    pub snapshots: OnceLock<Service>,
 }
 
 /// What one client has under way.
@@ -50,6 +56,8 @@ impl Daemon {
             mounts: Arc::default(),
             started: Instant::now(),
             given,
+            prepared: Arc::default(),
+            snapshots: OnceLock::new(),
         }
     }
 
@@ -140,6 +148,11 @@ impl Daemon {
                 let engine = self.engine_for(&options)?;
                 let image = engine.resolve(&image).await?;
                 value(&engine.inspect(&image).await?)
+            }
+            Request::Snapshot { name } => {
+                let Some(snapshots) = self.snapshots.get() else { return Ok(Value::Null) };
+                let standing = snapshots.standing(&name).await?;
+                value(&standing.map(|standing| Standing { image: standing.image, folder: standing.folder }))
             }
             Request::Remove { image } => value(&self.engine().remove(&image)?),
             Request::Prune => {

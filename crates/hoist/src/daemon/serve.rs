@@ -240,7 +240,11 @@ struct Metrics(Option<JoinHandle<()>>);
 impl Metrics {
     async fn start(daemon: &Daemon, at: Option<MetricsAt>) -> anyhow::Result<Metrics> {
         let Some(at) = at else { return Ok(Metrics(None)) };
-        let source = Source { engine: daemon.engine(), mounts: Arc::clone(&daemon.mounts) };
+        let source = Source {
+            engine: daemon.engine(),
+            mounts: Arc::clone(&daemon.mounts),
+            prepared: Arc::clone(&daemon.prepared),
+        };
         let endpoint = Endpoint::bind(&at).await?;
         Ok(Metrics(Some(tokio::spawn(endpoint.serve(source)))))
     }

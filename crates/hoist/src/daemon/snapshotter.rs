@@ -42,6 +42,7 @@ pub async fn serve(
     let snapshotter = opened.context("opening the snapshots")?;
     let images = NodeImages { daemon: Arc::clone(daemon), found: Mutex::default() };
     let service = Service::new(snapshotter, Arc::new(images));
+    let _ = daemon.snapshots.set(service.clone());
     let listener = socket::listen(socket)?;
     tracing::info!(socket = %socket.display(), "serving containerd");
     let cleaning = service.clone();
@@ -181,7 +182,16 @@ impl Images for NodeImages {
         Ok(Place { part, how: if full { How::Full } else { How::Lazy } })
     }
 
-    fn told(&self, _: &Layer, _: Result<How, &Refusal>, _: Duration) {}
+    fn told(&self, layer: &Layer, outcome: Result<How, &Refusal>, took: Duration) {
+        self.daemon.prepared.add(outcome, took);
+        // For `hoist why`; of several layers one is enough.
+        let Err(refusal) = outcome else { return };
+        if layer.below == 0
+            && let Err(error) = self.daemon.engine().store().note_left(&layer.image, &refusal.why)
+        {
+            tracing::debug!("writing down why an image is not mounted: {error}");
+        }
+    }
 
     async fn mount(&self, part: &Part, folder: &Path) -> Result<(), String> {
         // Another process may serve it: the one that took over from the daemon before this.
