@@ -12,6 +12,7 @@
 
 pub mod api;
 mod channel;
+mod client;
 mod cri;
 mod error;
 mod filter;
@@ -27,6 +28,7 @@ mod service;
 mod snapshotter;
 
 pub use channel::Channel;
+pub use client::{Client, ClientError, Content, Layer};
 pub use cri::{Auth, Keychain, serve_images};
 pub use error::Error;
 pub use part::{Found, How, Images, Part, Reason, Refusal, Wanted};

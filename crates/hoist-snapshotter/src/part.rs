@@ -73,6 +73,12 @@ pub(crate) fn image(labels: &Labels) -> Option<String> {
     NAMES.iter().find_map(|name| labels.get(*name)).cloned()
 }
 
+/// The labels by which a layer is asked for.
+pub(crate) fn labels(image: &str, manifest: &str, chain: &str) -> Labels {
+    let pairs = [(TARGET, chain), (NAMES[0], image), (MANIFEST, manifest)];
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
 /// A layer's place in an image that can be mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -180,5 +186,7 @@ mod tests {
         assert_eq!(of(&[target, (NAMES[1], "r/app:1")]), Some(wanted(None)));
         assert_eq!(of(&[target]), None);
         assert_eq!(of(&[(NAMES[0], "r/app:1")]), None);
+        let own = Wanted::of(&labels("r/app:1", "m", "sha256:c"), 1);
+        assert_eq!(own.map(without_labels), Some(wanted(Some("m"))));
     }
 }

@@ -380,6 +380,9 @@ pub struct Unmount {
 }
 
 /// Fetch the whole of an image, verified
+///
+/// With `--containerd`, have containerd know it: its record, its manifest and configuration, and a snapshot for
+/// each layer by hoist's snapshotter. Then only what is needed first is fetched, if the image can be read lazily.
 #[derive(Debug, Args)]
 pub struct Pull {
     /// Print the outcome as JSON
@@ -387,6 +390,39 @@ pub struct Pull {
     pub json: bool,
     #[command(flatten)]
     pub stats: StatsFile,
+    /// For containerd, as `ctr run --snapshotter hoist` or nerdctl run it
+    #[arg(long)]
+    pub containerd: bool,
+    /// For containerd, but fetch all of it now
+    #[arg(long, requires = "containerd")]
+    pub full: bool,
+    /// containerd's socket
+    #[arg(
+        long,
+        requires = "containerd",
+        value_name = "SOCKET",
+        env = "CONTAINERD_ADDRESS",
+        default_value = crate::daemon::settings::CONTAINERD
+    )]
+    pub address: PathBuf,
+    /// containerd's namespace; Kubernetes has k8s.io
+    #[arg(
+        long,
+        requires = "containerd",
+        value_name = "NAME",
+        env = "CONTAINERD_NAMESPACE",
+        default_value = "default"
+    )]
+    pub namespace: String,
+    /// What containerd calls hoist's snapshotter
+    #[arg(
+        long,
+        requires = "containerd",
+        value_name = "NAME",
+        env = "CONTAINERD_SNAPSHOTTER",
+        default_value = "hoist"
+    )]
+    pub snapshotter: String,
     /// The image to fetch
     pub image: String,
 }

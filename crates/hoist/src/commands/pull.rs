@@ -1,5 +1,7 @@
 //! `hoist pull`.
 
+mod containerd;
+
 use hoist_engine::Progress;
 
 use crate::cli::{Global, Pull};
@@ -12,7 +14,12 @@ pub(super) fn run(global: &Global, options: &Pull) -> anyhow::Result<()> {
     let printer = Printer::new();
     let pulled = crate::engine_glue::tokio_runtime()?.block_on(async {
         let mut signals = Signals::catch()?;
-        let work = async { Worker::find(global).await?.pull(&options.image, &printer).await };
+        let work = async {
+            match options.containerd {
+                true => containerd::pull(global, options, &printer).await,
+                false => Worker::find(global).await?.pull(&options.image, &printer).await,
+            }
+        };
         tokio::select! {
             pulled = work => pulled,
             signal = signals.next_fatal() => Err(interrupted(signal)),

@@ -282,6 +282,16 @@ impl Published {
         published
     }
 
+    /// The digests of its layers.
+    pub fn layers(&self) -> Vec<String> {
+        let path = format!("/v2/{REPO}/manifests/{}", self.digest);
+        let accept = [("accept", "application/vnd.oci.image.manifest.v1+json")];
+        let found = hoist_testkit::http::get(&self.registry.host(), &path, &accept).unwrap();
+        let manifest: Value = serde_json::from_slice(&found.body).unwrap();
+        let layers = manifest["layers"].as_array().unwrap().iter();
+        layers.map(|layer| layer["digest"].as_str().unwrap().to_owned()).collect()
+    }
+
     /// The tag under which its index is found at once.
     pub fn index_tag(&self) -> String {
         format!("{}.hoist", self.digest.replace(':', "-"))

@@ -1,0 +1,133 @@
+//! `hoist pull --containerd`: an image for those who run it by `ctr`, with a real containerd and runc.
+
+mod common;
+mod node;
+
+use std::path::Path;
+
+use hoist_testkit::containerd::Daemon as Containerd;
+use hoist_testkit::{Fault, FaultKind, When, process};
+use node::daemon::Daemon;
+use node::{Node, Published};
+use serde_json::Value;
+
+fn layout(dir: &Path) -> std::path::PathBuf {
+    common::sleeper(dir, &[vec![("data0", content())]])
+}
+
+fn content() -> String {
+    (0..20_000).map(|line| format!("line {line}\n")).collect()
+}
+
+struct Machine<'a> {
+    // Dropped first: what it runs stands on the other's snapshots.
+    containerd: Containerd,
+    daemon: Daemon<'a>,
+    node: &'a Node,
+}
+
+fn start(node: &Node) -> Machine<'_> {
+    let socket = node.path("snapshotter.sock");
+    let daemon = Daemon::start(node, &["--snapshotter-socket", socket.to_str().unwrap()]);
+    Machine { containerd: Containerd::start_for_pods(&socket, "none").unwrap(), daemon, node }
+}
+
+impl Machine<'_> {
+    fn pull(&self, image: &str, more: &[&str]) -> Value {
+        let socket = self.containerd.socket();
+        let fixed = ["pull", "--json", "--containerd", "--address", socket.to_str().unwrap(), image];
+        serde_json::from_str(&self.node.says(&[&fixed[..], more].concat())).unwrap()
+    }
+
+    fn ctr(&self, args: &[&str]) -> String {
+        self.containerd.ctr(args).unwrap_or_else(|e| panic!("{e}{}", self.daemon.said()))
+    }
+
+    /// Runs a program in the image to its end.
+    fn run(&self, image: &str, command: &[&str]) -> String {
+        self.ctr(&[&["run", "--rm", "--snapshotter", "hoist", image, &self.container()], command].concat())
+    }
+
+    /// runc's names are the whole machine's.
+    fn container(&self) -> String {
+        let folder = self.containerd.socket();
+        folder.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned()
+    }
+
+    /// containerd removes what nothing names.
+    fn collect_garbage(&self) {
+        self.ctr(&["leases", "create", "--id", "done"]);
+        self.ctr(&["leases", "rm", "--sync", "done"]);
+    }
+}
+
+#[test]
+fn an_image_is_recorded_and_runs_before_its_layers_are_here() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = Published::indexed(&layout(dir.path()));
+    let node = Node::new();
+    let machine = start(&node);
+    for _ in 0..2 {
+        let pulled = machine.pull(&image.name, &[]);
+        assert_eq!((&pulled["lazy"], &pulled["layers"]), (&Value::Bool(true), &2.into()), "{pulled:#}");
+        assert_eq!(pulled["digest"], image.digest.as_str());
+    }
+    let layers = image.layers();
+    let asked = image.proxy.log();
+    assert!(asked.iter().all(|asked| layers.iter().all(|layer| !asked.path.contains(layer))), "{asked:?}");
+    machine.collect_garbage();
+    // What containerd has: the image by its name, its manifest and configuration, and a snapshot for each layer.
+    let images = machine.ctr(&["images", "list"]);
+    assert!(images.contains(&image.name) && images.contains(&image.digest), "{images}");
+    assert_eq!(machine.ctr(&["content", "list", "--quiet"]).lines().count(), 2);
+    let snapshots = machine.ctr(&["snapshots", "--snapshotter", "hoist", "list"]);
+    assert_eq!(snapshots.matches("Committed").count(), 2, "{snapshots}");
+    assert_eq!(machine.ctr(&["leases", "list", "--quiet"]), "");
+
+    assert!(machine.run(&image.name, &["cat", "/data0"]) == content());
+    machine.ctr(&["images", "rm", "--sync", &image.name]);
+    process::wait_until("the image to be gone", std::time::Duration::from_secs(30), || {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+        let layers = std::fs::read_dir(node.store("layers"))?.count();
+        Ok(!mounts.contains(node.store("snapshotter/images").to_str().unwrap()) && layers == 0)
+    })
+    .unwrap_or_else(|e| panic!("{e}{}", machine.daemon.said()));
+}
+
+#[test]
+fn what_is_pulled_whole_runs_without_its_registry() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = layout(dir.path());
+    for (image, options) in
+        [(Published::indexed(&layout), &["--full"][..]), (Published::plain(&layout), &[][..])]
+    {
+        let node = Node::new();
+        let machine = start(&node);
+        let named = [options, &["--namespace", "mine"]].concat();
+        assert_eq!(machine.pull(&image.name, &named)["lazy"], false);
+        image.proxy.inject(Fault::new("", When::Always, FaultKind::Status(503, Vec::new())));
+        let run = ["--namespace", "mine", "run", "--rm", "--snapshotter", "hoist", &image.name];
+        assert!(machine.ctr(&[&run[..], &[&machine.container(), "cat", "/data0"]].concat()) == content());
+        assert!(!machine.ctr(&["images", "list"]).contains(&image.name));
+    }
+}
+
+#[test]
+fn what_is_wrong_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = Published::indexed(&layout(dir.path()));
+    let node = Node::new();
+    let absent = node.path("absent.sock");
+    let said = node.fails(&["pull", "--containerd", "--address", absent.to_str().unwrap(), &image.name]);
+    assert!(said.contains("does containerd listen at") && said.contains("--address"), "{said}");
+    let machine = start(&node);
+    let socket = machine.containerd.socket();
+    let pull = ["pull", "--containerd", "--address", socket.to_str().unwrap(), "--snapshotter"];
+    let said = node.fails(&[&pull[..], &["nothing", &image.name]].concat());
+    assert!(said.contains("by the snapshotter nothing") && said.contains("containerd says"), "{said}");
+    // A snapshotter that would have to unpack them.
+    let said = node.fails(&[&pull[..], &["overlayfs", &image.name]].concat());
+    assert!(said.contains("would have to unpack layer") && said.contains("is it hoist's"), "{said}");
+    assert_eq!(machine.ctr(&["images", "list", "--quiet"]), "");
+    assert_eq!(machine.ctr(&["snapshots", "list"]).lines().count(), 1);
+}
