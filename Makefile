@@ -4,7 +4,7 @@ CARGO ?= cargo
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 20
 
-.PHONY: demo test check bench fuzz deps build
+.PHONY: demo test check bench fuzz deps build deb
 
 demo: deps build
 	demo/demo.sh
@@ -28,3 +28,7 @@ deps:
 
 build:
 	$(CARGO) build --release --bin hoist --bin hoist-testkit
+
+# target/hoist_VERSION_ARCHITECTURE.deb
+deb: deps build
+	scripts/deb
