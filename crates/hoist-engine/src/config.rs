@@ -174,6 +174,8 @@ pub struct Config {
     pub store_limit: Option<u64>,
     /// Whether lazy mounts are completed while nobody waits, and how; None: only what is read is fetched.
     pub background: Option<Background>,
+    /// A layer's table that nobody has used for so long, or up to twice that, is forgotten until it is wanted again.
+    pub tables_for: Duration,
     /// Who goes on with the mounts should this process die; None: nobody, and their reads fail.
     pub successor: Option<Successor>,
     /// Who holds what mounts need, should this process and its keeper die together; None: nobody.
@@ -197,6 +199,7 @@ impl Config {
             min_rate: crate::registry::Timeouts::default().slowest,
             store_limit: None,
             background: None,
+            tables_for: Duration::from_secs(20),
             successor: None,
             vault: None,
         }

@@ -20,6 +20,8 @@ pub struct Counters {
     pub published_extents: AtomicU64,
     /// See `published_extents`.
     pub published_bytes: AtomicU64,
+    /// Tables that are in memory now: the one of these that does not only grow.
+    pub tables: AtomicU64,
     /// Extents that came with another digest than the index has.
     pub digest_failures: AtomicU64,
     waits: Histogram,

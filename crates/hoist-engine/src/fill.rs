@@ -137,6 +137,8 @@ pub struct LayerFill {
     read: Mutex<Vec<Range<u64>>>,
     /// A job ended.
     ended: Notify,
+    /// Somebody has wanted something since [`LayerFill::was_used`] was last asked.
+    used: AtomicBool,
     native: AtomicBool,
     lied: Mutex<Option<String>>,
     /// Does its index fit it?
@@ -171,7 +173,8 @@ impl LayerFill {
         }
         let durable: u64 = durable.iter().map(|b| u64::from(b.count_ones())).sum();
         let unsynced = live.count_set() > durable;
-        let windows = windows::Windows::new(&dir, &table.spans, windows, source.clone())?;
+        let windows = windows::Windows::new(&dir, windows, source.clone());
+        meter.counters.tables.fetch_add(1, Ordering::Relaxed);
         let state = State { spans: vec![SpanState::Idle; table.spans.len()], ..State::default() };
         if unsynced {
             meter.chores.notify_one();
@@ -195,6 +198,7 @@ impl LayerFill {
             dirty: AtomicBool::new(unsynced),
             read: Mutex::default(),
             ended: Notify::new(),
+            used: AtomicBool::new(true),
             native: AtomicBool::new(false),
             lied: Mutex::new(None),
             doubt,
@@ -237,6 +241,7 @@ impl LayerFill {
 
     /// Returns once `start..end` of the data file may be read.
     pub async fn fill(self: &Arc<Self>, start: u64, end: u64) -> Result<(), FillError> {
+        self.used.store(true, Ordering::Release);
         let wanted = self.table.extents.touching(start, end);
         let before = self.lock().failures;
         let mut counted = false;
@@ -412,6 +417,7 @@ impl LayerFill {
     /// Notes that a reader took a range: the mount now has its own copy in the page cache, and what
     /// follows may be wanted next.
     pub fn note_read(self: &Arc<Self>, start: u64, end: u64) {
+        self.used.store(true, Ordering::Release);
         let extent = self.table.extents.touching(start, end).end;
         if extent > 0 {
             let span = self.table.spans.containing(self.table.extents.stream_range(extent - 1).start);
@@ -434,6 +440,15 @@ impl LayerFill {
                 self.meter.chores.notify_one();
             }
         }
+    }
+
+    /// Has anybody wanted anything since this was last asked?
+    pub fn was_used(&self) -> bool {
+        self.used.swap(false, Ordering::AcqRel)
+    }
+    /// Has nobody since then?
+    pub fn is_unused(&self) -> bool {
+        !self.used.load(Ordering::Acquire)
     }
 
     /// Is there something to be made durable, or cached twice?
@@ -513,5 +528,11 @@ impl LayerFill {
         self.keep.empty();
         let state = self.dir.state();
         self.dir.save_state(&LayerState { complete: true, parts: Some(parts), ..state })
+    }
+}
+
+impl Drop for LayerFill {
+    fn drop(&mut self) {
+        self.meter.counters.tables.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -5,6 +5,7 @@
 
 mod background;
 mod drivers;
+mod filling;
 mod fuse;
 mod guard;
 mod journal;

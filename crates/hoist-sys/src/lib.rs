@@ -11,6 +11,7 @@ pub mod keeper;
 pub mod limits;
 pub mod loop_device;
 pub mod map;
+pub mod memory;
 pub mod mount;
 pub mod presence;
 pub mod shm;

@@ -1,7 +1,5 @@
 //! The full pull of an image that is no stack of tars: what was converted is filled to its end.
 
-use std::sync::Arc;
-
 use hoist_format::formats::{self, Covers};
 
 use crate::engine::Engine;
@@ -58,7 +56,7 @@ impl Engine {
             let _held = layer.dir().hold()?;
             progress.begin(&format!("pulling {}", image.name), size);
             let failed = |e: crate::fill::FillError| Error::Layer { blob, why: e.to_string() };
-            let fill = Arc::clone(layer.fill().await.map_err(failed)?);
+            let fill = layer.fill().await.map_err(failed)?;
             for at in (0..size).step_by(STEP as usize) {
                 let end = size.min(at + STEP);
                 fill.fill(at, end).await.map_err(failed)?;

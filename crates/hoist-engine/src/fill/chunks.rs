@@ -25,7 +25,7 @@ impl LayerFill {
         let runs = self.runs(from..last + 1);
         let mut states = Vec::new();
         for chunk in from..=last {
-            states.push(self.windows.get(chunk).await?);
+            states.push(self.windows.get(&self.table.spans, chunk).await?);
         }
         let (to, fed) = mpsc::channel::<Bytes>(64);
         let asked = runs.clone();

@@ -39,7 +39,6 @@ impl LayerFill {
         match attempted {
             Err(FillError::Corrupt(why)) => {
                 tracing::warn!(layer = %self.dir.blob(), ?spans, "fetching again: {why}");
-                self.windows.forget(&spans);
                 self.source.lied(self.table.spans.blob(spans.start, self.dir.blob()));
                 let again = self.attempt(spans).await;
                 if matches!(again, Err(FillError::Corrupt(_))) {
@@ -74,7 +73,7 @@ impl LayerFill {
         // Windows and data are asked for side by side: one round trip.
         let (bytes, fed) = mpsc::channel::<Bytes>(64);
         let (done, mut finished) = tokio::sync::oneshot::channel::<()>();
-        let window = self.windows.get(spans.start);
+        let window = self.windows.get(&self.table.spans, spans.start);
         let this = Arc::clone(self);
         let claimed = spans.clone();
         let fetching = async move {

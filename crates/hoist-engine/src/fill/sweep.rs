@@ -112,6 +112,7 @@ impl LayerFill {
     /// # Errors
     /// As [`LayerFill::fill`].
     pub async fn fetch_next(self: &Arc<Self>) -> Result<Option<u64>, FillError> {
+        self.used.store(true, std::sync::atomic::Ordering::Release);
         let (span, bytes) = {
             let mut state = self.lock();
             let missing = |s: &usize| !matches!(state.spans[*s], SpanState::Claimed) && self.needs(*s);

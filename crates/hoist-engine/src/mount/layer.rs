@@ -1,7 +1,8 @@
 //! One layer of a mount: whole and out of our hands, or filled as it is read.
 //!
 //! A mount needs to know of a lazy layer only where its data file is and how large. What stands where in
-//! it, the *table*, is wanted at the first read and not before: it is fetched and decoded then, once.
+//! it, the *table*, is wanted at the first read and not before: it is fetched and decoded then. When it was not used
+//! for a while it is forgotten, and decoded again from the store for the next read (`filling`).
 
 use std::fs::File;
 use std::os::fd::BorrowedFd;
@@ -13,8 +14,9 @@ use hoist_format::digest::Digest;
 use hoist_format::extent::BLOCK;
 use hoist_format::span::SpanTable;
 use hoist_format::table::Table;
-use tokio::sync::{OnceCell, Semaphore, watch};
+use tokio::sync::{Mutex, OnceCell, Semaphore, watch};
 
+use super::filling::{Filling, Kept};
 use super::slow::{Names, Slowest};
 use crate::counters::Counters;
 use crate::error::Error;
@@ -43,7 +45,7 @@ pub(crate) struct TableSource {
     pub table: Descriptor,
     pub windows: Option<Descriptor>,
     pub source: ImageSource,
-    bytes: OnceCell<Vec<u8>>,
+    fetching: Mutex<()>,
 }
 
 impl TableSource {
@@ -55,21 +57,24 @@ impl TableSource {
         (table, windows): (Descriptor, Option<Descriptor>),
         source: ImageSource,
     ) -> Self {
-        Self { store, dir, index, expected, table, windows, source, bytes: OnceCell::new() }
+        Self { store, dir, index, expected, table, windows, source, fetching: Mutex::default() }
+    }
+
+    /// The table as it stands in the store, if it is what the index names.
+    fn stored(&self) -> Option<Vec<u8>> {
+        self.dir.table_bytes().filter(|bytes| Digest::of(bytes) == self.table.digest)
     }
 
     /// The stored or published table, not decoded; fetched at most once at a time.
-    pub async fn bytes(&self) -> Result<&[u8], Error> {
-        let bytes = self.bytes.get_or_try_init(|| async {
-            // What stands here may have been damaged since: that accuses no index.
-            if let Some(bytes) = self.dir.table_bytes().filter(|b| Digest::of(b) == self.table.digest) {
-                return Ok(bytes);
-            }
-            let fetched = self.source.blob(&self.table.digest, Some(self.table.size)).await?;
-            self.dir.save("table", &fetched)?;
-            Ok::<_, Error>(fetched.to_vec())
-        });
-        bytes.await.map(Vec::as_slice)
+    pub async fn bytes(&self) -> Result<Vec<u8>, Error> {
+        let _alone = self.fetching.lock().await;
+        // What stands here may have been damaged since: that accuses no index.
+        if let Some(bytes) = self.stored() {
+            return Ok(bytes);
+        }
+        let fetched = self.source.blob(&self.table.digest, Some(self.table.size)).await?;
+        self.dir.save("table", &fetched)?;
+        Ok(fetched.into())
     }
 
     /// The table, checked; `data_size` is what the index's tree says of the data file.
@@ -83,7 +88,7 @@ impl TableSource {
             error
         };
         let bytes = self.bytes().await?;
-        let table = Table::decode(bytes).map_err(|e| bad(e.to_string()))?;
+        let table = Table::decode(&bytes).map_err(|e| bad(e.to_string()))?;
         let alike = |s: &SpanTable| {
             self.expected.as_ref().is_some_and(|e| s.blob_size == e.size && s.codec == e.codec)
         };
@@ -109,7 +114,7 @@ pub(crate) struct LazyLayer {
     known: Arc<Known>,
     meter: Arc<Meter>,
     slots: Arc<Semaphore>,
-    fill: OnceCell<Arc<LayerFill>>,
+    fill: Filling,
     /// What its readers asked for, in all mounts.
     pub counts: FillCounts,
     /// The reads that waited longest.
@@ -146,7 +151,7 @@ impl LazyLayer {
             known,
             meter,
             slots,
-            fill: OnceCell::new(),
+            fill: Filling::default(),
             counts: FillCounts::default(),
             slowest: Slowest::default(),
             probing: AtomicBool::new(true),
@@ -197,14 +202,24 @@ impl LazyLayer {
     pub fn counters(&self) -> &Counters {
         &self.meter.counters
     }
-    /// The fill path, if anything was read yet.
-    pub fn filling(&self) -> Option<&Arc<LayerFill>> {
-        self.fill.get()
+    /// The fill path, if it is in memory: it is not before the first read, nor when it was put away.
+    pub fn filling(&self) -> Option<Arc<LayerFill>> {
+        self.fill.now()
+    }
+    /// Bytes that are readable, and of how many; None if this process has not read the table yet.
+    pub fn present_bytes(&self) -> Option<(u64, u64)> {
+        self.fill.present_bytes()
+    }
+    /// Forgets the table, if nobody has used it since this was last called.
+    pub fn put_away(&self) -> Kept {
+        self.fill.put_away(|| self.table.stored().is_some())
     }
 
-    /// The fill path; the first call reads the table.
-    pub async fn fill(&self) -> Result<&Arc<LayerFill>, FillError> {
-        let opened = self.fill.get_or_try_init(|| async {
+    /// The fill path; where it is not in memory, the table is read.
+    pub async fn fill(&self) -> Result<Arc<LayerFill>, FillError> {
+        let mut fresh = false;
+        let opened = self.fill.or_open(async {
+            fresh = true;
             if let Some(why) = self.dir().state().lied {
                 return Err(FillError::Lied(why));
             }
@@ -227,9 +242,18 @@ impl LazyLayer {
             // Its own table is new to those who look for what is here.
             known.stale();
             let (dir, doubt) = (self.dir().clone(), Arc::clone(&self.doubt));
-            LayerFill::open(dir, table, data, windows, source, (known, doubt), line).map_err(kept)
+            let fill =
+                LayerFill::open(dir, table, data, windows, source, (known, doubt), line).map_err(kept)?;
+            // It is to be put away some time, whether or not anything comes of it.
+            self.meter.chores.notify_one();
+            Ok(fill)
         });
-        opened.await
+        let fill = opened.await?;
+        if fresh {
+            // What another process has said since it was opened.
+            self.hear();
+        }
+        Ok(fill)
     }
 
     /// Out of service, if another process has found it to lie.

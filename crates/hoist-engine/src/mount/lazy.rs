@@ -141,7 +141,7 @@ impl Engine {
             return Ok(None);
         }
         let Some(ours) = own.sound_part("table", |parts| &parts.table) else { return Ok(None) };
-        let alike = crate::check::lie(table.bytes().await?, &ours).is_none();
+        let alike = crate::check::lie(&table.bytes().await?, &ours).is_none();
         Ok(alike.then(|| own.file("data")))
     }
 

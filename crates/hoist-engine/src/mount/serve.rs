@@ -355,7 +355,7 @@ fn probe_writer(layer: &LazyLayer) {
 fn is_here(layer: &LazyLayer, asked: &Asked) -> bool {
     let (start, end) = asked.range();
     let here = layer.filling().filter(|fill| fill.condemned().is_none() && fill.is_present(start, end));
-    if let Some(fill) = here {
+    if let Some(fill) = &here {
         fill.note_read(start, end);
     }
     here.is_some()

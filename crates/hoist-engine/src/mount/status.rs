@@ -142,11 +142,9 @@ fn whole(data: &Path) -> Option<LayerStatus> {
 
 fn lazy(layer: &LazyLayer) -> LayerStatus {
     let state = layer.dir().state();
-    let (present_bytes, total_bytes) = match layer.filling() {
-        Some(fill) => fill.present_bytes(),
-        // Nobody has read of it yet in this process.
-        None => (0, layer.data().metadata().map_or(0, |meta| meta.len())),
-    };
+    // Nobody may have read of it yet in this process.
+    let unread = || (0, layer.data().metadata().map_or(0, |meta| meta.len()));
+    let (present_bytes, total_bytes) = layer.present_bytes().unwrap_or_else(unread);
     let condemned = layer.filling().and_then(|fill| fill.condemned()).or(state.lied);
     let (complete, verified) = (state.complete, state.verified);
     LayerStatus { digest: *layer.dir().blob(), present_bytes, total_bytes, complete, verified, condemned }

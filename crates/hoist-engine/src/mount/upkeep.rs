@@ -1,5 +1,6 @@
 //! What is done beside reading, by one task for all mounts of a process: page cache given back, what was fetched
-//! made durable, complete layers noticed, the store's limit kept, condemnations by other processes heard.
+//! made durable, complete layers noticed, the store's limit kept, condemnations by other processes heard, tables that
+//! nobody uses put away.
 //!
 //! It sleeps until there is something to do. The fill path rings when something was published or read; of reads
 //! of complete layers, which come past us, and of what other processes write, the kernel tells
@@ -17,11 +18,13 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
+use super::filling::Kept;
 use super::layer::{LazyLayer, MountedLayer};
 use super::table::waitable;
 use crate::config::Driver;
 use crate::engine::Engine;
 use crate::evict;
+use crate::fill::Meter;
 use second::Second;
 
 /// After something was read or published there is a turn, and another each so often until all is done.
@@ -97,7 +100,7 @@ impl Upkeep {
         state.engines.push(Arc::downgrade(&engine));
         engine.meter.chores.notify_one();
         if !std::mem::replace(&mut state.running, true) {
-            tokio::spawn(run(Arc::clone(self), Arc::clone(&engine.meter)));
+            tokio::spawn(run(Arc::clone(self), Arc::clone(&engine.meter), engine.config.tables_for));
         }
         Attended { upkeep: Arc::clone(self), engine: Some(engine), whole }
     }
@@ -127,6 +130,10 @@ impl Upkeep {
         // What came before it was watched.
         fresh.iter().for_each(|layer| layer.hear());
         (alive, all_watched)
+    }
+
+    fn alive(&self) -> Vec<Arc<LazyLayer>> {
+        self.lock().lazy.values().filter_map(|filled| filled.layer.upgrade()).collect()
     }
 
     fn heard(&self, watch: Watch) -> Vec<Arc<LazyLayer>> {
@@ -162,11 +169,18 @@ struct Round {
     look: Option<Instant>,
     limit: Option<Instant>,
     limited_at: Option<Instant>,
+    /// While tables are in memory: when those go that nobody has used since the last time; and how long they may stay.
+    away: Option<Instant>,
+    tables_for: Duration,
 }
 
 impl Round {
     fn due(&self) -> Option<Instant> {
-        [self.turn, self.look, self.limit].into_iter().flatten().min()
+        [self.turn, self.look, self.limit, self.away].into_iter().flatten().min()
+    }
+
+    fn put_away_later(&mut self) {
+        self.away.get_or_insert_with(|| Instant::now() + self.tables_for);
     }
 
     fn turn_by(&mut self, at: Instant) {
@@ -178,13 +192,21 @@ fn is_due(at: &mut Option<Instant>) -> bool {
     at.take_if(|at| *at <= Instant::now()).is_some()
 }
 
-async fn run(upkeep: Arc<Upkeep>, meter: Arc<crate::fill::Meter>) {
+async fn run(upkeep: Arc<Upkeep>, meter: Arc<Meter>, tables_for: Duration) {
     let watcher = Watcher::new().and_then(|watcher| waitable(Arc::new(watcher), Interest::READABLE));
     let watcher =
         watcher.inspect_err(|e| tracing::info!("looking at everything four times a second: {e}")).ok();
     let shared = watcher.as_ref().map(|watcher| Arc::clone(watcher.get_ref()));
-    let mut round =
-        Round { watcher: shared, turn: None, sync: None, look: None, limit: None, limited_at: None };
+    let mut round = Round {
+        watcher: shared,
+        turn: None,
+        sync: None,
+        look: None,
+        limit: None,
+        limited_at: None,
+        away: None,
+        tables_for,
+    };
     loop {
         let due = round.due();
         let told = tokio::select! {
@@ -204,6 +226,9 @@ async fn run(upkeep: Arc<Upkeep>, meter: Arc<crate::fill::Meter>) {
         let this = Arc::clone(&upkeep);
         let worked = tokio::task::spawn_blocking(move || {
             this.work(&mut round, told);
+            if is_due(&mut round.away) {
+                this.put_away(&mut round);
+            }
             round
         });
         let Ok(same) = worked.await else { return };
@@ -242,6 +267,23 @@ impl Upkeep {
         }
     }
 
+    /// Tables that nobody has used for long go. What each took is scattered over the heap, so that it is the kernel's
+    /// again only when asked for.
+    fn put_away(&self, round: &mut Round) {
+        let mut gone = 0;
+        for layer in self.alive() {
+            match layer.put_away() {
+                Kept::AsItWas => {}
+                Kept::InUse => round.put_away_later(),
+                Kept::PutAway => gone += 1,
+            }
+        }
+        if gone > 0 || round.away.is_none() {
+            tracing::debug!(tables = gone, "put away what nobody uses");
+            hoist_sys::memory::give_back();
+        }
+    }
+
     fn turn(&self, round: &mut Round, watcher: Option<&Watcher>) {
         let (layers, all_watched) = self.filled(watcher);
         let sync = is_due(&mut round.sync);
@@ -251,6 +293,7 @@ impl Upkeep {
                 layer.hear();
             }
             let Some(fill) = layer.filling() else { continue };
+            round.put_away_later();
             if fill.is_native() {
                 self.lock().second.add_native(layer);
             } else if fill.has_chores() {

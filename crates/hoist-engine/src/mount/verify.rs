@@ -85,7 +85,7 @@ async fn settle(engine: &Engine, image: &Image, index: &Digest, layer: &LazyLaye
     let Some(expected) = layer.expected() else { return };
     loop {
         let doubt = layer.doubt().raised().await;
-        let Some(fill) = layer.filling() else { continue };
+        let Ok(fill) = layer.fill().await else { continue };
         let whole = crate::pull::fetch_and_ingest(expected, &image.source, None, None, None, silent).await;
         let table = fill.table().encode();
         let settled = whole.and_then(|(done, _)| match crate::check::lie(&table, &done.table.encode()) {
@@ -127,7 +127,7 @@ async fn check(
     if layer.expected().is_none() {
         // Every chunk was held to its digest when it came.
         let passed = layer.judged.get_or_try_init(|| async {
-            finish(fill, layer.dir()).await.map_err(Trouble::Checking)?;
+            finish(&fill, layer.dir()).await.map_err(Trouble::Checking)?;
             tracing::info!(layer = %layer.dir().blob(), "complete, and all of it is what its metadata says");
             Ok(true)
         });
@@ -142,7 +142,7 @@ async fn check(
     }
     let passed = layer.judged.get_or_try_init(|| async {
         fill.keep_rest().await.map_err(Trouble::Fetching)?;
-        judge(engine, image, index, layer).await.map_err(Trouble::Checking)
+        judge(engine, image, index, (layer, &fill)).await.map_err(Trouble::Checking)
     });
     if *passed.await? {
         pass_by(layer);
@@ -167,10 +167,14 @@ pub(crate) async fn finish(fill: &Arc<LayerFill>, dir: &LayerDir) -> Result<(), 
 }
 
 /// Did it pass?
-async fn judge(engine: &Engine, image: &Image, index: &Digest, layer: &LazyLayer) -> Result<bool, Error> {
+async fn judge(
+    engine: &Engine,
+    image: &Image,
+    index: &Digest,
+    (layer, fill): (&LazyLayer, &Arc<LayerFill>),
+) -> Result<bool, Error> {
     let Some(expected) = layer.expected().cloned() else { return Ok(false) };
-    let Some(fill) = layer.filling().map(Arc::clone) else { return Ok(false) };
-    let (this, dir, wanted) = (Arc::clone(&fill), layer.dir().clone(), expected.clone());
+    let (this, dir, wanted) = (Arc::clone(fill), layer.dir().clone(), expected.clone());
     let passed = tokio::task::spawn_blocking(move || -> Result<_, Error> {
         let ingest = Ingest::start(wanted, None)?;
         let mut at = 0;
@@ -203,7 +207,8 @@ async fn judge(engine: &Engine, image: &Image, index: &Digest, layer: &LazyLayer
     let Some(tree) = tree else { return Ok(false) };
     let data_size = fill.table().extents.data_size;
     let parts = Parts { data_size, table: layer.table_digest(), tree };
-    let native = tokio::task::spawn_blocking(move || fill.become_native(parts)).await;
+    let this = Arc::clone(fill);
+    let native = tokio::task::spawn_blocking(move || this.become_native(parts)).await;
     native.map_err(|e| Error::Internal(e.to_string()))??;
     tracing::info!(layer = %layer.dir().blob(), "complete, and all of it is what the image says");
     Ok(true)

@@ -68,6 +68,10 @@ impl LayerDir {
     pub fn blob(&self) -> &Digest {
         &self.blob
     }
+    /// Is it in the layout of a published index, or of a conversion?
+    pub fn is_published(&self) -> bool {
+        self.path.extension().is_some()
+    }
     /// A file in it.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
