@@ -1,11 +1,13 @@
 //! Reads that made somebody wait: what each took, who served it, and what went wrong meanwhile. Every driver
 //! watches its reads through this, so that all tell alike.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hoist_format::erofs;
+use hoist_sys::map::FileMap;
 
 use super::layer::LazyLayer;
 use crate::fill::FillError;
@@ -30,8 +32,9 @@ impl Names {
     /// The path of the file that has this byte of the data file; a word for it where it can't be told.
     pub fn of(&self, offset: u64) -> String {
         let look = || -> Option<Vec<u8>> {
-            let bytes = std::fs::read(&self.tree).ok()?;
-            erofs::Image::new(&bytes).ok()?.owner_of(self.layer, offset).ok()?
+            // Trees of large images have many bytes, and few of them are looked at.
+            let tree = FileMap::of(&File::open(&self.tree).ok()?).ok()?;
+            erofs::Image::new(&tree).ok()?.owner_of(self.layer, offset).ok()?
         };
         match look() {
             Some(path) => format!("/{}", String::from_utf8_lossy(&path)),
