@@ -35,7 +35,7 @@ pub use record::{ImageDir, RefRecord};
 
 const VERSION: &str = "hoist store 1\n";
 /// What a new store has.
-const FOLDERS: [&str; 4] = ["images", "layers", "refs", "distrusted"];
+const FOLDERS: [&str; 5] = [aside::FOLDER, "images", "layers", "refs", "distrusted"];
 
 /// The store's root folder.
 #[derive(Debug, Clone)]
@@ -157,10 +157,11 @@ fn first_foreign(root: &Path) -> Result<Option<std::ffi::OsString>, Error> {
     let list = |dir: &Path| fs::read_dir(dir).map_err(Error::io("list", dir));
     for entry in list(root)?.flatten() {
         let name = entry.file_name();
-        let ours = FOLDERS.iter().any(|folder| name == *folder) && list(&entry.path())?.next().is_none();
-        // The version itself, as it was being written.
-        let unfinished = name.to_string_lossy().starts_with(".tmp");
-        if !ours && !unfinished && name != "log" {
+        // In one of them the version itself, as it was being written.
+        let unfinished = |of: fs::DirEntry| of.file_name().to_string_lossy().starts_with(".tmp");
+        let ours =
+            FOLDERS.iter().any(|folder| name == *folder) && list(&entry.path())?.flatten().all(unfinished);
+        if !ours && name != "log" {
             return Ok(Some(name));
         }
     }
@@ -185,15 +186,19 @@ pub(crate) fn write_if_new(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// [`write_durable`]: what can be fetched again need not wait for it.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let dir = path.parent().expect("a store path has a parent");
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(Error::io("write in", dir))?;
+    let mut file = aside::for_place_in(dir)?;
     file.write_all(bytes).map_err(Error::io("write", path))?;
     file.as_file().sync_data().map_err(Error::io("sync", path))?;
     file.persist(path).map_err(|e| Error::io("rename to", path)(e.error))?;
     Ok(())
 }
 
-/// [`write_atomic`], and a power cut brings back neither the old file nor an earlier name in its folder.
-pub(crate) fn write_durable(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+/// Writes a file of a store whole or not at all, so that a power cut brings back neither the old one nor an earlier name
+/// in its folder.
+///
+/// # Errors
+/// The file system's.
+pub fn write_durable(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     write_atomic(path, bytes)?;
     path.parent().map_or(Ok(()), sync_dir)
 }
@@ -223,7 +228,10 @@ mod tests {
         // Begun and not finished.
         let root = dir.path().join("begun");
         fs::create_dir_all(root.join("layers")).unwrap();
+        fs::create_dir_all(root.join("aside")).unwrap();
+        fs::write(root.join("aside/.tmpversion"), "hoist").unwrap();
         Store::open(&root).unwrap();
+        assert_eq!(fs::read_dir(root.join("aside")).unwrap().count(), 0);
         Store::open(&root).unwrap();
     }
 }

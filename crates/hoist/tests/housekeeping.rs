@@ -247,7 +247,7 @@ fn what_a_killed_pull_has_written_is_removed() {
     let case = Case::new();
     let node = Node::new();
     let aside = || fs::read_dir(node.store("aside")).into_iter().flatten().flatten().map(|e| e.path());
-    let is_written = || Ok(aside().any(|path| path.metadata().is_ok_and(|meta| meta.len() > 0)));
+    let is_written = || Ok(aside().any(|path| path.metadata().is_ok_and(|meta| meta.len() > 1 << 16)));
     case.image.proxy.set_options(ProxyOptions { rate: Some(2_000_000), ..ProxyOptions::default() });
     let mut pull = node.hoist(&["pull", &case.image.name]).spawn().unwrap();
     process::wait_until("a part of the layer", PATIENCE, is_written).unwrap();

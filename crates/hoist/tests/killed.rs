@@ -1,6 +1,7 @@
 //! A command that is killed, by SIGKILL, as it makes one of the calls that change its store: the next one finds nothing
 //! wrong, and does all of it. (`power_cut.rs` asks the same of what reaches the disk, after every single call.)
 
+mod common;
 mod node;
 
 use std::fs;
@@ -54,13 +55,8 @@ fn killed_at_its_calls(like: &Path, args: &[&str], then: impl Fn(&Node, &str)) -
             assert!(node.hoist(&["fsck"]).output().unwrap().status.success(), "{at}");
             let gone = fs::read_dir(node.store("gone")).into_iter().flatten().count();
             assert_eq!(gone, 0, "{at}: what was to go is still there");
-            let folders = fs::read_dir(node.store("layers")).unwrap().flatten();
-            let files = folders.flat_map(|dir| fs::read_dir(dir.path()).unwrap().flatten());
-            let names: Vec<_> = files.map(|file| file.file_name().into_string().unwrap()).collect();
-            assert!(
-                !names.iter().any(|name| name.starts_with("data.")),
-                "{at}: half a layer is left: {names:?}"
-            );
+            let left = common::output(Command::new("find").arg(node.store("")).args(["-name", ".tmp*"]));
+            assert_eq!(left, "", "{at}: half a file is left");
         }
     }
     kills

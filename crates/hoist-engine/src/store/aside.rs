@@ -1,16 +1,17 @@
-//! Where large files are written before they have their place: what a killed process leaves there is found and
-//! removed by whoever opens the store next, at the cost of looking into one folder.
+//! Where files are written before they have their place: what a killed process leaves there is found and removed by
+//! whoever opens the store next, at the cost of looking into one folder.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
 use super::Store;
 use crate::error::Error;
 
-const FOLDER: &str = "aside";
+/// The folder's name.
+pub(super) const FOLDER: &str = "aside";
 
 impl Store {
     /// A file of this process's own, on the store's file system, removed unless it is given a place.
@@ -20,14 +21,24 @@ impl Store {
     pub fn aside(&self) -> Result<NamedTempFile, Error> {
         let dir = self.root().join(FOLDER);
         fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
-        loop {
-            let made = tempfile::Builder::new().prefix("data.").tempfile_in(&dir);
-            let made = made.map_err(Error::io("write in", &dir))?;
-            made.as_file().lock_shared().map_err(Error::io("lock", made.path()))?;
-            // Before it was locked it looked like a dead process's.
-            if made.path().exists() {
-                return Ok(made);
-            }
+        locked_in(&dir)
+    }
+}
+
+/// The same, to be given a place in `dir`, the store's root or a folder at most two levels below it.
+pub(super) fn for_place_in(dir: &Path) -> Result<NamedTempFile, Error> {
+    let aside = dir.ancestors().take(3).map(|above| above.join(FOLDER)).find(|aside| aside.is_dir());
+    // A store that is just being made has none yet.
+    locked_in(&aside.unwrap_or_else(|| PathBuf::from(dir)))
+}
+
+fn locked_in(dir: &Path) -> Result<NamedTempFile, Error> {
+    loop {
+        let made = NamedTempFile::new_in(dir).map_err(Error::io("write in", dir))?;
+        made.as_file().lock_shared().map_err(Error::io("lock", made.path()))?;
+        // Before it was locked it looked like a dead process's.
+        if made.path().exists() {
+            return Ok(made);
         }
     }
 }
@@ -58,9 +69,16 @@ mod tests {
     fn what_is_held_stays_and_what_a_killed_process_left_goes() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let held = store.aside().unwrap();
-        let left = store.aside().unwrap().keep().unwrap().1;
-        Store::open(dir.path()).unwrap();
-        assert!(held.path().exists() && !left.exists());
+        let layers = dir.path().join("layers/one");
+        fs::create_dir(&layers).unwrap();
+        for place in [dir.path(), &layers] {
+            let made = || for_place_in(place).unwrap();
+            let (held, large) = (made(), store.aside().unwrap());
+            let left = [made(), store.aside().unwrap()].map(|file| file.keep().unwrap().1);
+            Store::open(dir.path()).unwrap();
+            assert!(held.path().exists() && large.path().exists() && !left.iter().any(|path| path.exists()));
+            held.persist(place.join("named")).unwrap();
+            assert_eq!(fs::read_dir(dir.path().join(FOLDER)).unwrap().count(), 1);
+        }
     }
 }

@@ -155,7 +155,7 @@ impl Store {
         fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
         let path = dir.join(format!("{}.json", history.id));
         let bytes = serde_json::to_vec(history).map_err(|e| Error::Internal(e.to_string()))?;
-        let file = tempfile::NamedTempFile::new_in(&dir).map_err(Error::io("write in", &dir))?;
+        let file = super::aside::for_place_in(&dir)?;
         fs::write(file.path(), bytes).map_err(Error::io("write", &path))?;
         file.persist(&path).map_err(|e| Error::io("rename to", &path)(e.error))?;
         if history.ended.is_some() {

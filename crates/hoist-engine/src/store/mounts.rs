@@ -131,8 +131,7 @@ impl Lease {
     pub fn record(&self, record: &MountRecord) -> Result<(), Error> {
         let path = record_path(&self.dir, &self.id);
         let bytes = serde_json::to_vec_pretty(record).map_err(|e| Error::Internal(e.to_string()))?;
-        let mut file =
-            tempfile::NamedTempFile::new_in(&self.dir).map_err(Error::io("write in", &self.dir))?;
+        let mut file = super::aside::for_place_in(&self.dir)?;
         file.write_all(&bytes).map_err(Error::io("write", &path))?;
         file.persist(&path).map_err(|e| Error::io("rename to", &path)(e.error))?;
         Ok(())

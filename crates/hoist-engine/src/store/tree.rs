@@ -73,7 +73,7 @@ fn identity(path: &Path) -> Option<String> {
 /// Best effort: without it, it is hashed again.
 fn note_seen(path: &Path) {
     if let (Some(identity), Some(dir)) = (identity(path), path.parent())
-        && let Ok(mut file) = tempfile::NamedTempFile::new_in(dir)
+        && let Ok(mut file) = super::aside::for_place_in(dir)
         && file.write_all(identity.as_bytes()).is_ok()
     {
         let _: Result<File, _> = file.persist(path.with_extension("seen"));

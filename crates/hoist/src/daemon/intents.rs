@@ -1,7 +1,7 @@
 //! The mounts that the daemon is to have, kept in the store (`daemon.json`): what `hoist mount` asked for and
 //! nobody has unmounted. From this and the store alone they are made anew after a reboot.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -64,7 +64,7 @@ impl Intents {
     ///
     /// # Errors
     /// It can't be written: it counts for this process alone.
-    pub fn add(&self, intent: Intent) -> io::Result<()> {
+    pub fn add(&self, intent: Intent) -> anyhow::Result<()> {
         let mut file = self.lock();
         file.mounts.retain(|other| other.target != intent.target);
         file.mounts.push(intent);
@@ -75,7 +75,7 @@ impl Intents {
     ///
     /// # Errors
     /// It can't be written.
-    pub fn remove(&self, target: &Path) -> io::Result<()> {
+    pub fn remove(&self, target: &Path) -> anyhow::Result<()> {
         let mut file = self.lock();
         let before = file.mounts.len();
         file.mounts.retain(|intent| intent.target != target);
@@ -84,13 +84,8 @@ impl Intents {
 }
 
 /// Whole or not at all, and on disk: it is for reboots that nobody announced.
-fn write(path: &Path, file: &File) -> io::Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    let mut aside = tempfile::NamedTempFile::new_in(dir)?;
-    aside.write_all(&serde_json::to_vec_pretty(file)?)?;
-    aside.as_file().sync_data()?;
-    aside.persist(path)?;
-    Ok(())
+fn write(path: &Path, file: &File) -> anyhow::Result<()> {
+    Ok(hoist_engine::store::write_durable(path, &serde_json::to_vec_pretty(file)?)?)
 }
 
 #[cfg(test)]
