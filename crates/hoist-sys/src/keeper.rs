@@ -24,6 +24,7 @@
 mod guard;
 mod inherit;
 mod launch;
+mod refuse;
 mod session;
 mod table;
 mod watch;
@@ -46,6 +47,7 @@ use crate::presence::Presence;
 use wire::Word;
 
 pub use inherit::Inheritance;
+pub use refuse::refuse_for;
 pub use session::deposit_name as session_deposit_name;
 pub use table::{Asked, FileId, Received, Table};
 pub use watch::Keeper;

@@ -4,6 +4,7 @@
 //! The program under test runs itself anew, so this file has its own `main`. Needs root, `mkfs.erofs` and
 //! `unshare`, and a target folder on a file system with pre-content events.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,14 +13,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use hoist_sys::fanotify::{Answer, Group};
-use hoist_sys::keeper::{Asked, Inheritance, Keeper, Received, Start, Table, Told, main_if_asked};
+use hoist_sys::keeper::{
+    Asked, Inheritance, Keeper, Received, Start, Table, Told, main_if_asked, refuse_for,
+};
 use hoist_sys::mount;
 use hoist_sys::presence::{Presence, Snapshot};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, PidfdGetfdFlags, Signal, getpid, kill_process, pidfd_getfd, pidfd_open,
+};
 
 const LEN: usize = 1 << 20;
 /// Longer than any of this takes on a loaded machine; nothing is measured by it.
@@ -37,7 +44,7 @@ fn main() {
         ([_, role, how, dir], None) if role == "filler" => return filler(how, Path::new(dir)),
         _ => {}
     }
-    let tests: [(&str, fn()); 16] = [
+    let tests: [(&str, fn()); 17] = [
         ("killed_with_an_event_in_work", || taken_over("in_work serve")),
         ("killed_between_reading_and_noting_the_event", || taken_over("not_noted serve")),
         ("killed_before_the_event_was_taken", || taken_over("not_taken serve")),
@@ -51,6 +58,7 @@ fn main() {
         ("alone_killed_between_reading_and_noting_the_event", || denied("not_noted alone")),
         ("alone_killed_before_the_event_was_taken", || denied("not_taken alone")),
         ("successors_that_only_die", || denied("in_work dying")),
+        ("refused_by_who_has_the_descriptors", refused),
         ("a_clean_end_ends_the_keeper", clean_end),
         ("held_for_another_mount_namespace", other_namespace),
         ("not_to_be_started_by_hand", by_hand),
@@ -357,6 +365,15 @@ impl Scene {
         self.filler.wait().unwrap();
     }
 
+    /// A descriptor that the filler has of something of this kind.
+    fn copy_of(&self, kind: &str) -> OwnedFd {
+        let mut fds = fs::read_dir(format!("/proc/{}/fd", self.filler.id())).unwrap().map(|e| e.unwrap().path());
+        let is_one = |path: &PathBuf| fs::read_link(path).unwrap().to_str().unwrap().contains(kind);
+        let number = fds.find(is_one).unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
+        let life = pidfd_open(Pid::from_child(&self.filler), PidfdFlags::empty()).unwrap();
+        pidfd_getfd(&life, number, PidfdGetfdFlags::empty()).unwrap()
+    }
+
     fn unmount_and_wait(&self) {
         mount::unmount(&self.target(), false).unwrap();
         assert!(!self.keeper_runs(&PATIENCE), "the keeper outlives the mount: {}", self.log());
@@ -485,6 +502,37 @@ fn denied(how: &str) {
     assert!(scene.log().contains("fail with EIO"), "{}", scene.log());
     assert!(scene.keeper_runs(&NOW));
     scene.unmount_and_wait();
+}
+
+/// Both are killed together, and who has copies of what they had, as a service manager has, can start no keeper.
+fn refused() {
+    let mut scene = Scene::new("in_work alone");
+    let first = scene.read(0);
+    assert_eq!(line(&mut scene.from), "asked");
+    let table = Table::of(scene.copy_of("hoist-events").into()).unwrap();
+    let group = Arc::new(Group::of(scene.copy_of("fanotify")).unwrap());
+    // Neither can start the other while both stand still.
+    kill_process(scene.keeper, Signal::STOP).unwrap();
+    kill_process(Pid::from_child(&scene.filler), Signal::STOP).unwrap();
+    kill_process(scene.keeper, Signal::KILL).unwrap();
+    scene.kill_filler();
+    assert!(!scene.keeper_runs(&PATIENCE));
+    assert!(!first.is_finished(), "a read ended though nobody could answer it");
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let refusing = scope.spawn(|| {
+            while !over.load(Ordering::Acquire) {
+                refuse_for(Duration::from_millis(20), Some(&group), &table, &BTreeMap::new());
+            }
+        });
+        assert_eio(first);
+        for offset in [0, 4096, LEN / 2, LEN - 4096] {
+            assert_eio(scene.read(offset));
+        }
+        over.store(true, Ordering::Release);
+        refusing.join().unwrap();
+    });
+    mount::unmount(&scene.target(), false).unwrap();
 }
 
 fn clean_end() {

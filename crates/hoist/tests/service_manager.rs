@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use hoist_testkit::layout::Compression;
 use hoist_testkit::{Fault, FaultKind, When, process};
+use node::case::Case;
 use node::tree::Source;
 use node::{Node, Published};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
@@ -126,6 +127,40 @@ fn kill_together(daemon: &mut Child, keeper: i32) {
     daemon.wait().unwrap();
     let gone = || Ok(!Path::new(&format!("/proc/{}", keeper.as_raw_nonzero())).exists());
     process::wait_until("the keeper's end", PATIENCE, gone).unwrap();
+}
+
+/// Where no keeper can be started for what is dead, readers wait until one can.
+#[test]
+fn what_cannot_be_revived_at_once_is_tried_again() {
+    let case = Case::new();
+    for driver in ["erofs", "fuse"] {
+        let node = Node::new().with_driver(driver);
+        let log = node.path("daemon.log");
+        let mut manager = Manager::new(node.path("notify"));
+        let mut daemon = manager.start(&node, &log);
+        let mount = node.mount(&case.image.name, &[]);
+        let told: Value = serde_json::from_str(&node.says(&["status", "--json"])).unwrap();
+        let keeper = i32::try_from(told["daemon"]["keeper_pid"].as_i64().unwrap()).unwrap();
+        manager.hear();
+        kill_together(&mut daemon.0, keeper);
+        // A keeper needs a log.
+        let (logs, aside) = (node.store("log"), node.path("log"));
+        fs::rename(&logs, &aside).unwrap();
+        fs::write(&logs, "in its place").unwrap();
+        let _daemon = manager.start(&node, &log);
+        let path = mount.root().join("lib/d.so");
+        let reader = std::thread::spawn(move || fs::read(path));
+        let said = || fs::read_to_string(&log).unwrap();
+        let tried = || Ok(said().matches("nobody serves mounts").count() >= 2);
+        process::wait_until("two tries", PATIENCE, tried).unwrap_or_else(|e| panic!("{e}: {}", said()));
+        assert!(!reader.is_finished(), "{driver}: a read ended though nobody could answer it");
+        fs::remove_file(&logs).unwrap();
+        fs::rename(&aside, &logs).unwrap();
+        assert!(reader.join().unwrap().unwrap() == case.source.read("lib/d.so"), "{driver}: {}", said());
+        case.source.assert_shown(mount.root());
+        assert!(!said().contains("read as zeros"), "{}", said());
+        node.says(&["unmount", mount.root().to_str().unwrap()]);
+    }
 }
 
 /// Nobody reads a zero or an error: a read under way waits for the next daemon, and then has its bytes.

@@ -8,9 +8,10 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hoist_sys::fanotify::Group;
-use hoist_sys::keeper::{Keeper, Table, revive};
+use hoist_sys::keeper::{Keeper, Table, refuse_for, revive};
 use hoist_sys::presence::Snapshot;
 use hoist_sys::stored;
 
@@ -24,6 +25,11 @@ const TABLE: &str = "table";
 const LIFE: &str = "life";
 /// What the keeper's deposit of the other end is called: the set's name follows.
 const LIVES: &str = "life ";
+/// What is dead and cannot be given a keeper is tried again after this, and then ever later.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// After this long who reads it is refused meanwhile.
+const WAIT_MOST: Duration = Duration::from_secs(30);
 
 /// The set of this process.
 #[derive(Debug)]
@@ -101,28 +107,50 @@ impl Engine {
 
     fn revive_dead(&self, name: &str, set: Set) {
         let names: Vec<String> = set.keys().map(|of| format!("{name} {of}")).collect();
-        match self.revive_set(name, set) {
+        let Some(mut orphaned) = Orphaned::of(name, set) else { return self.let_go(&names) };
+        match self.revive_set(&mut orphaned) {
             Ok(true) => {}
-            Ok(false) => {
-                names.iter().for_each(|name| self.config.vault.iter().for_each(|vault| vault.release(name)));
-                // Whom nobody serves now must not read what is absent.
-                if let Err(e) = super::lost::retire(&self.store) {
-                    tracing::error!("taking lost mounts out of service: {e}");
-                }
-            }
+            Ok(false) => self.let_go(&names),
             Err(e) => {
-                tracing::error!(
-                    "mounts whose processes are dead stay unserved, and who reads them waits: {e}"
-                );
+                tracing::error!("nobody serves mounts whose processes are dead, and who reads them waits: {e}");
+                let this = self.clone();
+                std::thread::spawn(move || this.revive_patiently(orphaned, &names));
             }
         }
     }
 
+    /// Tries again and again. Nobody is left waiting for longer than a while.
+    fn revive_patiently(&self, mut orphaned: Orphaned, names: &[String]) {
+        let since = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match since.elapsed() < WAIT_MOST {
+                true => std::thread::sleep(pause),
+                false => orphaned.refuse_for(pause),
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            match self.revive_set(&mut orphaned) {
+                Ok(true) => return,
+                Ok(false) => return self.let_go(names),
+                Err(e) => tracing::error!(
+                    "nobody serves mounts whose processes are dead, and after {WAIT_MOST:?} their reads fail: {e}"
+                ),
+            }
+        }
+    }
+
+    /// Nothing of a set is of use any more.
+    fn let_go(&self, names: &[String]) {
+        names.iter().for_each(|name| self.config.vault.iter().for_each(|vault| vault.release(name)));
+        // Whom nobody serves now must not read what is absent.
+        if let Err(e) = super::lost::retire(&self.store) {
+            tracing::error!("taking lost mounts out of service: {e}");
+        }
+    }
+
     /// False where nothing of it is of use any more.
-    fn revive_set(&self, name: &str, mut set: Set) -> Result<bool, Error> {
-        let Some(life) = set.remove(LIFE) else { return Ok(false) };
-        let (Some(table), group) = (set.remove(TABLE), set.remove(GROUP)) else { return Ok(false) };
-        let ids = guard::ids(set.keys());
+    fn revive_set(&self, set: &mut Orphaned) -> Result<bool, Error> {
+        let ids = guard::ids(set.deposits.keys());
         let records = self.store.mounts()?.into_iter().filter(|record| ids.contains(&record.id));
         let now = Snapshot::take().map_err(Error::io("read", "/proc/self/mountinfo"))?;
         let there: Vec<_> = records.filter(|record| record.presence().is_alive(&now)).collect();
@@ -130,12 +158,10 @@ impl Engine {
             return Ok(false);
         }
         let cannot = || Error::io("guard the mounts of", self.store.root());
-        let table = Table::of(table.into()).map_err(cannot())?;
-        let group = group.map(Group::of).transpose().map_err(cannot())?;
-        set.insert(format!("{LIVES}{name}"), stored::live_again(&life).map_err(cannot())?);
+        set.live().map_err(cannot())?;
         let presences: Vec<_> = there.iter().filter(|r| r.fuse.is_none()).map(|r| r.presence()).collect();
         let start = guard::start(&self.store, self.config.successor.clone())?;
-        revive(group.as_ref(), &table, &start, &presences, &set).map_err(cannot())?;
+        revive(set.group.as_deref(), &set.table, &start, &presences, &set.deposits).map_err(cannot())?;
         for record in there {
             tracing::warn!(
                 target = %record.target.display(),
@@ -144,5 +170,38 @@ impl Engine {
             );
         }
         Ok(true)
+    }
+}
+
+/// A set whose processes are dead.
+struct Orphaned {
+    name: String,
+    life: OwnedFd,
+    table: Table,
+    group: Option<Arc<Group>>,
+    /// What its keeper had.
+    deposits: Set,
+}
+
+impl Orphaned {
+    /// None where it lacks what nobody can go on without.
+    fn of(name: &str, mut set: Set) -> Option<Self> {
+        let (life, table, group) = (set.remove(LIFE)?, set.remove(TABLE)?, set.remove(GROUP));
+        let table = Table::of(table.into());
+        let group = group.map(Group::of).transpose();
+        let told = |e| tracing::error!("what the service manager has kept is of no use: {e}");
+        let (table, group) = (table.map_err(told).ok()?, group.map_err(told).ok()?);
+        Some(Self { name: name.to_owned(), life, table, group: group.map(Arc::new), deposits: set })
+    }
+
+    /// Has it live again, by whoever has its deposits.
+    fn live(&mut self) -> std::io::Result<()> {
+        let held = stored::live_again(&self.life)?;
+        self.deposits.insert(format!("{LIVES}{}", self.name), held);
+        Ok(())
+    }
+
+    fn refuse_for(&self, time: Duration) {
+        refuse_for(time, self.group.as_ref(), &self.table, &self.deposits);
     }
 }
