@@ -56,6 +56,7 @@ impl Resolved {
     pub async fn find(global: &Global, root: Root, image: &str) -> anyhow::Result<(Resolved, ImageProcess)> {
         match worker::daemon(global).await? {
             Some(mut client) => {
+                worker::tell_what_is_the_daemon_s(global);
                 let options = Options::of(global);
                 let request = Request::Resolve { image: worker::absolute_name(image), options };
                 let process = client.ask(&request, &hoist_engine::progress::Silent).await?;

@@ -30,6 +30,16 @@ pub async fn daemon(global: &Global) -> anyhow::Result<Option<Client>> {
     Client::find(&store(global)?).await
 }
 
+/// Says of options that a daemon cannot have for one mount that they do not count.
+pub fn tell_what_is_the_daemon_s(global: &Global) {
+    let default = hoist_engine::Config::new("").read_timeout;
+    if global.read_timeout != default || global.store_limit.is_some() {
+        tracing::warn!(
+            "--read-timeout and --store-limit are the daemon's, which goes by its own: set them there, or use --no-daemon"
+        );
+    }
+}
+
 /// The store's folder, as the daemon spells it.
 fn store(global: &Global) -> anyhow::Result<PathBuf> {
     let root = global.root()?;
@@ -165,6 +175,7 @@ pub async fn mount(
     progress: &dyn Progress,
 ) -> anyhow::Result<bool> {
     let Some(mut client) = daemon(global).await? else { return Ok(false) };
+    tell_what_is_the_daemon_s(global);
     let (image, target) = (absolute_name(image), target.to_owned());
     client.ask(&Request::Mount { image, target, stats, options: Options::of(global) }, progress).await?;
     Ok(true)

@@ -221,6 +221,23 @@ fn the_background_keeps_to_its_rate() {
     assert!(asked <= 2 && here * 2 < layer["total_bytes"].as_u64().unwrap(), "{asked} requests: {layer}");
 }
 
+/// What one mount is to have is passed on; what a daemon has for all is said not to count.
+#[test]
+fn a_client_s_background_counts_and_its_timeout_does_not() {
+    let case = Case::new();
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    let point = node.path("point");
+    fs::create_dir(&point).unwrap();
+    let options = ["mount", "--background", "on", "--read-timeout", "5s"];
+    let args = [&options[..], &[&case.image.name, point.to_str().unwrap()]].concat();
+    let output = node.hoist(&args).output().unwrap();
+    assert!(output.status.success() && stderr(&output).contains("are the daemon's"), "{}", stderr(&output));
+    let complete = || Ok(status(&node)["mounts"][0]["layers"][0]["complete"] == true);
+    process::wait_until("all of the layer", PATIENCE, complete).unwrap();
+    node.says(&["unmount", point.to_str().unwrap()]);
+}
+
 /// It is killed while its request waits for the registry.
 #[test]
 fn a_client_killed_in_the_middle_of_a_mount_leaves_none() {
@@ -562,9 +579,24 @@ fn a_killed_daemon_leaves_its_mounts_to_a_successor() {
     daemon.wait();
     case.image.proxy.clear_faults();
     assert_eq!(reader.join().unwrap().unwrap(), case.source.read("lib/d.so"));
-    let again = Daemon::start(&node, &[]);
+    let (file, socket) = (node.path("hoist.toml"), node.path("metrics.sock"));
+    fs::write(&file, format!("metrics = \"unix:{}\"\n", socket.display())).unwrap();
+    let again = Daemon::start(&node, &["--config", file.to_str().unwrap()]);
     case.source.assert_shown(mount.root());
-    assert!(again.socket().exists());
+
+    // The next daemon shows it, and serves the same layers beside it.
+    let told = status(&node);
+    let [served] = &told["mounts"].as_array().unwrap()[..] else { panic!("not one") };
+    let successor = served["filler_pid"].as_i64().unwrap();
+    assert_ne!(successor, i64::from(again.pid().as_raw_nonzero().get()));
+    assert_eq!(served["layers"][0]["present_bytes"], served["layers"][0]["total_bytes"], "{served}");
+    let told = metrics(&socket);
+    assert!(told.contains("\nhoist_mounts 0\n") && told.contains("\nhoist_other_mounts 1\n"), "{told}");
+    let beside = node.mount(&case.image.name, &[]);
+    case.source.assert_shown(beside.root());
+    let told = metrics(&socket);
+    assert!(told.contains("\nhoist_mounts 1\n") && told.contains("\nhoist_other_mounts 1\n"), "{told}");
+    drop(beside);
     node.says(&["unmount", mount.root().to_str().unwrap()]);
     wait_until_nothing_is_mounted(&node);
 }

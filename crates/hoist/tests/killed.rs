@@ -1,5 +1,5 @@
 //! A command that is killed, by SIGKILL, as it makes one of the calls that change its store: the next one finds nothing
-//! wrong, and does all of it. (`power_cut.rs` asks the same of what reaches the disk, after every single call.)
+//! wrong, and does all of it, whichever driver shows it. (`power_cut.rs` asks the same of what reaches the disk, after every single call.)
 
 mod common;
 mod node;
@@ -41,7 +41,7 @@ fn killed_at_its_calls(like: &Path, args: &[&str], then: impl Fn(&Node, &str)) -
     let mut kills = 0;
     for call in CALLS {
         for time in TIMES {
-            let node = Node::new();
+            let node = Node::new().with_driver(["erofs", "fuse", "erofs-fuse"][kills % 3]);
             process::run(Command::new("cp").arg("-a").arg(like).arg(node.store(""))).unwrap();
             if !is_killed(&node, args, call, time) {
                 break;

@@ -96,8 +96,13 @@ mod tests {
     #[test]
     fn they_outlive_the_process_and_damage_is_none() {
         let dir = tempfile::tempdir().unwrap();
-        let options =
-            Options { trust_index: TrustIndex::Local, platform: None, plain_http: Some(true), driver: None };
+        let options = Options {
+            trust_index: TrustIndex::Local,
+            platform: None,
+            plain_http: Some(true),
+            driver: None,
+            background: Some("1000".to_owned()),
+        };
         let intent = |target: &str| Intent {
             target: target.into(),
             image: "app:1".into(),
@@ -113,6 +118,7 @@ mod tests {
         let [found] = &Intents::of(dir.path()).all()[..] else { panic!("not one") };
         assert_eq!((found.target.to_str(), found.manifest), (Some("/a"), Digest::of(b"x")));
         assert_eq!((found.options.trust_index, found.options.plain_http), (TrustIndex::Local, Some(true)));
+        assert_eq!(found.options.background.as_deref(), Some("1000"));
         std::fs::write(dir.path().join("daemon.json"), "{").unwrap();
         assert!(Intents::of(dir.path()).all().is_empty());
     }

@@ -48,6 +48,7 @@ enum Kind {
 /// What is counted at each asking.
 struct Now {
     mounts: u64,
+    others: u64,
     disk_bytes: u64,
     layers: Vec<LayerStatus>,
 }
@@ -134,6 +135,12 @@ pub const METRICS: &[Metric] = &[
         kind: Kind::Gauge(|now| now.mounts),
     },
     Metric {
+        name: "hoist_other_mounts",
+        help: "Images of the store that other processes serve: successors of earlier daemons, and commands that do \
+               without it.",
+        kind: Kind::Gauge(|now| now.others),
+    },
+    Metric {
         name: "hoist_layers",
         help: "Layers of these mounts by state: lazy (some of it absent), complete (all here, not yet checked as a \
                whole), verified (blob digest and diffID checked), condemned (out of service).",
@@ -182,6 +189,7 @@ impl Source {
         layers.dedup_by_key(|layer| (layer.digest, layer.complete, layer.verified));
         Now {
             mounts: mounts.len() as u64,
+            others: super::status::of_others(&self.engine),
             disk_bytes: super::status::disk_bytes(self.engine.store().root()),
             layers,
         }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::cli::{Driver, Global, TrustIndex};
+use crate::cli::{BackgroundFetch, Driver, Global, TrustIndex};
 
 /// The version of all that follows. It grows with every change that the other side could misread.
 pub const VERSION: u32 = 1;
@@ -150,6 +150,9 @@ pub struct Options {
     pub plain_http: Option<bool>,
     /// `--driver`.
     pub driver: Option<Driver>,
+    /// `--background`, where it is not off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub background: Option<String>,
 }
 
 impl Options {
@@ -160,6 +163,7 @@ impl Options {
             platform: global.platform.clone(),
             plain_http: global.plain_http,
             driver: global.driver,
+            background: (global.background != BackgroundFetch::Off).then(|| global.background.to_string()),
         }
     }
 }

@@ -16,7 +16,7 @@ use super::mounts::{Mounts, Wanted};
 use super::prepared::Prepared;
 use super::protocol::{Options, Request, Standing};
 use super::settings::Settings;
-use crate::cli::TrustIndex;
+use crate::cli::{BackgroundFetch, TrustIndex};
 use crate::container_image::Facts;
 use crate::failure::user;
 
@@ -90,12 +90,16 @@ impl Daemon {
     fn engine_for(&self, options: &Options) -> anyhow::Result<Engine> {
         let trust = stricter(self.settings().trust_index, options.trust_index);
         let platform = options.platform.as_deref().map(crate::engine_glue::parse_platform).transpose()?;
+        let background = options.background.as_deref().map(str::parse::<BackgroundFetch>).transpose();
+        let background = background.map_err(|error: String| user(format!("--background: {error}")))?;
+        let background = background.and_then(crate::engine_glue::background);
         Ok(self.engine().with(|config| {
             config.trust = crate::engine_glue::trust(trust);
             config.platform_asked = platform.is_some();
             config.platform = platform.unwrap_or_else(|| config.platform.clone());
             config.plain_http = options.plain_http.or(config.plain_http);
             config.driver = options.driver.map(crate::engine_glue::driver).or(config.driver);
+            config.background = background.or(config.background);
         }))
     }
 

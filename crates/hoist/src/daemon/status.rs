@@ -147,6 +147,13 @@ fn recorded(engine: &Engine) -> anyhow::Result<Vec<MountStatus>> {
     Ok(mounts)
 }
 
+/// How many mounts of the store other processes serve.
+pub fn of_others(engine: &Engine) -> u64 {
+    let records = engine.store().mounts().unwrap_or_default();
+    let servers = records.iter().filter_map(|record| engine.store().servers(&record.id));
+    servers.filter(|servers| servers.filler_pid != std::process::id()).count() as u64
+}
+
 /// What images and layers of the store at `root` take on disk.
 pub fn disk_bytes(root: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
