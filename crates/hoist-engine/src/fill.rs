@@ -6,6 +6,7 @@
 //! job's progress and goes on the moment its own extents are published, not when the job ends.
 
 mod assemble;
+mod carried;
 mod chunks;
 mod counts;
 mod doubt;
@@ -98,7 +99,7 @@ struct State {
 }
 
 /// The first open of a boot: where the data file has a hole, the file system has lost what was recorded, and
-/// it is fetched again. (What is there and wrong is for `fsck` to find: that takes reading all of it.)
+/// it is fetched again. (To find what is there and wrong takes reading it: see `carried`.)
 fn forget_lost(dir: &LayerDir, table: &Table, data: &File, present: &mut [u8]) {
     let mut lost = 0;
     for (i, extent) in table.extents.extents.iter().enumerate() {
@@ -166,11 +167,16 @@ impl LayerFill {
         if live.count_set() == 0 {
             forget_lost(&dir, &table, &data, &mut durable);
         }
+        let carried = (!dir.is_checked()).then(|| durable.clone());
+        if carried.as_ref().is_some_and(|bits| bits.iter().all(|byte| *byte == 0)) {
+            dir.note_checked();
+        }
         for (i, byte) in durable.iter().enumerate() {
             (0..8).filter(|b| byte >> b & 1 == 1 && i * 8 + b < n).for_each(|b| {
                 live.set((i * 8 + b) as u64);
             });
         }
+        let carried = carried.filter(|bits| bits.iter().any(|byte| *byte != 0));
         let durable: u64 = durable.iter().map(|b| u64::from(b.count_ones())).sum();
         let unsynced = live.count_set() > durable;
         let windows = windows::Windows::new(&dir, windows, source.clone());
@@ -179,7 +185,7 @@ impl LayerFill {
         if unsynced {
             meter.chores.notify_one();
         }
-        Ok(Arc::new(Self {
+        let this = Arc::new(Self {
             dir,
             table,
             data,
@@ -202,7 +208,11 @@ impl LayerFill {
             native: AtomicBool::new(false),
             lied: Mutex::new(None),
             doubt,
-        }))
+        });
+        if let Some(carried) = carried {
+            this.check_later(carried);
+        }
+        Ok(this)
     }
 
     /// The layer's folder.

@@ -3,7 +3,7 @@
 mod node;
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -118,6 +118,35 @@ fn what_the_disk_has_lost_is_fetched_again() {
 }
 
 /// A mounted layer is read by the kernel: it is told of, and left alone until it is unmounted.
+/// What a disk has spoiled before a boot is found without anybody asking for it.
+#[test]
+fn what_was_spoiled_before_a_boot_is_fetched_again() {
+    let case = Case::new();
+    let node = Node::new();
+    let mount = node.mount(&case.image.name, &[]);
+    assert!(mount.read("lib/a.so").unwrap() == case.source.read("lib/a.so"));
+    let layer = node.layers()[0].clone();
+    process::wait_until("the record of what is here", PATIENCE, || Ok(layer.join("present").exists())).unwrap();
+    mount.unmount();
+    let (data, wanted) = (layer.join("data"), case.source.read("lib/a.so"));
+    let place = fs::read(&data).unwrap().windows(4096).position(|block| *block == wanted[..4096]).unwrap();
+    let file = fs::File::options().write(true).open(&data).unwrap();
+    file.write_all_at(b"spoiled", place as u64 + 1000).unwrap();
+    // As after a reboot.
+    for name in ["live", "kept", "checked"] {
+        fs::remove_file(layer.join(name)).unwrap();
+    }
+
+    let mount = node.mount(&case.image.name, &[]);
+    mount.read("etc/motd").unwrap();
+    process::wait_until("the damage to be found", PATIENCE, || Ok(node.logs().contains("is not what it was")))
+        .unwrap();
+    case.image.proxy.reset();
+    assert!(mount.read("lib/a.so").unwrap() == wanted);
+    assert!(case.image.proxy.stats().requests > 0);
+    assert!(layer.join("checked").exists());
+}
+
 #[test]
 fn what_is_mounted_is_not_mended() {
     let source = Source::new();

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hoist_format::span::Spans;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::counters::Counters;
 
@@ -30,7 +30,7 @@ const QUEUE_MOST: u64 = 16 << 20;
 const TELLING: u64 = 64 << 10;
 
 /// What the line does, and what is under way on it; shared by all layers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Meter {
     line: Mutex<Option<Line>>,
     under_way: AtomicU64,
@@ -39,6 +39,8 @@ pub struct Meter {
     less: Notify,
     /// Rung when something was published or read: there is upkeep to do.
     pub chores: Notify,
+    /// Whose turn it is to look at what an earlier boot has left.
+    pub checks: Semaphore,
     /// Changed when something was fetched or somebody has waited: there is something to tell of.
     pub activity: watch::Sender<()>,
     /// What the fill path did.
@@ -56,6 +58,21 @@ struct Line {
 /// Bytes that are asked for and not here yet, while it lives.
 #[derive(Debug)]
 pub struct UnderWay<'a>(&'a Meter, u64);
+
+impl Default for Meter {
+    fn default() -> Self {
+        Self {
+            line: Mutex::default(),
+            under_way: AtomicU64::default(),
+            begun: AtomicU64::default(),
+            less: Notify::default(),
+            chores: Notify::default(),
+            checks: Semaphore::new(1),
+            activity: watch::Sender::default(),
+            counters: Counters::default(),
+        }
+    }
+}
 
 impl Meter {
     /// One request: time to its first byte, then `bytes` in `rest`.
@@ -94,6 +111,11 @@ impl Meter {
     /// How many requests were ever begun: when it stands still, nobody asks.
     pub fn begun(&self) -> u64 {
         self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Is anything under way?
+    pub fn is_busy(&self) -> bool {
+        self.under_way.load(Ordering::Relaxed) > 0
     }
 
     /// Returns when nothing is under way.

@@ -186,6 +186,18 @@ impl LayerDir {
         (bits.len() == extents.div_ceil(8) && blake3::hash(bits).as_bytes()[..] == *hash)
             .then(|| bits.to_vec())
     }
+    /// Was what an earlier boot has left of it looked at in this one?
+    pub fn is_checked(&self) -> bool {
+        let checked = fs::read_to_string(self.file("checked"));
+        checked.is_ok_and(|boot| hoist_sys::file::boot_id().is_ok_and(|now| now == boot))
+    }
+    /// It was. Best effort: else it is looked at again.
+    pub fn note_checked(&self) {
+        let noted = hoist_sys::file::boot_id().and_then(|boot| fs::write(self.file("checked"), boot));
+        if let Err(e) = noted {
+            tracing::debug!(layer = %self.blob, "noting that it was looked at: {e}");
+        }
+    }
     /// Notes that the layer is used now.
     pub fn touch(&self) {
         let touched = File::create(self.file("used"));
