@@ -367,7 +367,8 @@ impl Scene {
 
     /// A descriptor that the filler has of something of this kind.
     fn copy_of(&self, kind: &str) -> OwnedFd {
-        let mut fds = fs::read_dir(format!("/proc/{}/fd", self.filler.id())).unwrap().map(|e| e.unwrap().path());
+        let mut fds =
+            fs::read_dir(format!("/proc/{}/fd", self.filler.id())).unwrap().map(|e| e.unwrap().path());
         let is_one = |path: &PathBuf| fs::read_link(path).unwrap().to_str().unwrap().contains(kind);
         let number = fds.find(is_one).unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
         let life = pidfd_open(Pid::from_child(&self.filler), PidfdFlags::empty()).unwrap();

@@ -19,7 +19,11 @@ fn works(node: &Node, args: &[&str]) {
     let output = node.hoist(args).output().unwrap();
     let said = stderr(&output);
     let is_late = said.contains("try again in a moment");
-    assert!(output.status.success() || is_late, "{args:?}: {}{said}", String::from_utf8_lossy(&output.stdout));
+    assert!(
+        output.status.success() || is_late,
+        "{args:?}: {}{said}",
+        String::from_utf8_lossy(&output.stdout)
+    );
 }
 
 #[test]

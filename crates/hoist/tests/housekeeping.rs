@@ -126,7 +126,8 @@ fn what_was_spoiled_before_a_boot_is_fetched_again() {
     let mount = node.mount(&case.image.name, &[]);
     assert!(mount.read("lib/a.so").unwrap() == case.source.read("lib/a.so"));
     let layer = node.layers()[0].clone();
-    process::wait_until("the record of what is here", PATIENCE, || Ok(layer.join("present").exists())).unwrap();
+    process::wait_until("the record of what is here", PATIENCE, || Ok(layer.join("present").exists()))
+        .unwrap();
     mount.unmount();
     let (data, wanted) = (layer.join("data"), case.source.read("lib/a.so"));
     let place = fs::read(&data).unwrap().windows(4096).position(|block| *block == wanted[..4096]).unwrap();
@@ -139,8 +140,10 @@ fn what_was_spoiled_before_a_boot_is_fetched_again() {
 
     let mount = node.mount(&case.image.name, &[]);
     mount.read("etc/motd").unwrap();
-    process::wait_until("the damage to be found", PATIENCE, || Ok(node.logs().contains("is not what it was")))
-        .unwrap();
+    process::wait_until("the damage to be found", PATIENCE, || {
+        Ok(node.logs().contains("is not what it was"))
+    })
+    .unwrap();
     case.image.proxy.reset();
     assert!(mount.read("lib/a.so").unwrap() == wanted);
     assert!(case.image.proxy.stats().requests > 0);

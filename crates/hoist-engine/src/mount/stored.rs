@@ -112,7 +112,9 @@ impl Engine {
             Ok(true) => {}
             Ok(false) => self.let_go(&names),
             Err(e) => {
-                tracing::error!("nobody serves mounts whose processes are dead, and who reads them waits: {e}");
+                tracing::error!(
+                    "nobody serves mounts whose processes are dead, and who reads them waits: {e}"
+                );
                 let this = self.clone();
                 std::thread::spawn(move || this.revive_patiently(orphaned, &names));
             }

@@ -127,7 +127,8 @@ impl Known {
         if let Some(last) = last.as_ref().filter(|last| last.is_of(&wanted)) {
             return Ok(Arc::clone(last));
         }
-        let (kept, fresh) = last.as_ref().map_or((None, &[][..]), |last| (Some(&last.written), &last.fresh[..]));
+        let (kept, fresh) =
+            last.as_ref().map_or((None, &[][..]), |last| (Some(&last.written), &last.fresh[..]));
         let mut written = Written::current(&self.root, kept);
         let mut fresh = self.missing(&written, fresh, &wanted);
         let most = self.most_unwritten.max(written.len() / SHARE_UNWRITTEN);
@@ -152,7 +153,8 @@ impl Known {
         let named = written.sources.iter().filter(|s| is_wanted(wanted, s)).map(|s| &s.name);
         let named: BTreeSet<&String> = named.collect();
         let missing = wanted.iter().filter(|(name, _)| !named.contains(name));
-        let had = |name: &String| read.iter().find(|f| f.source.name == *name && is_wanted(wanted, &f.source));
+        let had =
+            |name: &String| read.iter().find(|f| f.source.name == *name && is_wanted(wanted, &f.source));
         missing
             .map(|(name, stamp)| had(name).map_or_else(|| Arc::new(self.read(name, *stamp, 0)), Arc::clone))
             .collect()
@@ -183,8 +185,7 @@ impl Known {
 
     /// Writes the file anew: without what is gone, with one more batch of what is new.
     fn step(&self, old: &Written, wanted: &Tables) -> Result<Written, Error> {
-        let mut sources: Vec<Source> =
-            old.sources.iter().filter(|s| is_wanted(wanted, s)).cloned().collect();
+        let mut sources: Vec<Source> = old.sources.iter().filter(|s| is_wanted(wanted, s)).cloned().collect();
         // Where an old layer's records go; none for those that are gone.
         let mut place = 0;
         let renumbered: Vec<Option<u32>> =

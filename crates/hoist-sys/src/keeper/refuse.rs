@@ -33,8 +33,7 @@ pub fn refuse_for(
         }
         let fds = group.iter().map(|group| group.as_fd()).chain(sessions.iter().map(|fd| fd.as_fd()));
         let mut polled: Vec<_> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        let left =
-            Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+        let left = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
         if !matches!(poll(&mut polled, Some(&left)), Ok(1..)) {
             continue;
         }
