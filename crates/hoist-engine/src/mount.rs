@@ -40,8 +40,10 @@ use crate::fill::Counts;
 use crate::image::Image;
 use crate::oci::Descriptor;
 use crate::progress::Progress;
+use crate::publish::PublishedIndex;
 use crate::stats::Stats;
 use crate::store::mounts::{FuseRecord, Lease};
+use crate::store::usage::Choosing;
 use crate::store::{MountRecord, Servers};
 
 pub(crate) use lost::retire as retire_lost;
@@ -58,6 +60,8 @@ pub use status::{LayerStatus, Needs, Viewer};
 pub use table::MountTable;
 use upkeep::{Attended, Upkeep};
 
+/// A conversion may be taken away before it is used, as by a store's limit that is too small for it.
+const TRIES: usize = 3;
 /// A mount that is seen only elsewhere, or not any more, is looked for this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -221,7 +225,7 @@ impl Engine {
         let cannot = |why: String| Error::Mount { image: image.name.clone(), why };
         let group = || self.serving.server(self)?.group();
         let driver = drivers::choose(self.config.driver, self.store.root(), &group).map_err(&cannot)?;
-        let mut choosing = self.store.choosing()?;
+        let mut choosing = Some(self.store.choosing()?);
         let own = match self.has_own_layout(&image.digest) {
             true => match self.own_tree(image) {
                 // Found damaged, it is fetched again like what was never here.
@@ -249,7 +253,7 @@ impl Engine {
         };
         let mut converted = None;
         let lazy = match lazy {
-            None if own.is_none() => match self.converted(image, progress).await? {
+            None if own.is_none() => match self.converted_aside(image, &mut choosing, progress).await? {
                 Some(index) => {
                     let lazy = self.lazy(image, &index, purpose, driver).await?;
                     why = self.lazy_as_it_is(image, &index.notes());
@@ -270,7 +274,7 @@ impl Engine {
                     // Long, and safe without: what is pulled is locked layer by layer.
                     drop(choosing);
                     self.pull(image, progress).await?;
-                    choosing = self.store.choosing()?;
+                    choosing = Some(self.store.choosing()?);
                     if !self.has_own_layout(&image.digest) {
                         return Err(cannot(
                             "it was taken out of the store just when it was fetched: try again".into(),
@@ -342,6 +346,32 @@ impl Engine {
             mount.tasks.push(tokio::spawn(prefetch::follow(lazy, Arc::clone(&self.meter))));
         }
         Ok(mount)
+    }
+
+    /// A conversion that is held by `choosing`. It asks a registry, and may fetch whole layers: nobody who takes
+    /// something away is to wait for that.
+    async fn converted_aside(
+        &self,
+        image: &Image,
+        choosing: &mut Option<Choosing>,
+        progress: &dyn Progress,
+    ) -> Result<Option<PublishedIndex>, Error> {
+        for tries in 0.. {
+            if let Some(kept) = self.kept_conversion(image) {
+                return Ok(Some(kept));
+            }
+            if tries == TRIES {
+                break;
+            }
+            *choosing = None;
+            let converted = self.converted(image, progress).await?;
+            *choosing = Some(self.store.choosing()?);
+            if converted.is_none() {
+                return Ok(None);
+            }
+        }
+        let why = "it was taken out of the store again and again just when it was converted".to_owned();
+        Err(Error::Mount { image: image.name.clone(), why })
     }
 
     /// Has this process replaced by one that runs the program as it now stands on disk, without readers

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -112,6 +112,21 @@ impl Folders {
         Ok(())
     }
 
+    /// Removes overlayfs's marks of what a layer removes of those below it.
+    ///
+    /// # Errors
+    /// Its folder can't be read or changed.
+    pub fn drop_whiteouts(&self, id: u64) -> Result<(), Error> {
+        let mut whiteouts = Vec::new();
+        let upper = self.upper(id);
+        each(&upper, &mut |path, about| {
+            if about.file_type().is_char_device() && about.rdev() == 0 {
+                whiteouts.push(path.to_owned());
+            }
+        })?;
+        whiteouts.iter().try_for_each(|path| fs::remove_file(path).map_err(Error::io("remove", path)))
+    }
+
     /// What a snapshot takes.
     ///
     /// # Errors
@@ -163,19 +178,23 @@ fn remove(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Everything below a folder and the folder itself, files of several names once. What goes away meanwhile
-/// does not count.
+/// Everything below a folder and the folder itself, files of several names once.
 fn usage(root: &Path) -> Result<Usage, Error> {
     let mut total = Usage::default();
     let mut linked = HashSet::new();
-    let mut folders = vec![root.to_owned()];
-    let mut count = |about: &fs::Metadata| {
+    each(root, &mut |_, about| {
         if about.nlink() == 1 || about.is_dir() || linked.insert((about.dev(), about.ino())) {
             total.inodes += 1;
             total.size += about.blocks() * 512;
         }
-    };
-    count(&fs::symlink_metadata(root).map_err(Error::io("look at", root))?);
+    })?;
+    Ok(total)
+}
+
+/// Looks at a folder and everything below it. What goes away meanwhile does not count.
+fn each(root: &Path, look: &mut dyn FnMut(&Path, &fs::Metadata)) -> Result<(), Error> {
+    look(root, &fs::symlink_metadata(root).map_err(Error::io("look at", root))?);
+    let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
         let entries = match fs::read_dir(&folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -185,7 +204,7 @@ fn usage(root: &Path) -> Result<Usage, Error> {
             let entry = entry.map_err(Error::io("read", &folder))?;
             match entry.metadata() {
                 Ok(about) => {
-                    count(&about);
+                    look(&entry.path(), &about);
                     if about.is_dir() {
                         folders.push(entry.path());
                     }
@@ -195,7 +214,7 @@ fn usage(root: &Path) -> Result<Usage, Error> {
             }
         }
     }
-    Ok(total)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -49,15 +49,16 @@ pub struct Wanted {
     pub manifest: Option<String>,
     /// The layer's chain ID.
     pub chain: String,
-    /// Layers below it.
-    pub below: usize,
+    /// Layers below it. None where it stands on nothing: it is the lowest, or the client unpacks layers side by side and
+    /// says what each stands on when it is committed.
+    pub below: Option<usize>,
     /// All that was said.
     pub labels: Labels,
 }
 
 impl Wanted {
     /// What the labels of a new snapshot ask for; None of an ordinary one.
-    pub(crate) fn of(labels: &Labels, below: usize) -> Option<Wanted> {
+    pub(crate) fn of(labels: &Labels, below: Option<usize>) -> Option<Wanted> {
         Some(Wanted {
             image: image(labels)?,
             manifest: labels.get(MANIFEST).cloned(),
@@ -172,13 +173,13 @@ mod tests {
     fn labels_of_all_clients() {
         let of = |labels: &[(&str, &str)]| {
             let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-            Wanted::of(&labels.collect(), 1).map(without_labels)
+            Wanted::of(&labels.collect(), Some(1)).map(without_labels)
         };
         let wanted = |manifest: Option<&str>| Wanted {
             image: "r/app:1".into(),
             manifest: manifest.map(str::to_owned),
             chain: "sha256:c".into(),
-            below: 1,
+            below: Some(1),
             labels: Labels::new(),
         };
         let target = (TARGET, "sha256:c");
@@ -186,7 +187,7 @@ mod tests {
         assert_eq!(of(&[target, (NAMES[1], "r/app:1")]), Some(wanted(None)));
         assert_eq!(of(&[target]), None);
         assert_eq!(of(&[(NAMES[0], "r/app:1")]), None);
-        let own = Wanted::of(&labels("r/app:1", "m", "sha256:c"), 1);
+        let own = Wanted::of(&labels("r/app:1", "m", "sha256:c"), Some(1));
         assert_eq!(own.map(without_labels), Some(wanted(Some("m"))));
     }
 }

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::part::Part;
+use crate::part::{Part, TARGET};
 
 /// Of a snapshot; none has an empty value.
 pub type Labels = BTreeMap<String, String>;
@@ -74,6 +74,13 @@ pub struct Record {
     /// Of what image it is a layer, if it was not unpacked: it has no folder then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part: Option<Part>,
+}
+
+impl Record {
+    /// Is a layer being unpacked into it that stands on nothing?
+    pub fn is_unpacked_alone(&self) -> bool {
+        self.kind == Kind::Active && self.parent.is_empty() && self.labels.contains_key(TARGET)
+    }
 }
 
 /// A snapshot with its name.

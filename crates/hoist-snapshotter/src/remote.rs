@@ -54,7 +54,7 @@ impl Remote {
     /// # Errors
     /// Why it is to be unpacked.
     pub async fn prepare(&self, parent: &str, labels: &Labels) -> Result<bool, String> {
-        let Some(mut wanted) = Wanted::of(labels, 0) else { return Ok(false) };
+        let Some(mut wanted) = Wanted::of(labels, None) else { return Ok(false) };
         let begun = Instant::now();
         let outcome = self.have(&mut wanted, parent).await;
         self.images.told(&wanted, outcome.as_ref().copied(), begun.elapsed());
@@ -127,7 +127,9 @@ impl Remote {
 
     async fn end(&self, folder: &Path) {
         self.images.unmount(folder).await;
-        if let Err(error) = std::fs::remove_dir(folder) {
+        if let Err(error) = std::fs::remove_dir(folder)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
             tracing::warn!(
                 "the folder {} of an image stays until the next cleanup: {error}",
                 folder.display()

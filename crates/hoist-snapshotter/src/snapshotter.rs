@@ -21,6 +21,8 @@ const SHORT: usize = 8;
 /// See the module.
 pub struct Snapshotter {
     images: PathBuf,
+    /// A folder with nothing in it.
+    empty: PathBuf,
     meta: Meta,
     folders: Folders,
     options: Options,
@@ -41,10 +43,12 @@ impl Snapshotter {
         let meta = Meta::open(&root.join("meta.redb"))?;
         let known = meta.all()?.into_iter().map(|info| info.record.id);
         let folders = Folders::open(&root.join("snapshots"), known)?;
-        let images = root.join("images");
-        std::fs::create_dir_all(&images).map_err(Error::io("make", &images))?;
-        let snapshotter =
-            Snapshotter { images, meta, folders, options: Options::of_kernel(), making: RwLock::new(()) };
+        let [images, empty] = ["images", "empty"].map(|name| root.join(name));
+        for folder in [&images, &empty] {
+            std::fs::create_dir_all(folder).map_err(Error::io("make", folder))?;
+        }
+        let (options, making) = (Options::of_kernel(), RwLock::new(()));
+        let snapshotter = Snapshotter { images, empty, meta, folders, options, making };
         snapshotter.cleanup()?;
         Ok(snapshotter)
     }
@@ -108,8 +112,13 @@ impl Snapshotter {
         // An image has all that is below its uppermost layer.
         let to_image =
             parents.iter().position(|parent| parent.record.part.is_some()).map_or(parents.len(), |at| at + 1);
-        let lower: Vec<PathBuf> =
+        let mut lower: Vec<PathBuf> =
             parents[..to_image].iter().map(|parent| self.shown(&parent.record)).collect();
+        if record.is_unpacked_alone() {
+            // It may be said only at its end what it stands on. containerd keeps what a layer removes of others only
+            // where it unpacks into an overlay.
+            lower.push(self.empty.clone());
+        }
         let lower: Vec<&Path> = lower.iter().map(PathBuf::as_path).collect();
         let (upper, work) = (self.folders.upper(record.id), self.folders.work(record.id));
         let own = Own { upper: &upper, work: &work };
@@ -124,12 +133,20 @@ impl Snapshotter {
         }
     }
 
-    /// Snapshots that a snapshot is made of, itself included; none of none.
+    /// Layers that a snapshot is made of, itself included; None of none.
     ///
     /// # Errors
     /// There is no such snapshot.
-    pub fn depth(&self, key: &str) -> Result<usize, Error> {
-        if key.is_empty() { Ok(0) } else { Ok(1 + self.meta.chain(key)?.1.len()) }
+    pub fn depth(&self, key: &str) -> Result<Option<usize>, Error> {
+        if key.is_empty() {
+            return Ok(None);
+        }
+        let (record, parents) = self.meta.chain(key)?;
+        let mut all = [&record].into_iter().chain(parents.iter().map(|parent| &parent.record));
+        // A layer of an image may stand there without those below it.
+        let of_image =
+            all.clone().enumerate().find_map(|(above, record)| Some((above, record.part.as_ref()?)));
+        Ok(Some(of_image.map_or_else(|| all.by_ref().count(), |(above, part)| above + part.layers)))
     }
 
     /// The image that what stands on a snapshot stands on.
@@ -231,7 +248,12 @@ impl Snapshotter {
     /// # Errors
     /// There is none, it is not active, the name is taken.
     pub fn commit(&self, name: &str, key: &str, parent: &str, labels: Labels) -> Result<(), Error> {
-        let id = self.meta.get(key)?.id;
+        let record = self.meta.get(key)?;
+        let id = record.id;
+        if record.is_unpacked_alone() && parent.is_empty() {
+            // The lowest layer: overlayfs would list what it removes of others.
+            self.folders.drop_whiteouts(id)?;
+        }
         let usage = self.folders.usage(id)?;
         // Nobody unpacks a layer again whose record says that it is there.
         let upper = self.folders.upper(id);
@@ -345,4 +367,29 @@ pub struct ImageFolder {
 fn without_empty(mut labels: Labels) -> Labels {
     labels.retain(|_, value| !value.is_empty());
     labels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cleanup_spares_what_is_being_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshotter = &Snapshotter::open(dir.path()).unwrap();
+        std::thread::scope(|scope| {
+            let make = |maker: u32| {
+                for n in 0..20 {
+                    snapshotter.create(Kind::Active, &format!("{maker}-{n}"), "", Labels::new()).unwrap();
+                }
+            };
+            let makers = [1, 2, 3].map(|maker| scope.spawn(move || make(maker)));
+            while makers.iter().any(|maker| !maker.is_finished()) {
+                snapshotter.cleanup().unwrap();
+            }
+        });
+        let all = snapshotter.list(&[]).unwrap();
+        assert_eq!(all.len(), 60);
+        assert!(all.iter().all(|info| snapshotter.folders.upper(info.record.id).is_dir()));
+    }
 }

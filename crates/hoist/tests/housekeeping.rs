@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hoist_testkit::layout::Compression;
-use hoist_testkit::{ProxyOptions, process, push_layout};
+use hoist_testkit::{Fault, FaultKind, ProxyOptions, When, process, push_layout};
 use node::case::{Case, PATIENCE};
 use node::tree::{FILES, Source, noise};
 use node::{Node, Published, REPO, count};
@@ -296,4 +296,28 @@ fn what_a_killed_pull_has_written_is_removed() {
     case.image.proxy.set_options(ProxyOptions::default());
     assert!(pull.wait().unwrap().success());
     case.source.assert_shown(node.mount(&case.image.name, &[]).root());
+}
+
+/// While an image of another format waits for its registry, room can be made.
+#[test]
+fn an_image_that_is_being_converted_keeps_nobody_from_making_room() {
+    let image = Published::plain(&hoist_testkit::fixtures_dir().unwrap().join("estargz"));
+    let layer = image.layers()[0].clone();
+    // Longer than who takes things away would wait.
+    let slow = FaultKind::Delay(Duration::from_secs(7));
+    image.proxy.inject(Fault::new(format!("/blobs/{layer}"), When::First(1), slow));
+    let node = Node::new();
+    let point = node.path("point");
+    fs::create_dir(&point).unwrap();
+    let mut mounting = node.hoist(&["mount", &image.name, point.to_str().unwrap()]).spawn().unwrap();
+    process::wait_until("a request for the layer", PATIENCE, || {
+        Ok(image.proxy.log().iter().any(|asked| asked.path.contains(&layer)))
+    })
+    .unwrap();
+    node.says(&["prune"]);
+    assert!(mounting.try_wait().unwrap().is_none(), "it was to wait for its registry");
+    assert!(mounting.wait().unwrap().success());
+    let differences = hoist_testkit::compare_tree(&point, &hoist_testkit::Exceptions::full()).unwrap();
+    assert_eq!(differences, [""; 0]);
+    node.says(&["unmount", point.to_str().unwrap()]);
 }

@@ -154,7 +154,9 @@ impl Engine {
         }
         let bytes = Bytes::from(serde_json::to_vec(&manifest).map_err(|e| Error::Internal(e.to_string()))?);
         let index = PublishedIndex::parse_converted(bytes, &image.digest)?;
+        let mut held = Vec::new();
         for ((blob, described), table) in described.iter().zip(&tables) {
+            held.push(self.store.layer(blob, Some(&index.digest)).hold()?);
             self.keep_layer(&self.store.layer(blob, Some(&index.digest)), described, table)?;
         }
         let dir = self.store.image(&image.digest);

@@ -6,9 +6,13 @@ use std::path::{Path, PathBuf};
 use hoist_format::digest::Digest;
 use serde::{Deserialize, Serialize};
 
+use hoist_sys::presence::Snapshot;
+
 use super::Mount;
 use super::layer::{LazyLayer, MountedLayer};
 use crate::config::Driver;
+use crate::engine::Engine;
+use crate::error::Error;
 use crate::fill::Here;
 use crate::store::{LayerDir, LayerState, MountRecord};
 
@@ -60,6 +64,37 @@ impl Mount {
     /// Reads of its layers that had to wait since it was mounted.
     pub fn demand_stalls(&self) -> u64 {
         (self.layers.counts() - self.before).stalls
+    }
+}
+
+impl Engine {
+    /// Why nobody new is to use what is mounted at `target` (canonical). None also where nothing of ours is.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn out_of_service(&self, target: &Path) -> Result<Option<String>, Error> {
+        let now = Snapshot::take().map_err(Error::io("read", "/proc/self/mountinfo"))?;
+        let mut why = None;
+        for record in self.store.mounts()? {
+            if record.target != target || !record.presence().is_alive(&now) {
+                continue;
+            }
+            // What was mounted there before may still be used by others.
+            match self.condemned(&record) {
+                Some(found) => why = Some(found),
+                None => return Ok(None),
+            }
+        }
+        Ok(why)
+    }
+
+    fn condemned(&self, record: &MountRecord) -> Option<String> {
+        if record.lost {
+            return Some("whoever filled it died together with its keeper".into());
+        }
+        let index = record.index.as_ref().map(|index| Digest::of(index.as_bytes()));
+        let layers = || record.data.iter().filter_map(|data| LayerDir::at(data.parent()?)?.state().lied);
+        index.and_then(|index| self.store.distrusted(&index)).or_else(|| layers().next())
     }
 }
 

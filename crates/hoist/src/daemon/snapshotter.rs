@@ -60,14 +60,15 @@ struct NodeImages {
 struct Found {
     since: Instant,
     image: OnceCell<(Engine, Image)>,
-    pulled: OnceCell<()>,
+    /// Or why it is to be unpacked.
+    usable: OnceCell<Result<(), Refusal>>,
 }
 
 impl NodeImages {
     fn found(&self, name: &str) -> Arc<Found> {
         let mut all = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, found| found.since.elapsed() < FRESH || Arc::strong_count(found) > 1);
-        let new = || Found { since: Instant::now(), image: OnceCell::default(), pulled: OnceCell::default() };
+        let new = || Found { since: Instant::now(), image: OnceCell::default(), usable: OnceCell::default() };
         Arc::clone(all.entry(name.to_owned()).or_insert_with(|| Arc::new(new())))
     }
 
@@ -116,6 +117,43 @@ impl NodeImages {
         }
     }
 
+    /// Has it here, or finds out whether it can be read lazily.
+    async fn make_usable(
+        &self,
+        engine: &Engine,
+        image: &Image,
+        full: bool,
+    ) -> Result<Result<(), Refusal>, Refusal> {
+        if full {
+            let pulled = engine.pull(image, &Silent).await;
+            return pulled.map(|_| Ok(())).map_err(|error| Reason::Pull.because(error.to_string()));
+        }
+        if engine.mounts_at_once(image).await {
+            return Ok(Ok(()));
+        }
+        self.let_be_pruned(&image.name).await;
+        let why = format!("{} can't be read lazily (`hoist inspect` tells why), and is not here", image.name);
+        Ok(Err(Reason::NotLazy.because(why)))
+    }
+
+    /// Takes what nobody needs any more out of the store.
+    async fn let_be_pruned(&self, name: &str) {
+        let (engine, image) = (self.daemon.engine(), name.to_owned());
+        let pruned = tokio::task::spawn_blocking(move || {
+            // A name without a digest may be somebody else's too.
+            let own = engine.store().lookup(&image).filter(|own| image.contains('@') && !own.pinned);
+            if let Some(own) = own {
+                engine.remove(&own.name)?;
+            }
+            engine.prune()
+        });
+        match pruned.await {
+            Ok(Ok(pruned)) => tracing::info!(image = name, bytes = pruned.bytes, "removed an image"),
+            Ok(Err(error)) => tracing::debug!(image = name, "forgetting an image: {error}"),
+            Err(_) => {}
+        }
+    }
+
     async fn try_mount(&self, part: &Part, folder: &Path) -> Result<(), String> {
         // Of its own counts.
         let engine = self.daemon.engine().with(|_| ());
@@ -154,22 +192,17 @@ impl Images for NodeImages {
             None => layer.image.clone(),
         };
         let (engine, image) = self.resolve(&name).await?;
-        let at = layer.below;
-        let chain = image.chain_ids().get(at).map(Digest::to_string);
-        if chain.as_ref() != Some(&layer.chain) {
-            let why = format!("{name} has no layer {} above {at} others", layer.chain);
+        let at = image.chain_ids().iter().position(|chain| chain.to_string() == layer.chain);
+        let at =
+            at.ok_or_else(|| Reason::Mismatch.because(format!("{name} has no layer {}", layer.chain)))?;
+        if let Some(below) = layer.below.filter(|below| *below != at) {
+            let why = format!("{name} has layer {} above {at} others, not {below}", layer.chain);
             return Err(Reason::Mismatch.because(why));
         }
+        // All layers of an image share one fate.
         let full = self.wants_all(&image, &layer.labels);
-        if full {
-            let found = self.found(&name);
-            let pulling = || async { engine.pull(&image, &Silent).await.map(drop) };
-            let pulled = found.pulled.get_or_try_init(pulling).await;
-            pulled.map_err(|error| Reason::Pull.because(error.to_string()))?;
-        } else if !engine.mounts_at_once(&image).await {
-            let why = format!("{name} can't be read lazily (`hoist inspect` tells why), and is not here");
-            return Err(Reason::NotLazy.because(why));
-        }
+        let found = self.found(&name);
+        found.usable.get_or_try_init(|| self.make_usable(&engine, &image, full)).await?.clone()?;
         let layers = &image.manifest.layers;
         let digest = layers.get(at).map(|layer| layer.digest.to_string()).unwrap_or_default();
         let part = Part {
@@ -186,7 +219,7 @@ impl Images for NodeImages {
         self.daemon.prepared.add(outcome, took);
         // For `hoist why`; of several layers one is enough.
         let Err(refusal) = outcome else { return };
-        if layer.below == 0
+        if layer.below.is_none()
             && let Err(error) = self.daemon.engine().store().note_left(&layer.image, &refusal.why)
         {
             tracing::debug!("writing down why an image is not mounted: {error}");
@@ -195,15 +228,17 @@ impl Images for NodeImages {
 
     async fn mount(&self, part: &Part, folder: &Path) -> Result<(), String> {
         // Another process may serve it: the one that took over from the daemon before this.
-        match crate::mount_table::mounted_type(folder) {
-            Ok(Some(_)) => Ok(()),
-            Ok(None) => {
-                // Somebody has unmounted it, and this is before it was noticed.
-                self.daemon.mounts.get(folder).iter().for_each(|served| self.daemon.mounts.vacate(served));
-                self.try_mount(part, folder).await
-            }
-            Err(e) => Err(format!("reading the mount table: {e}")),
+        let mounted = crate::mount_table::mounted_type(folder);
+        if mounted.map_err(|e| format!("reading the mount table: {e}"))?.is_some() {
+            let engine = self.daemon.engine();
+            let Some(why) = engine.out_of_service(folder).map_err(|e| e.to_string())? else { return Ok(()) };
+            tracing::warn!(image = part.image, "mounting an image anew for new containers: {why}");
+            // Those that run keep what they have.
+            super::mounts::unmount(folder, true).await.map_err(|e| format!("{e:#}"))?;
         }
+        // Or somebody has unmounted it, and this is before it was noticed.
+        self.daemon.mounts.get(folder).iter().for_each(|served| self.daemon.mounts.vacate(served));
+        self.try_mount(part, folder).await
     }
 
     async fn unmount(&self, folder: &Path) {
@@ -226,20 +261,7 @@ impl Images for NodeImages {
 
     async fn forget(&self, part: &Part) {
         self.found.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| *name != part.image);
-        let (engine, name) = (self.daemon.engine(), part.image.clone());
-        let pruned = tokio::task::spawn_blocking(move || {
-            // A name without a digest may be somebody else's too.
-            let own = engine.store().lookup(&name).filter(|own| name.contains('@') && !own.pinned);
-            if let Some(own) = own {
-                engine.remove(&own.name)?;
-            }
-            engine.prune()
-        });
-        match pruned.await {
-            Ok(Ok(pruned)) => tracing::info!(image = part.image, bytes = pruned.bytes, "removed an image"),
-            Ok(Err(error)) => tracing::debug!(image = part.image, "forgetting an image: {error}"),
-            Err(_) => {}
-        }
+        self.let_be_pruned(&part.image).await;
     }
 
     fn usage(&self, part: &Part) -> Usage {
