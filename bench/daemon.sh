@@ -1,5 +1,6 @@
 #!/bin/bash
-# What the daemon takes: memory with 100 images mounted, before and after all of them are read, and with 1,000 mounts;
+# What the daemon takes: memory with 100 images mounted, before and after all of them are read, also when that was a while
+# ago, and with 1,000 mounts;
 # what it does at rest.
 # bench/daemon.sh [DRIVER]
 set -euo pipefail
@@ -52,6 +53,8 @@ mount_all() {
 rss() { awk '/^VmRSS/ { printf "%.1f", $2 / 1024 }' "/proc/$1/status"; }
 keeper() { "$hoist" --root "$work/store" status --json | jq -r .daemon.keeper_pid; }
 threads() { awk '/^Threads/ { print $2 }' "/proc/$1/status"; }
+# Tables that nobody uses are put away after 40 s at most, and idle threads end before.
+a_while() { sleep 45; }
 memory() {
     local a b
     a=$(rss "$daemon") b=$(rss "$(keeper)")
@@ -62,10 +65,10 @@ switches() { cat /proc/{"$daemon","$(keeper)"}/task/*/status | awk '/ctxt_switch
 cpu() { cat /proc/{"$daemon","$(keeper)"}/stat | awk '{ n += $14 + $15 } END { print n * 10 }'; }
 at_rest() {
     local s c
-    # Asking who the keeper is wakes the daemon, and its idle threads end after 10 s.
+    # Asking who the keeper is wakes the daemon.
     kept=$(keeper)
     keeper() { echo "$kept"; }
-    sleep 15
+    a_while
     s=$(switches) c=$(cpu)
     sleep 10
     row "$1" "$(($(switches) - s))" "$(($(cpu) - c))"
@@ -79,8 +82,12 @@ took_first=$(since "$from")
 memory "$images images, not read"
 for ((i = 1; i <= images; i++)); do cat "$work/mnt-$i"/own*-0/file-1 "$work/mnt-$i/base-0/file-1" >/dev/null; done
 memory "$images images, of each layer one file read"
+a_while
+memory "the same, a while later"
 for ((i = 1; i <= images; i++)); do cat "$work/mnt-$i"/*/* | sha256sum >/dev/null; done
 memory "$images images, all read"
+a_while
+memory "the same, a while later"
 from=$(now)
 mount_all "$((images + 1))" "$mounts"
 took=$(since "$from")

@@ -1,9 +1,10 @@
 #!/bin/bash
-# A filler that is killed again and again while an image is read: KILLS times (1000), aim 0 wrong or failed reads.
+# A filler that is killed again and again while an image is read: KILLS times (1000), aim 0 wrong or failed reads. Then
+# one that is stopped for STOPPED seconds (30) in the midst of it.
 # bench/takeover.sh [DRIVER]
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
-kills=${KILLS:-1000}
+kills=${KILLS:-1000} stopped=${STOPPED:-30}
 export HOIST_DRIVER=${1:-${HOIST_DRIVER:-erofs}}
 
 mkdir -p "$work/tree"
@@ -48,4 +49,22 @@ row "" kills "times read" "bad files" "median ms" "worst ms"
 ms() { awk '{ printf "%.1f", $1 * 1000 }'; }
 row "until a successor serves" "$killed" "$rounds" "$bad" "$(median <"$work/took" | ms)" \
     "$(sort -g "$work/took" | tail -1 | ms)"
-((bad == 0))
+
+# Nobody takes its place meanwhile.
+rm -rf "$work/store"
+mount_image "$work/store" "$work/mnt"
+(cd "$work/mnt" && sha256sum --quiet -c "$work/sums" 2>&1) >"$work/said" &
+reader=$!
+sleep 1
+pid=$(filler)
+kill -STOP "$pid"
+sleep "$stopped"
+kill -0 "$reader" 2>/dev/null || die "it was read while nobody could answer"
+kill -CONT "$pid"
+failed=0
+wait "$reader" || failed=$(grep -c FAILED "$work/said")
+[[ $(filler) == "$pid" ]] || die "another process serves"
+"$hoist" --root "$work/store" unmount "$work/mnt" >/dev/null
+echo
+row "stopped, seconds" "$stopped" "bad files" "$failed"
+((bad + failed == 0))

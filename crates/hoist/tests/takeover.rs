@@ -166,6 +166,38 @@ fn a_stopped_filler_is_waited_for() {
     assert_eq!(node.servers(), [filler]);
 }
 
+/// Nobody takes its place, however long that lasts: two who answer would take each other's questions.
+#[test]
+fn stopped_while_an_image_is_read_nothing_is_lost() {
+    DRIVERS.into_iter().for_each(is_stopped_while_an_image_is_read);
+}
+
+fn is_stopped_while_an_image_is_read(driver: &'static str) {
+    let case = slow_case();
+    let node = Node::new().with_driver(driver);
+    let mount = node.mount(&case.image.name, &[]);
+    let servers = (node.servers(), node.keepers());
+    slow_down(&case, 3_000_000);
+    let (stop, tree) = (AtomicBool::new(false), case.source.root());
+    std::thread::scope(|scope| {
+        let readers: Vec<_> =
+            (0..2).map(|_| scope.spawn(|| read_until(&stop, &tree, mount.root()))).collect();
+        for _ in 0..3 {
+            case.wait_for_a_request();
+            let filler = the_one(node.servers());
+            send(filler, Signal::STOP);
+            // So long it stands still.
+            std::thread::sleep(std::time::Duration::from_millis(700));
+            assert_eq!((node.servers(), node.keepers()), servers, "{driver}");
+            send(filler, Signal::CONT);
+        }
+        stop.store(true, Ordering::Release);
+        readers.into_iter().for_each(|reader| reader.join().unwrap_or_else(|_| panic!("{}", node.logs())));
+    });
+    case.source.assert_shown(mount.root());
+    assert_eq!((node.servers(), node.keepers()), servers, "{driver}");
+}
+
 #[test]
 fn a_killed_keeper_is_replaced_and_so_is_the_filler_after_it() {
     for driver in DRIVERS {
