@@ -7,5 +7,5 @@ mod flat;
 mod spans;
 mod ztoc;
 
-pub use describe::describe;
+pub use describe::{HEADER, Told, describe, is_plain_header};
 pub use error::SociError;

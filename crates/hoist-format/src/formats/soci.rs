@@ -70,7 +70,6 @@ struct Layer {
     beside: Beside,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum At {
     Start,
     /// The indexes of version 1 were asked for.
@@ -79,6 +78,8 @@ enum At {
     Index,
     /// Of each layer what its index has.
     Layers,
+    /// The starts of the layers that the zTOCs only guess the header of.
+    Starts(Found, Vec<usize>),
 }
 
 impl Reader for Soci {
@@ -91,12 +92,12 @@ impl Reader for Soci {
     }
 
     fn is_certain(&self) -> bool {
-        self.named.is_some() || matches!(self.at, At::Index | At::Layers)
+        self.named.is_some() || !matches!(self.at, At::Start | At::List)
     }
 
     fn step(&mut self, answers: Vec<Option<Vec<u8>>>) -> Result<Step, Refusal> {
         let mut answers = answers.into_iter();
-        match (self.at, &self.named) {
+        match (std::mem::replace(&mut self.at, At::Start), &self.named) {
             (At::Start, Some(named)) => {
                 let index = named.parse().map_err(|e| {
                     Refusal::because(format!("its manifest names no index that can be fetched: {e}"))
@@ -116,6 +117,7 @@ impl Reader for Soci {
                 self.with_index(&Index::read(&index, self.version, &self.image)?)
             }
             (At::Layers, _) => Ok(self.with_ztocs(answers)),
+            (At::Starts(found, unsure), _) => Ok(Step::Done(with_starts(found, &unsure, answers))),
         }
     }
 }
@@ -131,7 +133,7 @@ impl Soci {
         for layer in &mut self.layers {
             layer.beside = index.beside(&layer.blob.digest);
             let Beside { ztoc, prefetch } = &mut layer.beside;
-            *ztoc = ztoc.filter(|ztoc| ztoc.size <= MAX_ANSWER);
+            let ztoc = ztoc.filter(|ztoc| ztoc.size <= MAX_ANSWER);
             *prefetch = prefetch.filter(|list| ztoc.is_some() && list.size <= MAX_PREFETCH);
             let want = |blob: &Blob| Want::Blob { blob: blob.digest, size: blob.size };
             wants.extend(ztoc.iter().chain(&*prefetch).map(want));
@@ -142,18 +144,23 @@ impl Soci {
         Ok(self.fetch(At::Layers, wants))
     }
 
-    fn with_ztocs(&self, mut answers: impl Iterator<Item = Option<Vec<u8>>>) -> Step {
+    fn with_ztocs(&mut self, mut answers: impl Iterator<Item = Option<Vec<u8>>>) -> Step {
         let mut found = Found {
             format: format!("{}, zTOC version 0.9", self.version.name()),
             pinned: self.named.is_some(),
             parts: Vec::new(),
             left: Vec::new(),
         };
+        let (mut unsure, mut starts) = (Vec::new(), Vec::new());
         for layer in &self.layers {
             let mut leave = |why: String, usual| found.left.push(Left { layer: layer.number, why, usual });
-            if layer.beside.ztoc.is_none() {
+            let Some(known) = layer.beside.ztoc else {
                 let why = "the SOCI index of its image has no zTOC of it, as is usual for a small layer";
                 leave(why.into(), true);
+                continue;
+            };
+            if known.size > MAX_ANSWER {
+                leave("its zTOC has more than 256 MiB".into(), false);
                 continue;
             }
             let ztoc = answers.next().flatten();
@@ -164,10 +171,32 @@ impl Soci {
             };
             let prefetch = prefetch.map(|list| index::prefetch(&list)).unwrap_or_default();
             match soci::describe(&ztoc, layer.blob, layer.codec, &prefetch) {
-                Ok(described) => found.parts.push((Covers::Layer(layer.number), described)),
+                Ok(told) => {
+                    if told.start_is_guessed {
+                        unsure.push(layer.number);
+                        let range = 0..layer.blob.size.min(soci::HEADER);
+                        starts.push(Want::Range { blob: layer.blob.digest, range });
+                    }
+                    found.parts.push((Covers::Layer(layer.number), told.described));
+                }
                 Err(e) => leave(e.to_string(), false),
             }
         }
-        Step::Done(found)
+        match unsure.is_empty() {
+            true => Step::Done(found),
+            false => self.fetch(At::Starts(found, unsure), starts),
+        }
     }
+}
+
+/// Leaves those of the layers that do not start as their zTOCs say.
+fn with_starts(mut found: Found, unsure: &[usize], starts: impl Iterator<Item = Option<Vec<u8>>>) -> Found {
+    for (&layer, start) in unsure.iter().zip(starts) {
+        if !start.is_some_and(|start| soci::is_plain_header(&start)) {
+            found.parts.retain(|(covers, _)| *covers != Covers::Layer(layer));
+            let why = "its zTOC says that it has another gzip header than it has".into();
+            found.left.push(Left { layer, why, usual: false });
+        }
+    }
+    found
 }

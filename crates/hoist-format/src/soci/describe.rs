@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::{Range, RangeInclusive};
 
 use super::SociError;
-use super::spans::Spans;
+use super::spans::{FIRST, Spans};
 use super::ztoc::{File, Ztoc};
 use crate::build::{Builder, ChunkId, Described, Run};
 use crate::chunk::Blob;
@@ -19,6 +19,24 @@ const BLOCK: u64 = 512;
 /// Most bytes of windows that are held.
 const MOST_WINDOWS: u64 = 512 << 20;
 
+/// What a zTOC tells of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// The layer.
+    pub described: Described,
+    /// Does it hold only if the layer begins with a gzip header without optional fields? See [`is_plain_header`].
+    pub start_is_guessed: bool,
+}
+
+/// How much of a layer's start tells what its header is, bytes.
+pub const HEADER: u64 = FIRST;
+
+/// Is this a gzip header, without optional fields?
+pub fn is_plain_header(start: &[u8]) -> bool {
+    // Magic number and method; no flag but that it may be text.
+    start.len() as u64 >= HEADER && start.starts_with(&[0x1f, 0x8b, 8]) && start[3] & !1 == 0
+}
+
 /// What a layer with this zTOC is. `codec`: how its media type says that it is stored; `prefetch`: ranges of spans that
 /// are fetched first.
 ///
@@ -29,7 +47,7 @@ pub fn describe(
     layer: Blob,
     codec: Codec,
     prefetch: &[RangeInclusive<u64>],
-) -> Result<Described, SociError> {
+) -> Result<Told, SociError> {
     let mut ztoc = Ztoc::read(ztoc, layer.size, codec)?;
     if ztoc.files.len as u64 > MAX_ENTRIES {
         return Err(SociError::ztoc("it has more than 16777216 entries"));
@@ -52,7 +70,9 @@ pub fn describe(
         let entry = tar::checked(entry).map_err(|e| bad(e.to_string()))?;
         applier.apply(entry, data).map_err(|e| bad(e.to_string()))?;
     }
-    build(ztoc, applier, &places, layer, prefetch)
+    let start_is_guessed = ztoc.spans.start_is_guessed;
+    let described = build(ztoc, applier, &places, layer, prefetch)?;
+    Ok(Told { described, start_is_guessed })
 }
 
 /// Entries follow each other, each behind its header. A file whose bytes are not all stored does not fit so.

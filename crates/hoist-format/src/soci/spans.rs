@@ -13,8 +13,9 @@ const WINDOW: usize = 32 << 10;
 const CHECKPOINT: usize = 8 + 8 + 1 + WINDOW;
 /// How many there are, and the span size.
 const HEAD: usize = 4 + 8;
-/// Where the deflate stream starts behind a gzip header without optional fields: version 1 takes that for granted.
-const FIRST: u64 = 10;
+/// Where the deflate stream starts behind a gzip header without optional fields (RFC 1952): the first version of checkpoints
+/// takes that for granted.
+pub(super) const FIRST: u64 = 10;
 
 /// A place where decoding may start.
 struct Checkpoint<'a> {
@@ -37,6 +38,8 @@ enum Kind<'a> {
 pub(super) struct Spans<'a> {
     kind: Kind<'a>,
     layer_size: u64,
+    /// Does nothing say where the first one starts?
+    pub start_is_guessed: bool,
     /// SHA-256 of the stored bytes of each.
     pub digests: Vec<[u8; 32]>,
 }
@@ -70,7 +73,8 @@ impl<'a> Spans<'a> {
         {
             return bad("its checkpoints are not in order, or lie beyond the layer");
         }
-        Ok(Self { kind: Kind::Gzip { checkpoints, stream_size }, layer_size, digests: Vec::new() })
+        let kind = Kind::Gzip { checkpoints, stream_size };
+        Ok(Self { kind, layer_size, start_is_guessed: stored < count, digests: Vec::new() })
     }
 
     pub fn plain(bytes: &[u8], count: usize, layer_size: u64) -> Result<Self, SociError> {
@@ -82,7 +86,8 @@ impl<'a> Spans<'a> {
         if span_size == 0 || size != layer_size || layer_size.div_ceil(span_size) != count as u64 {
             return bad("its spans are not those of this layer");
         }
-        Ok(Self { kind: Kind::Plain { span_size }, layer_size, digests: Vec::new() })
+        let kind = Kind::Plain { span_size };
+        Ok(Self { kind, layer_size, start_is_guessed: false, digests: Vec::new() })
     }
 
     /// The span that holds byte `at` of the tar stream, if any does.

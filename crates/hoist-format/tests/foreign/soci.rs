@@ -8,7 +8,7 @@ use hoist_format::chunk::{Blob, ChunkCodec};
 use hoist_format::codec::decode_chunk;
 use hoist_format::digest::Digest;
 use hoist_format::merge::merge;
-use hoist_format::soci::{SociError, describe};
+use hoist_format::soci::{SociError, describe, is_plain_header};
 use hoist_format::span::Codec;
 use hoist_format::tree::Tree;
 use serde_json::Value;
@@ -35,7 +35,7 @@ fn fixture(image: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
 
 fn told_as(codec: Codec, layer: &[u8], ztoc: &[u8]) -> Result<Described, SociError> {
     let blob = Blob { digest: Digest::of(layer), size: layer.len() as u64 };
-    describe(ztoc, blob, codec, &[])
+    describe(ztoc, blob, codec, &[]).map(|told| told.described)
 }
 
 fn told(layer: &[u8], ztoc: &[u8]) -> Result<Described, SociError> {
@@ -107,6 +107,19 @@ fn checkpoints_of_the_first_version() {
     let all = fixture("soci-v2");
     let all: Vec<_> = all.into_iter().map(|(layer, ztoc)| (layer, without_first(&ztoc))).collect();
     assert_expected(&all);
+}
+
+#[test]
+fn headers_that_the_first_version_knows() {
+    let plain = [0x1f, 0x8b, 8, 0, 1, 2, 3, 4, 0, 3];
+    assert!(is_plain_header(&plain) && is_plain_header(&[&plain[..], b"more"].concat()));
+    assert!(!is_plain_header(&plain[..9]) && !is_plain_header(b""));
+    for (at, byte, is_plain) in [(0, 0x1e, false), (2, 9, false), (3, 1, true), (3, 2, false), (3, 8, false)]
+    {
+        let mut header = plain;
+        header[at] = byte;
+        assert_eq!(is_plain_header(&header), is_plain, "{header:?}");
+    }
 }
 
 /// The zTOC of the upper layer, as one of its uncompressed tar.
@@ -208,7 +221,7 @@ fn what_is_fetched_first() {
     let (layer, ztoc) = fixture("soci-v2").swap_remove(0);
     let blob = Blob { digest: Digest::of(&layer), size: layer.len() as u64 };
     let first = |ranges: &[RangeInclusive<u64>]| {
-        let described = describe(&ztoc, blob, Codec::Gzip, ranges).unwrap();
+        let described = describe(&ztoc, blob, Codec::Gzip, ranges).unwrap().described;
         let bytes: u64 = described.prefetch.iter().map(|r| r.end - r.start).sum();
         (bytes, described.prefetch, described.table.extents.data_size)
     };

@@ -133,6 +133,43 @@ fn checkpoints(ztoc: &[u8]) -> usize {
 
 const CHECKPOINT: usize = 8 + 8 + 1 + (32 << 10);
 
+/// As the first version of checkpoints was: without the one behind the gzip header.
+fn without_first(ztoc: &mut [u8]) {
+    let first = checkpoints(ztoc);
+    let count = u32::from_le_bytes(ztoc[first - 12..first - 8].try_into().unwrap()) as usize;
+    ztoc.copy_within(first + CHECKPOINT..first + count * CHECKPOINT, first);
+    let len = (12 + (count - 1) * CHECKPOINT) as u32;
+    ztoc[first - 16..first - 12].copy_from_slice(&len.to_le_bytes());
+}
+
+/// Such checkpoints are good for layers with the header that they take for granted.
+#[test]
+fn checkpoints_of_the_first_version() {
+    let mut lower = String::new();
+    let (_layout, image) = with_index(|layout, index| {
+        for layer in 0..2 {
+            let mut bytes = ztoc(layout, index, layer);
+            without_first(&mut bytes);
+            set_ztoc(layout, index, layer, &bytes);
+        }
+        lower = index["layers"][0]["annotations"][OF_LAYER].as_str().unwrap().to_owned();
+    });
+    // Nothing but the header is asked of the layers.
+    let local = ["--trust-index", "local"];
+    image.proxy.inject(Fault::new(format!("blobs/{lower}"), When::Always, FaultKind::FlipBit(0)));
+    let told = inspect(&Node::new(), &image.name, &local);
+    let note = |layer: usize| told["layers"][layer]["note"].as_str().unwrap_or_default();
+    assert!(note(0).contains("another gzip header") && note(1).is_empty(), "{told}");
+    image.proxy.clear_faults();
+    let node = Node::new();
+    let told = inspect(&node, &image.name, &local);
+    assert!(told["layers"].as_array().unwrap().iter().all(|layer| layer["note"].is_null()), "{told}");
+    let mount = node.mount(&image.name, &local);
+    assert_right(&mount, &Exceptions::full());
+    let stats = mount.unmount();
+    assert!(count(&stats, "demand_stalls") > 0, "{stats}");
+}
+
 /// Each layer's lie is told of, and both are fetched whole.
 #[test]
 fn ztocs_that_cannot_be_are_not_used() {
@@ -245,6 +282,52 @@ fn layers_without_a_ztoc() {
         let stats = mount.unmount();
         assert!(count(&stats, "demand_stalls") > 0, "{stats}");
     }
+}
+
+/// Each layer by the format that it has itself, and one that has none by its zTOC.
+#[test]
+fn beside_layers_of_another_format() {
+    let (layout, soci) = (Layout::of("estargz"), Layout::of("soci-v2"));
+    let list = soci.json(&soci.path().join("index.json"));
+    let list = soci.json(&soci.blob(&list["manifests"][0]["digest"]));
+    let plain = soci.json(&soci.blob(&list["manifests"][0]["digest"]));
+    let plain_config = soci.json(&soci.blob(&plain["config"]["digest"]));
+    let mut index = soci.json(&soci.blob(&list["manifests"][1]["digest"]));
+    let mut named = String::new();
+    for blob in fs::read_dir(soci.path().join("blobs/sha256")).unwrap().flatten() {
+        layout.add(&fs::read(blob.path()).unwrap());
+    }
+    layout.change(|manifest| {
+        manifest["layers"][1] = plain["layers"][1].clone();
+        // It has a zTOC of both.
+        index["layers"][0]["annotations"][OF_LAYER] = manifest["layers"][0]["digest"].clone();
+        named = layout.add(&serde_json::to_vec(&index).unwrap());
+        manifest["annotations"] = json!({ INDEX_DIGEST: named });
+        let mut config = layout.json(&layout.blob(&manifest["config"]["digest"]));
+        config["rootfs"]["diff_ids"][1] = plain_config["rootfs"]["diff_ids"][1].clone();
+        let bytes = serde_json::to_vec(&config).unwrap();
+        manifest["config"]["digest"] = layout.add(&bytes).into();
+        manifest["config"]["size"] = bytes.len().into();
+    });
+    let image = layout.json(&layout.path().join("index.json"))["manifests"][0].clone();
+    layout.write_index(&[image, descriptor(&layout, &named, Some(V2))]);
+    let image = Published::plain(layout.path());
+    let node = Node::new();
+    let told = inspect(&node, &image.name, &["--trust-index", "local"]);
+    assert_eq!(told["layers"][0]["format"], "eStargz, TOC version 1", "{told}");
+    assert_eq!(told["layers"][1]["format"], "SOCI index v2, zTOC version 0.9", "{told}");
+    image.proxy.reset();
+    let mount = node.mount(&image.name, &["--trust-index", "local"]);
+    assert_right(&mount, &Exceptions::full());
+    let stats = mount.unmount();
+    assert!(count(&stats, "demand_stalls") > 0, "{stats}");
+    // What is read by its own format needs no zTOC.
+    let log = image.proxy.log();
+    let asked = |layer: usize| {
+        let ztoc = index["layers"][layer]["digest"].as_str().unwrap();
+        log.iter().any(|request| request.path.contains(ztoc))
+    };
+    assert!(!asked(0) && asked(1), "{log:?}");
 }
 
 /// The digest of a span that is of other bytes: nothing of that span can be read, and of the others all.
