@@ -1,6 +1,7 @@
 //! What a caller decides once for all of the engine.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -178,6 +179,9 @@ pub struct Config {
     pub tables_for: Duration,
     /// Who goes on with the mounts should this process die; None: nobody, and their reads fail.
     pub successor: Option<Successor>,
+    /// A file in memory that the keeper holds too: what is written there, a successor of this process finds by
+    /// [`crate::bequeathed`].
+    pub bequest: Option<Arc<File>>,
     /// Who holds what mounts need, should this process and its keeper die together; None: nobody.
     pub vault: Option<Arc<dyn Vault>>,
 }
@@ -201,6 +205,7 @@ impl Config {
             background: None,
             tables_for: Duration::from_secs(20),
             successor: None,
+            bequest: None,
             vault: None,
         }
     }

@@ -51,6 +51,7 @@ pub(crate) use slow::Names;
 
 pub use drivers::{DriverState, drivers};
 pub use fuse::Owners;
+pub use guard::bequeathed;
 use guard::{By, Guarded};
 use journal::Journal;
 use layer::{LazyLayer, MountedLayer};

@@ -1,5 +1,5 @@
-//! Private registries behind a real containerd: the credentials with which an image was pulled, and those that a node
-//! has, serve what is read long after.
+//! A kubelet's node with its whole configuration: private registries, of which the credentials with which an image was
+//! pulled, and those that a node has, serve what is read long after; rules for images; what is told of them.
 
 mod common;
 mod node;
@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 
 use hoist_testkit::containerd::Daemon as Containerd;
 use hoist_testkit::cri::Cri;
+use hoist_testkit::{Fault, FaultKind, When};
 use node::daemon::Daemon;
 use node::{Node, Published};
 use rustix::process::Signal;
+use serde_json::json;
 
 const PASSWORDS: [&str; 3] = ["hunter2", "hunter3", "hunter4"];
 
@@ -97,7 +99,7 @@ fn assert_untold(node: &Node, daemon: &Daemon<'_>) {
 fn a_kubelet_s_credentials_serve_what_is_read_after_the_token_has_expired() {
     let image = image();
     let node = Node::new();
-    let daemon = serve(&node, "");
+    let mut daemon = serve(&node, "");
     let kubelet = Kubelet::start(&node, &image.name);
     let cri = kubelet.cri();
     image.proxy.require_login("someone", PASSWORDS[0]);
@@ -115,10 +117,19 @@ fn a_kubelet_s_credentials_serve_what_is_read_after_the_token_has_expired() {
     cri.pull_as(&image.name, "someone", PASSWORDS[2]).unwrap();
     assert_reads(&cri, &container, "data1");
     assert_untold(&node, &daemon);
+    // Who goes on with a dead daemon's mounts knows it too.
+    daemon.signal(Signal::KILL);
+    daemon.wait();
+    image.proxy.expire_tokens();
+    assert_reads(&cri, &container, "data2");
+    let daemon = serve(&node, "");
+    let cri = kubelet.cri();
     cri.remove(&container).unwrap();
     cri.remove_pod(&pod).unwrap();
     // Passed on like everything else.
     cri.remove_image(&image.name).unwrap();
+    assert!(PASSWORDS.iter().all(|password| !node.logs().contains(password)), "{}", node.logs());
+    drop(daemon);
 }
 
 /// A plugin that tells what stands in the file `password`, and writes down what it was asked.
@@ -186,5 +197,57 @@ fn a_node_s_plugins_are_asked_anew_when_what_they_said_is_refused() {
     cri.remove(&container).unwrap();
     cri.remove_pod(&pod).unwrap();
     assert!(PASSWORDS.iter().all(|password| !node.logs().contains(password)), "{}", node.logs());
+    drop(daemon);
+}
+
+#[test]
+fn each_image_becomes_what_a_rule_says_and_it_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = [vec![("data0", content("data0"))]];
+    let plain = |name: &str, labels: serde_json::Value| {
+        let folder = dir.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        Published::plain(&common::labelled_sleeper(&folder, &data, labels))
+    };
+    let (lazy, unpacked) = (image(), plain("unpacked", json!({})));
+    let full = plain("full", json!({"start": "slow"}));
+    let node = Node::new();
+    let rules = "containerd_images = \"auto\"\nfull_below = \"1\"\n[[images]]\nlabel = \"start=slow\"\nmode = \"full\"\n";
+    let daemon = serve(&node, rules);
+    let kubelet = Kubelet::start(&node, &lazy.name);
+    let cri = kubelet.cri();
+    let start = |name: &str, image: &Published| {
+        cri.pull(&image.name).unwrap();
+        let pod = cri.run_pod(name).unwrap();
+        let container = cri.start(&pod, name, &image.name, &["sleep", "1000000"]).unwrap();
+        (pod, container)
+    };
+    let started =
+        [("lazy", &lazy), ("unpacked", &unpacked), ("full", &full)].map(|(name, image)| start(name, image));
+    // By its id, the beginning of it, or the image's name.
+    let why = |of: &str| node.says(&["why", of]);
+    let id = |which: usize| started[which].1.as_str();
+    for told in [why(id(0)), why(&id(0)[..12]), why(&lazy.name)] {
+        assert!(told.contains("lazy: a published index is trusted") && told.contains(&lazy.name), "{told}");
+    }
+    for told in [why(id(1)), why(&unpacked.name)] {
+        assert!(told.contains("was left to containerd to fetch and unpack"), "{told}");
+        assert!(told.contains("not lazy: ") && told.contains("can't be read lazily"), "{told}");
+    }
+    assert!(why(id(2)).contains(&full.name), "{}", why(id(2)));
+    let told = node::daemon::metrics(&node.path("metrics.sock"));
+    for (outcome, reason, count) in [("lazy", "none", 4), ("fallback", "not_lazy", 2), ("full", "none", 2)] {
+        let line = format!("hoist_snapshot_layers_total{{outcome={outcome:?},reason={reason:?}}} {count}\n");
+        assert!(told.contains(&line), "{line}{told}");
+    }
+    assert!(told.contains("\nhoist_snapshot_prepare_seconds_count 8\n"), "{told}");
+    assert!(!told.contains("hoist_source_bytes_total{source=\"network\"} 0\n"), "{told}");
+    // What was pulled whole needs its registry no more.
+    full.proxy.inject(Fault::new("", When::Always, FaultKind::Status(503, Vec::new())));
+    assert_reads(&cri, id(2), "data0");
+    for (pod, container) in &started {
+        cri.remove(container).unwrap();
+        cri.remove_pod(pod).unwrap();
+    }
     drop(daemon);
 }

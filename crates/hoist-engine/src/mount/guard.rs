@@ -2,6 +2,7 @@
 //! after the last.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -21,6 +22,14 @@ use crate::store::Store;
 /// Under which name a mount's lease is deposited.
 fn deposit_name(id: &str) -> String {
     format!("mount {id}")
+}
+
+/// Under which name a process's bequest is.
+pub(super) const BEQUEST: &str = "bequest";
+
+/// What the process before this one has left in memory, if anything.
+pub fn bequeathed(inheritance: &Inheritance) -> Option<File> {
+    inheritance.deposits().get(BEQUEST)?.try_clone().ok().map(File::from)
 }
 
 /// The ids of the mounts whose leases were deposited.
@@ -52,6 +61,7 @@ pub(super) struct Guard {
     store: Store,
     successor: Option<Successor>,
     vault: Option<Arc<dyn Vault>>,
+    bequest: Option<Arc<File>>,
     state: Mutex<State>,
 }
 
@@ -67,7 +77,8 @@ struct State {
 impl Guard {
     pub fn new(engine: &Engine) -> Self {
         let (successor, vault) = (engine.config.successor.clone(), engine.config.vault.clone());
-        Self { store: engine.store.clone(), successor, vault, state: Mutex::default() }
+        let bequest = engine.config.bequest.clone();
+        Self { store: engine.store.clone(), successor, vault, bequest, state: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -92,6 +103,10 @@ impl Guard {
                 let begin =
                     |vault| Stored::begin(Arc::clone(vault), &keeper, group.map(|g| g.as_fd()), table);
                 state.stored = self.vault.as_ref().map(begin).transpose().map_err(cannot)?;
+                if let Some(bequest) = &self.bequest {
+                    keeper.deposit(BEQUEST, bequest.as_fd()).map_err(cannot)?;
+                    state.stored.iter().for_each(|stored| stored.hold(BEQUEST, bequest.as_fd()));
+                }
                 keeper
             }
         };

@@ -73,7 +73,7 @@ impl Stored {
 
     /// Nothing is mounted any more.
     pub fn end(self) {
-        [LIFE, TABLE, GROUP].iter().for_each(|name| self.release(name));
+        [LIFE, TABLE, GROUP, guard::BEQUEST].iter().for_each(|name| self.release(name));
     }
 }
 

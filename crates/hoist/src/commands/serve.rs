@@ -12,11 +12,10 @@ pub(super) fn run(global: &Global, options: &Serve, inheritance: Option<Inherita
     crate::engine_glue::tokio_runtime()?.block_on(async {
         let mut signals = Signals::catch().context("catching signals")?;
         let vault = crate::daemon::notify::vault();
+        let memory = hoist_engine::bequeathed(&inheritance);
         let engine = crate::engine_glue::open_with(global, |config| {
             config.vault = vault;
-            if let Some(file) = &options.config {
-                crate::daemon::inherit(global, file, config);
-            }
+            crate::daemon::inherit(global, options.config.as_deref(), memory, config);
         })?;
         let mounts = engine.resume(inheritance).await.context("taking over the mounts of another process")?;
         crate::serving::until_gone(&engine, mounts, &mut signals).await

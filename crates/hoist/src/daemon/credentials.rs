@@ -1,8 +1,10 @@
 //! Who knows the daemon credentials, beside the files that every command reads: what a kubelet has given, its plugins,
 //! and a cluster's pull secrets.
 
+use std::fs::File;
 use std::sync::Arc;
 
+use anyhow::Context;
 use hoist_engine::reference::Source;
 use hoist_engine::registry::{CredentialSource, Login, Providers, PullSecrets, Remembered};
 use hoist_snapshotter::{Auth, Keychain};
@@ -30,6 +32,15 @@ pub fn sources(
         sources.push(Arc::new(secrets.map_err(|what| user(format!("pull_secrets: {what}")))?));
     }
     Ok(sources)
+}
+
+/// A file that is nowhere but in memory: for what a successor is to know, and no disk.
+///
+/// # Errors
+/// The kernel has none to give.
+pub fn memory() -> anyhow::Result<Arc<File>> {
+    let made = rustix::fs::memfd_create(c"hoist-given", rustix::fs::MemfdFlags::CLOEXEC);
+    Ok(Arc::new(File::from(made.context("making a file in memory")?)))
 }
 
 /// What the CRI image service learns.

@@ -1,12 +1,13 @@
 //! `hoist daemon`: from its start to its end.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use hoist_engine::registry::Remembered;
+use hoist_engine::registry::{CredentialSource, Remembered};
 use hoist_engine::{Engine, MountTable, Needs};
 use hoist_snapshotter::Channel;
 use rustix::io::Errno;
@@ -48,8 +49,9 @@ pub fn run(global: &Global, options: &cli::Daemon) -> anyhow::Result<()> {
     let outcome = runtime.block_on(async {
         let mut signals = Signals::catch().context("catching signals")?;
         let config = options.config.as_deref().map(std::path::absolute).transpose()?;
-        let given = Arc::new(Remembered::default());
-        let engine = open(global, &settings, config.as_deref(), &given)?;
+        let memory = credentials::memory()?;
+        let given = Arc::new(Remembered::in_memory(Arc::clone(&memory))?);
+        let engine = open(global, &settings, config.as_deref(), memory, &given)?;
         // Nothing below is relative to the folder this was started in.
         std::env::set_current_dir("/")?;
         let root = engine.store().root().to_owned();
@@ -98,6 +100,7 @@ fn open(
     global: &Global,
     settings: &Settings,
     file: Option<&Path>,
+    memory: Arc<File>,
     given: &Arc<Remembered>,
 ) -> anyhow::Result<Engine> {
     let credentials = credentials::sources(settings, Some(given))?;
@@ -115,6 +118,7 @@ fn open(
     crate::engine_glue::open_with(&global, |config| {
         config.certs_dirs.clone_from(&settings.certs_dirs);
         config.credentials = credentials;
+        config.bequest = Some(memory);
         config.vault = notify::vault();
         if let (Some(successor), Some(file)) = (&mut config.successor, file) {
             successor.arguments.extend(["--config".into(), file.into()]);
@@ -122,11 +126,24 @@ fn open(
     })
 }
 
-/// What a successor of the daemon takes from its configuration. What is wrong there by now keeps nobody's mounts from
-/// being served.
-pub fn inherit(global: &Global, file: &Path, config: &mut hoist_engine::Config) {
+/// What a successor of the daemon takes from its memory and its configuration. What is wrong there by now keeps nobody's
+/// mounts from being served.
+pub fn inherit(
+    global: &Global,
+    file: Option<&Path>,
+    memory: Option<File>,
+    config: &mut hoist_engine::Config,
+) {
+    let memory = memory.map(Arc::new);
+    let given = memory.clone().and_then(|memory| {
+        let read = Remembered::in_memory(memory).map(Arc::new);
+        read.inspect_err(|error| tracing::error!("going on without what pulls were given: {error}")).ok()
+    });
+    config.bequest = memory;
+    config.credentials.extend(given.clone().map(|given| given as Arc<dyn CredentialSource>));
+    let Some(file) = file else { return };
     let read = Settings::of_global(global).and_then(|settings| settings.read(file));
-    let read = read.and_then(|settings| Ok((credentials::sources(&settings, None)?, settings)));
+    let read = read.and_then(|settings| Ok((credentials::sources(&settings, given.as_ref())?, settings)));
     match read {
         Ok((credentials, settings)) => {
             config.credentials = credentials;

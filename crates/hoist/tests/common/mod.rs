@@ -51,6 +51,11 @@ pub type Data = (&'static str, String);
 
 /// The layout of an image that sleeps: a layer of programs, and one for each of `data`, which nothing reads at a start.
 pub fn sleeper(dir: &Path, data: &[Vec<Data>]) -> PathBuf {
+    labelled_sleeper(dir, data, json!({}))
+}
+
+/// The same with labels in its configuration.
+pub fn labelled_sleeper(dir: &Path, data: &[Vec<Data>], labels: serde_json::Value) -> PathBuf {
     let programs = dir.join("programs");
     make_rootfs(&programs);
     let mut roots = vec![programs];
@@ -66,5 +71,5 @@ pub fn sleeper(dir: &Path, data: &[Vec<Data>]) -> PathBuf {
         process::run(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&root).arg(".")).unwrap();
         builder = builder.layer(&tar, Compression::Gzip(6)).unwrap();
     }
-    builder.config("Env", json!(["PATH=/bin"])).write("v1").unwrap().directory
+    builder.config("Labels", labels).config("Env", json!(["PATH=/bin"])).write("v1").unwrap().directory
 }
