@@ -1,6 +1,7 @@
 //! What a layer's extents must be. Most tables say it; of one of chunks it is recorded when an extent was first
-//! verified by the chunks that it is cut from, in the file `digests`: 32 bytes for each extent, zeros where nothing was
-//! recorded yet.
+//! verified by the chunks that it is cut from, in the file `digests`: for each extent 32 bytes of BLAKE3 and 8 that tell
+//! whether these are what was recorded, zeros where nothing was yet. A damaged record counts as none: what it was of is
+//! fetched and recorded again.
 
 use std::fs::File;
 use std::io;
@@ -30,7 +31,7 @@ fn are_in(table: &Table) -> bool {
 impl Digests {
     /// Of a layer that is about to be filled.
     pub fn open(dir: &LayerDir, table: &Table) -> Result<Self, Error> {
-        let bytes = 32 * table.extents.extents.len() as u64;
+        let bytes = RECORD * table.extents.extents.len() as u64;
         let recorded = match are_in(table) {
             true => None,
             false => Some(Some(dir.open_sparse(DIGESTS, bytes)?)),
@@ -74,14 +75,58 @@ impl Digests {
     }
 }
 
+/// Bytes of a record, and of its digest.
+const RECORD: u64 = 40;
+const DIGEST: usize = 32;
+
+/// What stands behind a record's digest.
+fn check(i: usize, digest: &[u8; 32]) -> [u8; 8] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&(i as u64).to_le_bytes()).update(digest);
+    let mut check = [0; 8];
+    hasher.finalize_xof().fill(&mut check);
+    check
+}
+
 fn record(file: &File, i: usize, digest: [u8; 32]) -> io::Result<bool> {
-    file.write_all_at(&digest, 32 * i as u64)?;
+    let mut bytes = digest.to_vec();
+    bytes.extend_from_slice(&check(i, &digest));
+    file.write_all_at(&bytes, RECORD * i as u64)?;
     Ok(true)
 }
 
 /// What was recorded of extent `i`.
 pub(crate) fn recorded(file: &File, i: usize) -> Option<[u8; 32]> {
-    let mut digest = [0; 32];
-    file.read_exact_at(&mut digest, 32 * i as u64).ok()?;
-    (digest != NAMELESS).then_some(digest)
+    let mut bytes = [0; RECORD as usize];
+    file.read_exact_at(&mut bytes, RECORD * i as u64).ok()?;
+    let digest: [u8; DIGEST] = bytes[..DIGEST].try_into().ok()?;
+    (check(i, &digest)[..] == bytes[DIGEST..]).then_some(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_record_is_none() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(3 * RECORD).unwrap();
+        assert_eq!(recorded(&file, 1), None);
+        record(&file, 1, [7; 32]).unwrap();
+        assert_eq!(recorded(&file, 1), Some([7; 32]));
+        assert_eq!((recorded(&file, 0), recorded(&file, 2), recorded(&file, 3)), (None, None, None));
+        for at in 0..RECORD {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, RECORD + at).unwrap();
+            file.write_all_at(&[byte[0] ^ 1], RECORD + at).unwrap();
+            assert_eq!(recorded(&file, 1), None, "byte {at}");
+            file.write_all_at(&byte, RECORD + at).unwrap();
+        }
+        assert_eq!(recorded(&file, 1), Some([7; 32]));
+        // Another's record is none either.
+        let mut bytes = [0; RECORD as usize];
+        file.read_exact_at(&mut bytes, RECORD).unwrap();
+        file.write_all_at(&bytes, 0).unwrap();
+        assert_eq!(recorded(&file, 0), None);
+    }
 }
