@@ -150,7 +150,7 @@ impl Builder {
     ///
     /// # Errors
     /// When it is not within its blob, or larger than it may be.
-    pub fn chunk(&mut self, chunk: StoredChunk) -> Result<ChunkId, BuildError> {
+    pub fn chunk(&mut self, mut chunk: StoredChunk) -> Result<ChunkId, BuildError> {
         let bad = |what| Err(BuildError::Chunk { start: chunk.stored.start, blob: chunk.blob, what });
         let Some(blob) = self.blobs.get(usize::from(chunk.blob)) else {
             return bad("there is no such blob");
@@ -170,6 +170,10 @@ impl Builder {
         }
         if chunk.state.as_ref().is_some_and(|s| s.len() > MAX_STATE) {
             return bad("it needs a state of more than 64 KiB");
+        }
+        // Held as it is stored: a large layer has gigabytes of windows.
+        if let Some(state) = &mut chunk.state {
+            *state = zstd::bulk::compress(state, 3).map_err(|e| BuildError::State(e.to_string()))?;
         }
         let id =
             ChunkId(u32::try_from(self.chunks.len()).map_err(|_| BuildError::TooMuch("too many chunks"))?);

@@ -14,6 +14,7 @@ mod contents;
 mod decode;
 mod dirent;
 mod encode;
+mod ends;
 mod error;
 mod image;
 mod inode;

@@ -145,6 +145,12 @@ impl From<BuildError> for Refusal {
     }
 }
 
+/// What is described is all of an image.
+fn of_image(format: String, pinned: bool, mut described: Described) -> Result<Step, Refusal> {
+    described.tree.settle().map_err(Refusal::because)?;
+    Ok(Step::Done(Found::one(format, pinned, Covers::Image, described)))
+}
+
 /// Reads the metadata of one layer, or of the image.
 pub trait Reader: Send {
     /// What it may describe.

@@ -24,7 +24,7 @@ pub use blob::{Blob, Compressor, Digester, Layout, Location};
 pub use bootstrap::{Beside, Bootstrap, Version};
 pub use context::Contexts;
 pub use error::RafsError;
-pub use package::{MAX_PACKAGE, Package};
+pub use package::{MAX_PACKAGE, Package, PackageReader};
 pub use toc::{MAX_TOC, Toc, TocEntry, USUAL_TOC};
 
 use std::ops::Range;

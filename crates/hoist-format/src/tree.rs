@@ -126,6 +126,21 @@ impl Inode {
     }
 }
 
+/// Attributes that overlayfs and hoist keep for themselves: no image has a say in them.
+pub(crate) fn is_reserved(xattr: &[u8]) -> bool {
+    const RESERVED: [&[u8]; 3] = [b"trusted.overlay.", b"user.overlay.", b"trusted.hoist."];
+    RESERVED.iter().any(|prefix| xattr.starts_with(prefix))
+}
+
+/// With these overlayfs has a file's contents, or a folder's, elsewhere (kernel
+/// `Documentation/filesystems/overlayfs.rst`).
+const ELSEWHERE: [&[u8]; 4] = [
+    b"trusted.overlay.redirect",
+    b"trusted.overlay.metacopy",
+    b"user.overlay.redirect",
+    b"user.overlay.metacopy",
+];
+
 impl Default for Tree {
     fn default() -> Self {
         Self { inodes: vec![Inode::implied_dir()] }
@@ -150,6 +165,28 @@ impl Tree {
             entries.retain(|name, _| !names.contains(&&**name));
         }
     }
+    /// Makes the tree of a file system that is a whole image what a container shall see of it: that stands below an
+    /// overlayfs, which would take some devices for whiteouts and some attributes for its own. There is nothing below
+    /// for them to mean anything.
+    ///
+    /// # Errors
+    /// A file that has its contents elsewhere.
+    pub(crate) fn settle(&mut self) -> Result<(), &'static str> {
+        let whiteout = Kind::Char(Dev { major: 0, minor: 0 });
+        let is_hidden = |inode: &Inode| inode.kind == Kind::Whiteout || inode.kind == whiteout;
+        let hidden: Vec<bool> = self.inodes.iter().map(is_hidden).collect();
+        for inode in &mut self.inodes {
+            if ELSEWHERE.iter().any(|name| inode.meta.xattrs.contains_key(*name)) {
+                return Err("it renames or shares files by attributes of overlayfs");
+            }
+            inode.meta.xattrs.retain(|name, _| !is_reserved(name));
+            (inode.implied, inode.opaque) = (false, false);
+            if let Kind::Dir(entries) = &mut inode.kind {
+                entries.retain(|_, id| !hidden.get(*id as usize).is_some_and(|hidden| *hidden));
+            }
+        }
+        Ok(())
+    }
     /// Appends an inode that no folder names yet.
     pub fn push(&mut self, inode: Inode) -> InodeId {
         self.inodes.push(inode);
@@ -159,5 +196,40 @@ impl Tree {
     pub fn lookup(&self, path: &[u8]) -> Option<InodeId> {
         let mut parts = path.split(|&c| c == b'/').filter(|p| !p.is_empty() && *p != b".");
         parts.try_fold(ROOT, |at, name| self.entries(at)?.get(name).copied())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_image_has_nothing_for_overlayfs() {
+        let mut tree = Tree::default();
+        let mut entries = BTreeMap::new();
+        for (name, kind) in [
+            (&b"null"[..], Kind::Char(Dev { major: 1, minor: 3 })),
+            (b"zero", Kind::Char(Dev { major: 0, minor: 0 })),
+            (b"white", Kind::Whiteout),
+            (b"block", Kind::Block(Dev { major: 0, minor: 0 })),
+            (b"pipe", Kind::Fifo),
+        ] {
+            entries.insert(name.into(), tree.push(Inode { kind, ..Inode::implied_dir() }));
+        }
+        tree.inodes[0].kind = Kind::Dir(entries);
+        tree.inodes[0].opaque = true;
+        for name in ["trusted.overlay.opaque", "user.overlay.origin", "trusted.hoist.implied", "trusted.md5"]
+        {
+            tree.inodes[0].meta.xattrs.insert(name.as_bytes().into(), b"y"[..].into());
+        }
+        let mut other = tree.clone();
+        tree.settle().unwrap();
+        let names: Vec<_> = tree.entries(ROOT).unwrap().keys().map(|name| &**name).collect();
+        assert_eq!(names, [&b"block"[..], b"null", b"pipe"]);
+        let xattrs: Vec<_> = tree.get(ROOT).meta.xattrs.keys().map(|name| &**name).collect();
+        assert_eq!(xattrs, [b"trusted.md5"]);
+        assert!(!tree.get(ROOT).opaque && !tree.get(ROOT).implied);
+        other.inodes[1].meta.xattrs.insert(b"user.overlay.metacopy"[..].into(), b""[..].into());
+        assert!(other.settle().is_err());
     }
 }

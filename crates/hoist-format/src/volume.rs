@@ -28,8 +28,8 @@ pub trait Device {
     /// # Errors
     /// [`Lack`].
     fn read(&mut self, offset: u64, len: u64) -> Result<Vec<u8>, Lack>;
-    /// Does this range hold nothing but zeros, as is known without reading it?
-    fn is_hole(&self, offset: u64, len: u64) -> bool;
+    /// The first byte of `start..end` that may be other than zero, as is known without reading; `end` where none is.
+    fn next_data(&self, start: u64, end: u64) -> u64;
 }
 
 /// A run of a file's bytes.
@@ -95,8 +95,8 @@ impl Device for &[u8] {
         let bytes = range.and_then(|(start, end)| self.get(start..end));
         bytes.map(<[u8]>::to_vec).ok_or_else(|| Lack::Damaged(beyond(offset, len, self.len() as u64)))
     }
-    fn is_hole(&self, _: u64, _: u64) -> bool {
-        false
+    fn next_data(&self, start: u64, _: u64) -> u64 {
+        start
     }
 }
 

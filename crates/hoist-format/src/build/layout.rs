@@ -129,20 +129,19 @@ struct States {
 }
 
 impl States {
-    fn index(&mut self, bytes: &[u8]) -> Result<u32, BuildError> {
-        let key = *blake3::hash(bytes).as_bytes();
-        if let Some(&index) = self.known.get(&key) {
+    fn index(&mut self, stored: &[u8]) -> Result<u32, BuildError> {
+        let digest = *blake3::hash(stored).as_bytes();
+        if let Some(&index) = self.known.get(&digest) {
             return Ok(index);
         }
-        let stored = zstd::bulk::compress(bytes, 3).map_err(|e| BuildError::State(e.to_string()))?;
         if stored.len() > crate::chunk::MAX_STATE {
             return Err(BuildError::TooMuch("a state has more than 64 KiB"));
         }
         let (offset, len) = (self.windows.len() as u64, stored.len() as u32);
-        self.windows.extend_from_slice(&stored);
+        self.windows.extend_from_slice(stored);
         let index = self.all.len() as u32;
-        self.all.push(State { offset, len, digest: blake3::hash(&stored).into() });
-        self.known.insert(key, index);
+        self.all.push(State { offset, len, digest });
+        self.known.insert(digest, index);
         Ok(index)
     }
 }

@@ -5,8 +5,9 @@
 //! come the *extents*: runs of the file's bytes that one physical cluster decodes to.
 
 use super::Fault;
+use super::ends::{Ends, Work};
 use super::image::Image;
-use super::inode::{Node, NodeKind};
+use super::inode::Node;
 use super::layout::*;
 use crate::chunk::ChunkCodec;
 use crate::volume::Stretch;
@@ -40,8 +41,6 @@ const RAW_MAX: u64 = crate::chunk::MAX_CHUNK;
 
 /// Most logical clusters of a file.
 const MOST_CLUSTERS: u64 = 4 << 20;
-/// Physical clusters may be shared, but a file's have no more than so many times the image's bytes.
-const MOST_SHARED: u64 = 4;
 
 /// What one logical cluster says.
 #[derive(Debug, Clone, Copy)]
@@ -78,7 +77,12 @@ struct Map {
 }
 
 impl Image<'_> {
-    pub(super) fn clusters(&self, node: &Node<'_>, packed: bool) -> Result<Vec<Stretch>, Fault> {
+    pub(super) fn clusters(
+        &self,
+        node: &Node<'_>,
+        ends: Ends<'_>,
+        work: &mut Work,
+    ) -> Result<Vec<Stretch>, Fault> {
         if !self.sb.zero_padding {
             return Err(Fault::Unsupported("a compressed image of the first years, without padding"));
         }
@@ -86,7 +90,7 @@ impl Image<'_> {
         let head = self.bytes.cut("a compressed file's header", at, HEADER_LEN)?;
         if head[7] & ALL_FRAGMENT != 0 {
             // The offset takes the whole header but this bit.
-            return self.fragment(le64(head, 0) & !(1 << 63), node.size, packed);
+            return ends.part(le64(head, 0) & !(1 << 63), node.size);
         }
         let bits = u32::from(self.sb.block_bits) + u32::from(head[7] & 0xf);
         let gap = if node.stored.layout == COMPRESSED_FULL { FULL_GAP } else { 0 };
@@ -112,8 +116,9 @@ impl Image<'_> {
             COMPRESSED_FULL => self.full(&map)?,
             _ => self.compact(&map)?,
         };
+        work.charge(end - map.indexes)?;
         let extents = extents(&map, &logical)?;
-        self.files_runs(node, &map, &extents, end, packed)
+        self.files_runs(node, &map, &extents, end, (ends, work))
     }
 
     /// Indexes of eight bytes each, and where they end.
@@ -167,10 +172,9 @@ impl Image<'_> {
         map: &Map,
         extents: &[Extent],
         end: u64,
-        packed: bool,
+        (ends, work): (Ends<'_>, &mut Work),
     ) -> Result<Vec<Stretch>, Fault> {
         let mut all = Vec::new();
-        let mut left = self.bytes.here().saturating_mul(MOST_SHARED);
         for (i, extent) in extents.iter().enumerate() {
             let to = extents.get(i + 1).map_or(node.size, |next| next.start).min(node.size);
             let len = match to.checked_sub(extent.start) {
@@ -181,7 +185,7 @@ impl Image<'_> {
             };
             let last = to == node.size;
             if last && map.advise & ADVISE_FRAGMENT != 0 {
-                all.extend(self.fragment(map.fragment.into(), len, packed)?);
+                all.extend(ends.part(map.fragment.into(), len)?);
                 continue;
             }
             let stored = match last && map.advise & ADVISE_INLINE != 0 && map.inline_len > 0 {
@@ -191,9 +195,7 @@ impl Image<'_> {
                     start..start + (u64::from(extent.blocks) << self.sb.block_bits)
                 }
             };
-            left = left
-                .checked_sub(stored.end - stored.start)
-                .ok_or(Fault::Bad("a file's clusters are larger than the image several times over"))?;
+            work.charge(stored.end - stored.start)?;
             self.cluster(map, extent, stored, len, &mut all)?;
         }
         Ok(all)
@@ -257,38 +259,6 @@ impl Image<'_> {
             len,
         });
         Ok(())
-    }
-
-    /// A part of the inode of packed ends.
-    fn fragment(&self, offset: u64, len: u64, packed: bool) -> Result<Vec<Stretch>, Fault> {
-        if !packed || self.sb.packed == 0 {
-            return Err(Fault::Bad("a file's end is in an inode that is not there"));
-        }
-        let node = self.read_inode(self.sb.packed)?;
-        if !matches!(node.kind, NodeKind::File(_)) {
-            return Err(Fault::Bad("the inode of packed ends is no file"));
-        }
-        let mut out = Vec::new();
-        let (mut at, end) =
-            (0, offset.checked_add(len).ok_or(Fault::Bad("a file's end is beyond the packed ones"))?);
-        for stretch in self.stretches(&node, false)? {
-            let (start, to) = (at.max(offset), (at + stretch.len()).min(end));
-            if start < to {
-                out.push(part(&stretch, start - at, to - start));
-            }
-            at += stretch.len();
-        }
-        if at < end { Err(Fault::Bad("a file's end is beyond the packed ones")) } else { Ok(out) }
-    }
-}
-
-fn part(stretch: &Stretch, skip: u64, len: u64) -> Stretch {
-    match stretch.clone() {
-        Stretch::Hole { .. } => Stretch::Hole { len },
-        Stretch::Plain { offset, .. } => Stretch::Plain { offset: offset + skip, len },
-        Stretch::Packed { stored, codec, raw_len, offset, .. } => {
-            Stretch::Packed { stored, codec, raw_len, offset: offset + skip, len }
-        }
     }
 }
 

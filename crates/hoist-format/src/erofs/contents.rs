@@ -1,9 +1,10 @@
 //! Where the bytes of a regular file are, in images that other programs wrote.
 
+use super::Fault;
+use super::ends::{Ends, Work};
 use super::image::Image;
 use super::inode::Node;
 use super::layout::*;
-use super::{DecodeError, Fault};
 use crate::volume::Stretch;
 
 /// Largest file, bytes.
@@ -11,15 +12,12 @@ const SIZE_MAX: u64 = crate::layer::MAX_DATA;
 
 impl Image<'_> {
     /// The runs that a regular file is made of.
-    ///
-    /// # Errors
-    /// [`DecodeError::Inode`]: what is wrong with it, or not read by hoist.
-    pub fn contents(&self, node: &Node<'_>) -> Result<Vec<Stretch>, DecodeError> {
-        self.stretches(node, true).map_err(|fault| self.at(node.nid, fault))
-    }
-
-    /// `packed`: may a part of it be in the inode of packed ends, which itself may not?
-    pub(super) fn stretches(&self, node: &Node<'_>, packed: bool) -> Result<Vec<Stretch>, Fault> {
+    pub(super) fn stretches(
+        &self,
+        node: &Node<'_>,
+        ends: Ends<'_>,
+        work: &mut Work,
+    ) -> Result<Vec<Stretch>, Fault> {
         if node.size > SIZE_MAX {
             return Err(Fault::Bad("it is larger than 8 TiB"));
         }
@@ -33,7 +31,7 @@ impl Image<'_> {
             FLAT_PLAIN => Ok(vec![self.plain(node.start, node.size)?]),
             FLAT_INLINE => self.flat_inline(node),
             CHUNK_BASED => self.chunks(node),
-            COMPRESSED_FULL | COMPRESSED_COMPACT => self.clusters(node, packed),
+            COMPRESSED_FULL | COMPRESSED_COMPACT => self.clusters(node, ends, work),
             _ => Err(Fault::Unsupported("a file layout newer than this reader")),
         }
     }

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::bytes::Bytes;
+use super::ends::{Ends, Packed, Work};
 use super::image::Image;
 use super::inode::{Node, NodeKind};
 use super::layout::*;
 use super::{DecodeError, Fault};
-use crate::tree::{Dev, Inode, InodeId, Kind, Meta, Name, Tree};
-use crate::volume::{Stretch, Volume};
+use crate::tree::{Dev, Inode, InodeId, Kind, Meta, Name, Tree, is_reserved};
+use crate::volume::Volume;
 
 /// Reads a whole image. Inodes come out folder by folder, as [`encode`](super::encode) wrote them.
 ///
@@ -36,10 +37,12 @@ fn read(image: &Image<'_>) -> Result<Volume, DecodeError> {
         copy_budget: size.saturating_mul(16).saturating_add(64 << 20),
         dirs: Vec::new(),
         volume: Volume { tree: Tree { inodes: Vec::new() }, contents: BTreeMap::new() },
-        stretches: MOST_STRETCHES,
-        packed_budget: size.saturating_mul(16),
+        stretches: (FREE_STRETCHES + size / INDEX_MIN).min(MOST_STRETCHES),
+        work: Work::of(size),
+        ends: None,
         image,
     };
+    decoder.ends = image.packed_ends(&mut decoder.work).map_err(|fault| image.at(image.sb.packed, fault))?;
     decoder.add_root()?;
     let mut next = 0;
     while let Some(dir) = decoder.dirs.get(next).cloned() {
@@ -50,7 +53,10 @@ fn read(image: &Image<'_>) -> Result<Volume, DecodeError> {
 }
 
 /// Most runs that all files together are made of.
-const MOST_STRETCHES: usize = 16 << 20;
+const MOST_STRETCHES: u64 = 16 << 20;
+/// Each run but a few stands for at least so many bytes of an index or an inode.
+const INDEX_MIN: u64 = 2;
+const FREE_STRETCHES: u64 = 64 << 10;
 
 /// A folder whose entries are still to be read.
 #[derive(Clone)]
@@ -63,10 +69,11 @@ struct Dir<'a> {
 struct Decoder<'i, 'a> {
     image: &'i Image<'a>,
     volume: Volume,
-    /// Bytes of compressed clusters that files may still name: they may be shared.
-    packed_budget: u64,
+    /// What files may still cost.
+    work: Work,
+    ends: Option<Packed>,
     /// Runs that files may still be made of.
-    stretches: usize,
+    stretches: u64,
     /// By inode number: where it stands in the tree.
     ids: HashMap<u64, InodeId>,
     dirs: Vec<Dir<'a>>,
@@ -98,18 +105,12 @@ impl<'a> Decoder<'_, 'a> {
             self.dirs.push(Dir { id, node: node.clone(), parent });
         }
         if self.image.foreign && matches!(node.kind, NodeKind::File(_)) && node.size > 0 {
-            let stretches = self.image.contents(node)?;
-            let left = self.stretches.checked_sub(stretches.len());
+            let stretches = self.image.stretches(node, Ends(self.ends.as_ref()), &mut self.work);
+            let stretches = stretches.map_err(|fault| self.image.at(node.nid, fault))?;
+            let left = self.stretches.checked_sub(stretches.len() as u64);
             self.stretches = left.ok_or_else(|| {
-                self.image.at(node.nid, Fault::Unsupported("files of more than 16 million runs of bytes"))
-            })?;
-            let stored = |s: &Stretch| match s {
-                Stretch::Packed { stored, .. } => stored.end - stored.start,
-                _ => 0,
-            };
-            let left = self.packed_budget.checked_sub(stretches.iter().map(stored).sum());
-            self.packed_budget = left.ok_or_else(|| {
-                self.image.at(node.nid, Fault::Unsupported("clusters that files share beyond measure"))
+                self.image
+                    .at(node.nid, Fault::Unsupported("files of more runs of bytes than its size allows"))
             })?;
             self.volume.contents.insert(id, stretches);
         }
@@ -207,7 +208,8 @@ impl<'a> Decoder<'_, 'a> {
             }
             set
         };
-        let (opaque, implied) = (flag(OPAQUE), flag(IMPLIED));
+        let opaque = flag(OPAQUE);
+        let implied = !self.image.foreign && flag(IMPLIED);
         if self.image.foreign {
             hide(&mut xattrs).map_err(|fault| self.image.at(node.nid, fault))?;
         }
@@ -217,15 +219,15 @@ impl<'a> Decoder<'_, 'a> {
     }
 }
 
-/// Takes away what overlayfs keeps for itself in a layer's attributes, and shows to nobody.
+/// Takes away what overlayfs and hoist keep for themselves in a layer's attributes.
 fn hide(xattrs: &mut BTreeMap<Name, Name>) -> Result<(), Fault> {
-    for name in [REDIRECT, METACOPY, OPAQUE] {
+    for name in [REDIRECT, METACOPY, OPAQUE, USER_REDIRECT, USER_METACOPY, USER_OPAQUE] {
         if xattrs.contains_key(name) {
             return Err(Fault::Unsupported(
                 "a layer that renames or shares files by attributes of overlayfs",
             ));
         }
     }
-    xattrs.retain(|name, _| !name.starts_with(OVERLAY));
+    xattrs.retain(|name, _| !is_reserved(name));
     Ok(())
 }

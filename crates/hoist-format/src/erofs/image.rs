@@ -18,7 +18,7 @@ pub struct Image<'a> {
     pub(super) bytes: Bytes<'a>,
     pub(super) sb: Superblock,
     pub(super) devices: Arc<[Device]>,
-    /// Not one of ours: where its files' bytes are is for [`Image::contents`] to say.
+    /// Not one of ours: where its files' bytes are is for [`decode_foreign`](super::decode_foreign) to say.
     pub(super) foreign: bool,
 }
 
@@ -47,7 +47,8 @@ impl<'a> Image<'a> {
         Self::open(bytes.into(), false)
     }
 
-    /// An image that another program wrote: compressed files, holes and inline data are for [`Self::contents`].
+    /// An image that another program wrote: where the bytes of its files are is for
+    /// [`decode_foreign`](super::decode_foreign) to say.
     ///
     /// # Errors
     /// As [`Self::new`].

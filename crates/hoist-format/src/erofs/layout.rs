@@ -61,11 +61,13 @@ pub(super) const S_IFSOCK: u16 = 0o140_000;
 
 /// Marks a folder that hides the lower layers' entries, as overlayfs writes it.
 pub(super) const OPAQUE: &[u8] = b"trusted.overlay.opaque";
-/// What overlayfs keeps for itself (kernel `Documentation/filesystems/overlayfs.rst`).
-pub(super) const OVERLAY: &[u8] = b"trusted.overlay.";
-/// The file's contents, or the folder's, are those of another path.
+/// (kernel `Documentation/filesystems/overlayfs.rst`) The file's contents, or the folder's, are those of another path.
 pub(super) const REDIRECT: &[u8] = b"trusted.overlay.redirect";
 pub(super) const METACOPY: &[u8] = b"trusted.overlay.metacopy";
+/// The same where an ordinary user mounts it.
+pub(super) const USER_OPAQUE: &[u8] = b"user.overlay.opaque";
+pub(super) const USER_REDIRECT: &[u8] = b"user.overlay.redirect";
+pub(super) const USER_METACOPY: &[u8] = b"user.overlay.metacopy";
 /// Marks a folder that had no entry of its own.
 pub(super) const IMPLIED: &[u8] = b"trusted.hoist.implied";
 /// Attributes that only the encoder may write.

@@ -86,7 +86,7 @@ pub(super) fn read(
 
 fn charge(budget: &mut Budget, bytes: u64) -> Result<(), Fault> {
     *budget =
-        budget.checked_sub(bytes).ok_or(Fault::Bad("the file system has more than 1 GiB of metadata"))?;
+        budget.checked_sub(bytes).ok_or(Fault::Bad("the file system has more than 512 MiB of metadata"))?;
     Ok(())
 }
 

@@ -10,6 +10,8 @@ const MAGIC: u16 = 0xEF53;
 
 /// 128 TiB of 4 KiB blocks.
 const MOST_GROUPS: u32 = 1 << 20;
+/// Bytes of their descriptors.
+const MOST_DESCS: u64 = 64 << 20;
 
 const INCOMPAT_FILETYPE: u32 = 0x2;
 const INCOMPAT_RECOVER: u32 = 0x4;
@@ -92,7 +94,7 @@ impl Superblock {
         }
         // Inodes decide: a group without them has nothing to read.
         let groups = inodes.div_ceil(inodes_per_group);
-        if groups > MOST_GROUPS {
+        if groups > MOST_GROUPS || u64::from(groups) * desc_size > MOST_DESCS {
             return Err(Fault::Bad("it has more than a million groups"));
         }
         if u64::from(groups) > (blocks - first).div_ceil(u64::from(blocks_per_group)) {

@@ -16,8 +16,8 @@ use crate::volume::{Device, Lack, Volume};
 
 /// The root folder's number.
 const ROOT_INODE: u32 = 2;
-/// Most bytes of folders, extent blocks and attribute blocks that are read.
-const METADATA_MAX: Budget = 1 << 30;
+/// Most bytes of inodes, and of folders, extent blocks and attribute blocks, that are read.
+const METADATA_MAX: Budget = 512 << 20;
 /// Most inodes and names.
 const MOST: usize = 16 << 20;
 
@@ -69,14 +69,18 @@ fn foresee(device: &mut dyn Device, sb: &Superblock, groups: &[Group]) -> bool {
     for group in groups {
         let end = group.table + u64::from(group.used) * sb.inode_size;
         let mut at = group.table;
-        while at < end {
+        loop {
+            // Inodes that were never written cost nothing, however many there are said to be.
+            let data = device.next_data(at, end);
+            at = data - (data - group.table) % sb.block;
             let len = sb.block.min(end - at);
-            if !device.is_hole(at, len) && budget >= len {
-                budget -= len;
-                match device.read(at, len) {
-                    Ok(bytes) => tables.push((at, bytes)),
-                    Err(lack) => absent |= lack == Lack::Absent,
-                }
+            if data >= end || budget < len {
+                break;
+            }
+            budget -= len;
+            match device.read(at, len) {
+                Ok(bytes) => tables.push((at, bytes)),
+                Err(lack) => absent |= lack == Lack::Absent,
             }
             at += len;
         }

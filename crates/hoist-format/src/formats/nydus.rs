@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::{Covers, Found, ImageFacts, LayerFacts, MAX_ANSWER, Reader, Refusal, Step, Want};
+use super::{Covers, ImageFacts, LayerFacts, MAX_ANSWER, Reader, Refusal, Step, Want, of_image};
 use crate::build::{Builder, ChunkId, Described, Run, StoredChunk};
 use crate::chunk::{ChunkCodec, ContentDigest};
 use crate::codec::{CodecError, StreamDecoder};
 use crate::digest::Digest;
 use crate::rafs::{
-    Beside, Bootstrap, Contexts, Digester, MAX_PACKAGE, Package, Rafs, RafsError, Toc, USUAL_TOC, Unit,
-    UnitCodec, Version,
+    Beside, Bootstrap, Contexts, Digester, MAX_PACKAGE, Package, PackageReader, Rafs, RafsError, Toc,
+    USUAL_TOC, Unit, UnitCodec, Version,
 };
 use crate::span::Codec;
+use crate::tar::TarError;
 
 /// Marks the layer with the bootstrap, and those with chunks (nydus-snapshotter `pkg/label/label.go`).
 const BOOTSTRAP: &str = "containerd.io/snapshot/nydus-bootstrap";
@@ -43,6 +44,7 @@ pub(super) fn reader(image: &ImageFacts) -> Option<Box<dyn Reader>> {
     }
     let bootstrap = bootstrap.cloned();
     Some(Box::new(Nydus {
+        room: MAX_CONTEXTS,
         layers: image.layers.clone(),
         bootstrap,
         package: Package::default(),
@@ -50,7 +52,16 @@ pub(super) fn reader(image: &ImageFacts) -> Option<Box<dyn Reader>> {
     }))
 }
 
+/// Most bytes that the contexts of all blobs and the digests of their chunks have, decompressed.
+const MAX_CONTEXTS: u64 = 512 << 20;
+
+/// A blob up to this size is fetched whole where nothing but its digest vouches for the contexts in it, bytes: those of
+/// zran have blobs of their own.
+const MAX_WHOLE: u64 = 64 << 20;
+
 struct Nydus {
+    /// What is left of [`MAX_CONTEXTS`].
+    room: u64,
     layers: Vec<LayerFacts>,
     bootstrap: Option<LayerFacts>,
     package: Package,
@@ -61,12 +72,23 @@ struct Nydus {
 enum At {
     Start,
     Bootstrap,
-    /// Of these blobs the contexts, and of some the end, where its table of contents is.
-    Contexts(Vec<(u32, bool)>),
+    /// Of these blobs the contexts, and what tells whether they are right.
+    Contexts(Vec<(u32, Vouching)>),
     /// Of these blobs the ends, where their tables of contents are.
     Tails(Vec<u32>),
     /// Of these blobs the contexts and the digests of their chunks.
     Parts(Vec<(u32, Toc)>),
+}
+
+/// What tells whether contexts are right, beside the digests of the chunks that they lead to.
+#[derive(Clone, Copy)]
+enum Vouching {
+    /// The table of contents at the end of their blob, whose digest the bootstrap may have.
+    Toc,
+    /// The blob's digest: all of it comes.
+    Blob,
+    /// Nothing else: it is a blob of another image.
+    Nothing,
 }
 
 impl Reader for Nydus {
@@ -132,15 +154,19 @@ impl Nydus {
         Ok(Step::Fetch(vec![Want::Blob { blob: layer.digest, size: layer.size }]))
     }
 
+    /// So many bytes more are to be decompressed.
+    fn take(room: &mut u64, bytes: u64) -> Result<(), Refusal> {
+        let left = room.checked_sub(bytes);
+        *room = left.ok_or_else(|| Refusal::because("the contexts of its blobs have more than 512 MiB"))?;
+        Ok(())
+    }
+
     /// The bootstrap is here: what of the blobs is needed besides?
     fn opened(&mut self, answers: Vec<Option<Vec<u8>>>) -> Result<Step, Refusal> {
         let stored = given(answers.into_iter().next().flatten(), "the layer with its bootstrap")?;
-        let stream =
-            decompress(&stored).map_err(|e| Refusal::because(format!("its bootstrap's layer: {e}")))?;
-        drop(stored);
         self.package =
-            Package::read(&stream).map_err(|e| Refusal::because(format!("its bootstrap's layer: {e}")))?;
-        drop(stream);
+            unpack(&stored).map_err(|e| Refusal::because(format!("its bootstrap's layer: {e}")))?;
+        drop(stored);
         let bootstrap = self.package.bootstrap().map_err(because)?;
         if !bootstrap.has_chunks() && !bootstrap.blobs().is_empty() {
             return self.ask_for_tails();
@@ -151,13 +177,26 @@ impl Nydus {
             if let Some(at) =
                 blob.contexts.as_ref().filter(|_| blob.needs_contexts() && !known.contains_key(&index))
             {
+                Self::take(&mut self.room, at.raw_len)?;
                 if at.stored.end - at.stored.start > MAX_ANSWER {
                     return Err(Refusal::because("the contexts of one of its blobs have more than 256 MiB"));
                 }
-                wants.push(Want::Range { blob: at.blob, range: at.stored.clone() });
-                let tail = at.toc.and(self.size_of(&at.blob)).map(tail_of);
-                blobs.push((index, tail.is_some()));
-                wants.extend(tail.map(|range| Want::Range { blob: at.blob, range }));
+                let contexts = Want::Range { blob: at.blob, range: at.stored.clone() };
+                let vouching = match (self.size_of(&at.blob), at.toc) {
+                    (Some(size), None) if size <= MAX_WHOLE => {
+                        wants.push(Want::Blob { blob: at.blob, size });
+                        Vouching::Blob
+                    }
+                    (Some(size), _) => {
+                        wants.extend([contexts, Want::Range { blob: at.blob, range: tail_of(size) }]);
+                        Vouching::Toc
+                    }
+                    (None, _) => {
+                        wants.push(contexts);
+                        Vouching::Nothing
+                    }
+                };
+                blobs.push((index, vouching));
             }
         }
         if wants.is_empty() {
@@ -167,23 +206,35 @@ impl Nydus {
         Ok(Step::Fetch(wants))
     }
 
-    /// A table of contents that the bootstrap knows holds them right. Without, the digests of the chunks, which are in
-    /// the bootstrap, hold what they lead to.
-    fn with_contexts(&self, blobs: &[(u32, bool)], answers: Vec<Option<Vec<u8>>>) -> Result<Step, Refusal> {
+    /// The digests of the chunks, which are in the bootstrap, hold right what contexts lead to; but wrong ones would lead
+    /// nowhere for as long as the image is here.
+    fn with_contexts(
+        &self,
+        blobs: &[(u32, Vouching)],
+        answers: Vec<Option<Vec<u8>>>,
+    ) -> Result<Step, Refusal> {
         let bootstrap = self.package.bootstrap().map_err(because)?;
         let mut known = self.package.contexts(&bootstrap).map_err(because)?;
         let mut answers = answers.into_iter();
-        for (index, has_tail) in blobs {
+        for (index, vouching) in blobs {
             let blob = &bootstrap.blobs()[*index as usize];
-            let stored = given(answers.next().flatten(), "a blob with contexts")?;
-            if let (true, Some(at)) = (*has_tail, &blob.contexts) {
-                let tail = given(answers.next().flatten(), "the end of a blob")?;
-                let size = self.size_of(&at.blob).unwrap_or_default();
-                let toc = Toc::decode(&tail, size, at.toc.as_ref()).map_err(because)?;
-                let part = toc.entry(PARTS[0]).filter(|part| part.stored.start == at.stored.start);
-                let part =
-                    part.ok_or_else(|| because(RafsError::Missing("contexts where its bootstrap has them")))?;
-                part.open(&stored).map_err(because)?;
+            let Some(at) = &blob.contexts else { continue };
+            let mut stored = given(answers.next().flatten(), "a blob with contexts")?;
+            match vouching {
+                Vouching::Toc => {
+                    let tail = given(answers.next().flatten(), "the end of a blob")?;
+                    let size = self.size_of(&at.blob).unwrap_or_default();
+                    let toc = Toc::decode(&tail, size, at.toc.as_ref()).map_err(because)?;
+                    let part = toc.entry(PARTS[0]).filter(|part| part.stored.start == at.stored.start);
+                    let missing = RafsError::Missing("contexts where its bootstrap has them");
+                    part.ok_or_else(|| because(missing))?.open(&stored).map_err(because)?;
+                }
+                Vouching::Blob => {
+                    let own = stored.get(at.stored.start as usize..at.stored.end as usize);
+                    let missing = RafsError::Missing("contexts where its bootstrap has them");
+                    stored = own.ok_or_else(|| because(missing))?.to_vec();
+                }
+                Vouching::Nothing => {}
             }
             let contexts = Contexts::stored(&stored, blob).map_err(because)?;
             known.insert(*index, Beside { contexts: Some(contexts), digests: None });
@@ -223,6 +274,7 @@ impl Nydus {
             for name in PARTS {
                 let part =
                     toc.entry(name).ok_or_else(|| because(RafsError::Missing("digests of its chunks")))?;
+                Self::take(&mut self.room, part.raw_len)?;
                 if part.stored.end - part.stored.start > MAX_ANSWER {
                     return Err(Refusal::because("the contexts of one of its blobs have more than 256 MiB"));
                 }
@@ -263,21 +315,27 @@ fn tail_of(size: u64) -> Range<u64> {
 /// What a blob's table of contents must name where the bootstrap has no chunks.
 const PARTS: [&[u8]; 3] = [b"blob.meta", b"blob.meta.header", b"blob.digest"];
 
-/// A whole stream, by its first bytes: gzip, zstd, or tar as it is.
-fn decompress(stored: &[u8]) -> Result<Vec<u8>, CodecError> {
+/// What unpacking a bootstrap's layer comes to.
+#[derive(Debug, thiserror::Error)]
+enum Unpack {
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    #[error(transparent)]
+    Tar(#[from] TarError),
+}
+
+/// The bootstrap's layer: gzip, zstd, or tar as it is, by its first bytes.
+fn unpack(stored: &[u8]) -> Result<Package, Unpack> {
     let codec = match stored {
         [0x1f, 0x8b, ..] => Codec::Gzip,
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Codec::Zstd,
         _ => Codec::Plain,
     };
     let mut decoder = StreamDecoder::with_limit(codec, false, MAX_PACKAGE)?;
-    let mut stream = Vec::new();
-    decoder.feed::<CodecError>(stored, &mut |bytes| {
-        stream.extend_from_slice(bytes);
-        Ok(())
-    })?;
+    let mut package = PackageReader::default();
+    decoder.feed(stored, &mut |bytes| package.feed(bytes).map_err(Unpack::Tar))?;
     decoder.finish()?;
-    Ok(stream)
+    Ok(package.finish()?)
 }
 
 fn done(
@@ -292,8 +350,7 @@ fn done(
         (Version::V6, false) => "nydus RAFS v6",
         (Version::V6, true) => "nydus RAFS v6 zran",
     };
-    let described = describe(rafs, layers)?;
-    Ok(Step::Done(Found::one(format.to_owned(), true, Covers::Image, described)))
+    of_image(format.to_owned(), true, describe(rafs, layers)?)
 }
 
 /// Gives everything to the builder.

@@ -5,8 +5,7 @@
 
 use std::ops::Range;
 
-use super::{Covers, Found, ImageFacts, LayerFacts, Reader, Refusal, Step, Want};
-use crate::build::Described;
+use super::{Covers, ImageFacts, LayerFacts, Reader, Refusal, Step, Want, of_image};
 use crate::digest::Digest;
 use crate::overlaybd::{self, Image, OverlaybdError, TurboLayer};
 
@@ -54,10 +53,6 @@ impl From<OverlaybdError> for Refusal {
 const UNPINNED: &str =
     "its blocks have no digests, only checksums, and what the manifest does not cover is not trusted";
 
-fn found(format: &str, described: Described) -> Step {
-    Step::Done(Found::one(format.to_owned(), false, Covers::Image, described))
-}
-
 struct Overlaybd {
     layers: Vec<LayerFacts>,
     format: String,
@@ -99,7 +94,7 @@ impl Reader for Overlaybd {
             image.put(layer, range.start, bytes);
         }
         match image.step()? {
-            overlaybd::Step::Done(described) => Ok(found(&self.format, *described)),
+            overlaybd::Step::Done(described) => of_image(self.format.clone(), false, *described),
             overlaybd::Step::Fetch(ranges) => {
                 let want = |(layer, range): &(usize, Range<u64>)| Want::Range {
                     blob: self.layers[*layer].digest,
@@ -149,6 +144,6 @@ impl Reader for Turbo {
                 .ok_or_else(|| Refusal::because(format!("layer {} names no original", layer.digest)))?;
             layers.push(TurboLayer { meta, target: original });
         }
-        Ok(found(&self.format, overlaybd::describe_turbo(&layers)?))
+        of_image(self.format.clone(), false, overlaybd::describe_turbo(&layers)?)
     }
 }

@@ -228,10 +228,9 @@ impl Applier {
 /// redirect paths; hoist's own tell of the tree.
 fn settable(name: &[u8]) -> bool {
     const KNOWN: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-    const OURS: [&[u8]; 3] = [b"trusted.overlay.", b"user.overlay.", b"trusted.hoist."];
     let acl = matches!(name, b"system.posix_acl_access" | b"system.posix_acl_default");
     let known = KNOWN.iter().any(|p| name.len() > p.len() && name.starts_with(p));
-    acl || known && !OURS.iter().any(|p| name.starts_with(p))
+    acl || known && !crate::tree::is_reserved(name)
 }
 
 pub(crate) fn lossy(path: &[u8]) -> String {

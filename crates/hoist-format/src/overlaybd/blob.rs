@@ -82,6 +82,17 @@ impl Blob {
         }
     }
 
+    /// Bytes of memory that its tables take.
+    pub(super) fn held(&self) -> u64 {
+        let (payload, opened) = match &self.state {
+            State::New => return 0,
+            State::Packed(payload) => (payload, None),
+            State::Open(payload, opened) => (payload, Some(opened)),
+        };
+        let segments = opened.map_or(0, |opened| size_of_val(&opened.segments[..]) as u64);
+        segments + payload.zfile.as_ref().map_or(0, Zfile::held)
+    }
+
     /// The byte behind the last one that it names of an original layer.
     pub(super) fn original_end(&self) -> u64 {
         let segments = self.opened().map_or(&[][..], |(segments, _)| segments);

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::OverlaybdError;
 use super::blob::Blob;
 use super::device::{Layers, Place};
 use super::gzip_meta::GzipIndex;
 use super::turbo::{FileSystem, TurboMeta};
+use super::{OverlaybdError, Room};
 use crate::build::{Builder, ChunkId, Described, Run, StoredChunk};
 use crate::chunk::ChunkCodec;
 use crate::digest::Digest;
@@ -80,8 +80,10 @@ impl Image {
     pub fn step(&mut self) -> Result<Step, OverlaybdError> {
         if let State::Opening(blobs) = &mut self.state {
             let mut need = Vec::new();
+            let mut room = Room::default();
             for (i, blob) in blobs.iter_mut().enumerate() {
                 need.extend(blob.open()?.into_iter().map(|range| (i, range)));
+                room.take(blob.held())?;
             }
             if !need.is_empty() {
                 return Ok(Step::Fetch(need));
@@ -120,8 +122,9 @@ impl Image {
 pub fn describe_turbo(layers: &[TurboLayer]) -> Result<Described, OverlaybdError> {
     let mut builder = Builder::new();
     let (mut blobs, mut originals, mut file_system) = (Vec::new(), Vec::new(), None);
+    let mut room = Room::default();
     for (i, layer) in layers.iter().enumerate() {
-        let meta = TurboMeta::read(&layer.meta, i as u16)?;
+        let meta = TurboMeta::read(&layer.meta, i as u16, &mut room)?;
         if *file_system.get_or_insert(meta.file_system) != meta.file_system {
             return Err(OverlaybdError::Turbo("its layers are of different file systems".to_owned()));
         }

@@ -13,7 +13,7 @@ use crate::volume::{Device, Lack, beyond};
 /// Decoded bytes of metadata that are held.
 const CACHE: usize = 64 << 20;
 /// Most metadata that is read as a whole.
-const PARTS_MAX: u64 = 1 << 30;
+const PARTS_MAX: u64 = 512 << 20;
 /// Ranges of a blob as near as this to each other are fetched as one.
 const GAP: u64 = 32 << 10;
 
@@ -77,12 +77,14 @@ impl Layers {
         let mut size = 0;
         for blob in &blobs {
             let (segments, own) = blob.opened().ok_or(OverlaybdError::Lsmt("it is not open yet"))?;
-            all.push(segments.to_vec());
+            all.push(segments);
             if own > 0 {
                 size = own;
             }
         }
-        let segments = lsmt::merge(&all)?;
+        let mut segments = lsmt::merge(&all)?;
+        // As gaps are.
+        segments.retain(|s| s.source != Source::Zero);
         Ok(Self { blobs, segments, size, cache: HashMap::new(), cached: 0, wanted: BTreeMap::new() })
     }
 
@@ -171,14 +173,15 @@ impl Layers {
     /// as a whole.
     ///
     /// # Errors
-    /// When they are not here, or have more than 1 GiB.
+    /// When they are not here, or have more than 512 MiB.
     pub fn parts(&mut self) -> Result<Vec<crate::erofs::Part>, OverlaybdError> {
         let mut all: Vec<crate::erofs::Part> = Vec::new();
         let mut left = PARTS_MAX;
         for segment in std::mem::take(&mut self.segments) {
             if let Source::Own(at) = segment.source {
                 let (start, len) = (segment.start * SECTOR, segment.len * SECTOR);
-                left = left.checked_sub(len).ok_or(OverlaybdError::TooMuch("more than 1 GiB of metadata"))?;
+                left =
+                    left.checked_sub(len).ok_or(OverlaybdError::TooMuch("more than 512 MiB of metadata"))?;
                 let mut bytes = Vec::new();
                 if !self.read_own(segment.layer, at * SECTOR, len, &mut bytes)? {
                     return Err(OverlaybdError::Lsmt("its blocks are cut off"));
@@ -268,8 +271,9 @@ impl Device for Layers {
         if here { Ok(out) } else { Err(Lack::Absent) }
     }
 
-    fn is_hole(&self, offset: u64, len: u64) -> bool {
-        let zero = |s: &Option<Segment>| s.is_none_or(|s| s.source == Source::Zero);
-        self.segments(offset, offset.saturating_add(len)).iter().all(|(_, segment)| zero(segment))
+    fn next_data(&self, start: u64, end: u64) -> u64 {
+        // Segments of zeros were left out.
+        let next = self.segments.get(self.segments.partition_point(|s| s.end() * SECTOR <= start));
+        next.map_or(end, |s| (s.start * SECTOR).clamp(start, end))
     }
 }

@@ -5,6 +5,7 @@ use hoist_sys::inflate::{Inflate, WINDOW};
 
 use super::OverlaybdError;
 use super::zfile::crc;
+use crate::chunk::ChunkCodec;
 use crate::le::{le32, le64};
 
 const MAGIC: &[u8; 8] = b"ddgzidx\0";
@@ -73,6 +74,9 @@ impl GzipIndex {
         }
         let list = &bytes[start as usize..];
         let wanted = count as usize * ENTRY;
+        if wanted as u64 > ChunkCodec::Inflate.most_output(len) {
+            return bad("its list has fewer entries than it says");
+        }
         let list = if packed { zlib(list, wanted) } else { Some(list.to_vec()) };
         let Some(list) = list.filter(|list| list.len() == wanted) else {
             return bad("its list is damaged");
@@ -95,6 +99,11 @@ impl GzipIndex {
             spans.push(GzipSpan { stream_offset, blob_offset, bits, window: window as usize..end as usize });
         }
         Ok(Self { blob_size, stream_size, spans, packed, bytes })
+    }
+
+    /// Bytes of memory that its list takes.
+    pub(super) fn held(&self) -> u64 {
+        size_of_val(&self.spans[..]) as u64
     }
 
     /// The 32 KiB of the stream before a span, oldest byte first; None for the first one, which needs none.

@@ -19,8 +19,8 @@ const IS_SEALED: u32 = 4;
 const ENTRY: usize = 16;
 /// The offset of entries that fill up the table.
 const INVALID: u64 = (1 << 50) - 1;
-/// Most segments of a device.
-const MOST: usize = 4 << 20;
+/// Most segments of a device, and of all its layers together.
+pub(super) const MOST: usize = 4 << 20;
 /// Most layers (overlaybd `lsmt/file.h`, `MAX_STACK_LAYERS`).
 pub(super) const MOST_LAYERS: usize = 255;
 
@@ -140,7 +140,7 @@ impl Trailer {
 }
 
 /// Lays layers over each other, lowest first: newer ones win, older ones fill the gaps.
-pub(super) fn merge(layers: &[Vec<Segment>]) -> Result<Vec<Segment>, OverlaybdError> {
+pub(super) fn merge(layers: &[&[Segment]]) -> Result<Vec<Segment>, OverlaybdError> {
     let mut top: Vec<Segment> = Vec::new();
     for below in layers.iter().rev() {
         let mut merged = Vec::with_capacity(top.len() + below.len());
@@ -192,7 +192,7 @@ mod tests {
             layer(1, &[(5, 3), (14, 10), (30, 2), (33, 2)]),
             layer(2, &[(0, 1), (2, 1), (7, 6), (39, 20)]),
         ];
-        let merged = merge(&layers).unwrap();
+        let merged = merge(&layers.each_ref().map(|layer| &layer[..])).unwrap();
         assert!(merged.windows(2).all(|w| w[0].end() <= w[1].start));
         let find = |all: &[Segment], sector| all.iter().find_map(|s| s.within(sector, sector + 1));
         for sector in 0..70 {

@@ -1,7 +1,7 @@
 //! TurboOCI's metadata layer: a small tar archive with the file system's own blocks, and an index of the original
 //! layer where that is gzip (accelerated-container-image `pkg/convertor`, overlaybd `src/tools/turboOCI-apply.cpp`).
 
-use super::{Blob, GzipIndex, OverlaybdError};
+use super::{Blob, GzipIndex, OverlaybdError, Room};
 use crate::codec::{CodecError, StreamDecoder};
 use crate::span::Codec;
 use crate::tar::{Decoder, Entry, EntryKind, Sink, TarError};
@@ -9,9 +9,6 @@ use crate::tar::{Decoder, Entry, EntryKind, Sink, TarError};
 const EXT4: &[u8] = b"ext4.fs.meta";
 const EROFS: &[u8] = b"erofs.fs.meta";
 const GZIP: &[u8] = b"gzip.meta";
-/// Largest metadata layer, decompressed.
-const MAX: u64 = 1 << 30;
-
 /// Which file system the blocks are of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileSystem {
@@ -37,10 +34,12 @@ impl TurboMeta {
     ///
     /// # Errors
     /// [`OverlaybdError`].
-    pub fn read(stored: &[u8], layer: u16) -> Result<Self, OverlaybdError> {
+    pub(super) fn read(stored: &[u8], layer: u16, room: &mut Room) -> Result<Self, OverlaybdError> {
         let codec = if stored.starts_with(&[0x1f, 0x8b]) { Codec::Gzip } else { Codec::Plain };
         let mut files = Files::default();
-        files.unpack(codec, stored).map_err(|e| OverlaybdError::Turbo(e.0))?;
+        files.unpack(codec, stored, room.left()).map_err(|e| OverlaybdError::Turbo(e.0))?;
+        let held = [&files.ext4, &files.erofs, &files.gzip].into_iter().flatten().map(Vec::len);
+        room.take(held.sum::<usize>() as u64)?;
         let (file_system, meta) = match (files.ext4, files.erofs) {
             (Some(meta), None) => (FileSystem::Ext4, meta),
             (None, Some(meta)) => (FileSystem::Erofs, meta),
@@ -55,6 +54,7 @@ impl TurboMeta {
             return Err(OverlaybdError::Turbo("its blocks are cut off".to_owned()));
         }
         let gzip = files.gzip.map(GzipIndex::read).transpose()?;
+        room.take(blob.held() + gzip.as_ref().map_or(0, GzipIndex::held))?;
         Ok(Self { file_system, blob, gzip })
     }
 }
@@ -83,9 +83,10 @@ impl From<CodecError> for Failed {
 }
 
 impl Files {
-    fn unpack(&mut self, codec: Codec, stored: &[u8]) -> Result<(), Failed> {
+    /// `most`: bytes of the archive.
+    fn unpack(&mut self, codec: Codec, stored: &[u8], most: u64) -> Result<(), Failed> {
         let mut tar = Decoder::new();
-        let mut stream = StreamDecoder::with_limit(codec, false, MAX)?;
+        let mut stream = StreamDecoder::with_limit(codec, false, most)?;
         stream.feed(stored, &mut |bytes: &[u8]| tar.feed(bytes, self))?;
         stream.finish()?;
         Ok(tar.finish()?)

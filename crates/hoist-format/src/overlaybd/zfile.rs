@@ -126,6 +126,11 @@ impl Zfile {
         Ok(Self { head, starts })
     }
 
+    /// Bytes of memory that the table takes.
+    pub fn held(&self) -> u64 {
+        size_of_val(&self.starts[..]) as u64
+    }
+
     /// Bytes that it decompresses to.
     pub fn raw_size(&self) -> u64 {
         self.head.raw_size

@@ -13,7 +13,7 @@ const OLD_BOOTSTRAP: &[u8] = b"image.boot";
 const CONTEXTS: &[u8] = b".blob.meta";
 
 /// Most bytes of the layer when decompressed.
-pub const MAX_PACKAGE: u64 = 1 << 30;
+pub const MAX_PACKAGE: u64 = 512 << 20;
 
 /// What a bootstrap's layer holds.
 #[derive(Default)]
@@ -28,11 +28,9 @@ impl Package {
     /// # Errors
     /// A damaged tar file.
     pub fn read(stream: &[u8]) -> Result<Self, TarError> {
-        let mut found = Found::default();
-        let mut decoder = Decoder::new();
-        decoder.feed(stream, &mut found)?;
-        decoder.finish()?;
-        Ok(found.package)
+        let mut reader = PackageReader::default();
+        reader.feed(stream)?;
+        reader.finish()
     }
 
     /// The bootstrap.
@@ -60,6 +58,32 @@ impl Package {
             }
         }
         Ok(all)
+    }
+}
+
+/// Reads a bootstrap's layer piece by piece.
+#[derive(Default)]
+pub struct PackageReader {
+    tar: Decoder,
+    found: Found,
+}
+
+impl PackageReader {
+    /// Takes the next bytes of the uncompressed stream.
+    ///
+    /// # Errors
+    /// A damaged tar file.
+    pub fn feed(&mut self, stream: &[u8]) -> Result<(), TarError> {
+        self.tar.feed(stream, &mut self.found)
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// A tar file that is cut off.
+    pub fn finish(self) -> Result<Package, TarError> {
+        self.tar.finish()?;
+        Ok(self.found.package)
     }
 }
 

@@ -5,6 +5,7 @@ mod fixture;
 mod overlaybd;
 mod readers;
 mod soci;
+mod sparse;
 mod turbo;
 #[path = "../unpacked/mod.rs"]
 mod unpacked;

@@ -99,6 +99,37 @@ fn contents(described: &Described, blobs: &HashMap<Digest, Vec<u8>>) -> HashMap<
     (0..).zip(&described.tree.inodes).filter_map(content).collect()
 }
 
+/// A device that overlayfs would take for a whiteout is no file of an image that has no layers below it.
+#[test]
+fn whiteouts_of_overlayfs_are_no_files() {
+    let mut image = Served::open("nydus-v6");
+    let devices = |image: &mut Served| {
+        let tree = image.read().unwrap().parts.remove(0).1.tree;
+        let folders = tree.inodes.iter().filter_map(|inode| match &inode.kind {
+            Kind::Dir(entries) => Some(entries.values()),
+            _ => None,
+        });
+        let device = |id: &u32| match tree.get(*id).kind {
+            Kind::Char(dev) => Some(dev),
+            _ => None,
+        };
+        folders.flatten().filter_map(device).collect::<Vec<_>>()
+    };
+    let before = devices(&mut image);
+    let digest = image.bootstrap().digest;
+    let mut layer = crate::support::gunzip(&image.blobs[&digest]);
+    // Inodes of 64 bytes: format, mode and device stand at 0, 4 and 16 (kernel `fs/erofs/erofs_fs.h`).
+    let number = (before[0].major << 8 | before[0].minor).to_le_bytes();
+    let is_it = |bytes: &[u8]| bytes[0] & 0xf == 1 && bytes[5] & 0xf0 == 0x20 && bytes[16..20] == number;
+    let places: Vec<usize> =
+        (0..layer.len() - 64).step_by(32).filter(|&at| is_it(&layer[at..at + 64])).collect();
+    assert_eq!(places.len(), 1, "{before:?}");
+    layer[places[0] + 16..places[0] + 20].fill(0);
+    image.bootstrap().size = layer.len() as u64;
+    image.blobs.insert(digest, layer);
+    assert_eq!(devices(&mut image), before[1..]);
+}
+
 #[test]
 fn images_are_described_from_their_bootstraps_alone() {
     for (name, format, blobs) in [
