@@ -5,14 +5,15 @@
 
 mod ask;
 mod keep;
+mod notes;
 mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) use keep::PREFETCH;
+pub(crate) use notes::{Note, Notes};
 
 use futures_util::StreamExt;
-use hoist_format::build::Described;
 use hoist_format::digest::Digest;
 use hoist_format::formats::{self, Covers, ImageFacts, LayerFacts, Left, Refusal};
 
@@ -23,28 +24,30 @@ use crate::image::Image;
 use crate::progress::Progress;
 use crate::publish::PublishedIndex;
 use crate::pull::LAYERS;
+use crate::store::usage::Choosing;
 
-/// What is known of a layer's format.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Note {
-    /// Format and version.
-    pub format: String,
-    /// Why it is not read lazily; None where it is.
-    pub refused: Option<String>,
-}
+/// Readers that are asked side by side.
+const READERS: usize = 8;
 
 /// An image of which at least one layer can be read as it is.
 pub(crate) struct Conversion {
     parts: Parts,
-    /// By layer.
-    notes: BTreeMap<Digest, Note>,
+    notes: Notes,
     pinned: bool,
 }
 
 enum Parts {
     /// By the number of the layer in the manifest.
-    Layers(BTreeMap<usize, Described>),
-    Image(Box<Described>),
+    Layers(BTreeMap<usize, ask::Part>),
+    Image(Box<ask::Part>),
+}
+
+/// What became of an image that may be of another format.
+pub(crate) enum Converted {
+    /// Its conversion is here. Nothing of it is taken out of the store until `choosing` is dropped.
+    Kept { index: Box<PublishedIndex>, choosing: Choosing },
+    /// Nothing of it can be read lazily; why, where it is of another format.
+    Plain(Notes),
 }
 
 impl Image {
@@ -61,18 +64,17 @@ impl Image {
 }
 
 impl Engine {
-    /// The image in the layout of its own format: as it was converted before, or now. None where nothing of it can
-    /// be read lazily. Layers that cannot are fetched whole.
-    pub(crate) async fn converted(
-        &self,
-        image: &Image,
-        progress: &dyn Progress,
-    ) -> Result<Option<PublishedIndex>, Error> {
-        if let Some(kept) = self.kept_conversion(image) {
-            return Ok(Some(kept));
+    /// The image in the layout of its own format: as it was converted before, or now. Layers that cannot be read lazily
+    /// are fetched whole, where others can.
+    pub(crate) async fn converted(&self, image: &Image, progress: &dyn Progress) -> Result<Converted, Error> {
+        let choosing = self.store.choosing()?;
+        if let Some(kept) = self.kept_conversion(&image.digest, &image.manifest.layers) {
+            return Ok(Converted::Kept { index: Box::new(kept), choosing });
         }
-        let (conversion, _) = self.convert(image).await;
-        let Some(conversion) = conversion else { return Ok(None) };
+        // Long, and nothing of it is in the store yet.
+        drop(choosing);
+        let (conversion, mut notes) = self.convert(image).await;
+        let Some(conversion) = conversion else { return Ok(Converted::Plain(notes)) };
         if let Parts::Layers(described) = &conversion.parts {
             let all = image.manifest.layers.iter().enumerate();
             let left = all.filter(|(number, _)| !described.contains_key(number));
@@ -83,42 +85,84 @@ impl Engine {
                 done?;
             }
         }
-        self.keep_conversion(image, conversion).await.map(Some)
+        let choosing = self.store.choosing()?;
+        if let Parts::Layers(described) = &conversion.parts
+            && let Some((_, gone)) = image.manifest.layers.iter().enumerate().find(|(number, layer)| {
+                !described.contains_key(number) && !self.store.layer(&layer.digest, None).is_whole()
+            })
+        {
+            let why = format!("layer {} was taken out of the store just when it was fetched", gone.digest);
+            return Err(Error::NotFound(format!("{why}: try again")));
+        }
+        let why = match self.keep_conversion(image, conversion).await {
+            Ok(index) => match self.store.distrusted(&index.digest) {
+                None => return Ok(Converted::Kept { index: Box::new(index), choosing }),
+                Some(why) => why,
+            },
+            Err(e @ Error::Image { .. }) => e.to_string(),
+            Err(e) => return Err(e),
+        };
+        tracing::warn!(image = image.name, "it is not read as it is: {why}");
+        notes.refuse(&why);
+        Ok(Converted::Plain(notes))
     }
 
     /// What is known of the layers' formats, by layer, and whether any can be read as it is. The registry is asked where
     /// that is what a mount would do.
-    pub(crate) async fn notes(&self, image: &Image, asked: bool) -> (BTreeMap<Digest, Note>, bool) {
-        if let Some(kept) = self.kept_conversion(image) {
+    pub(crate) async fn notes(&self, image: &Image, asked: bool) -> (Notes, bool) {
+        if let Some(kept) = self.kept_conversion(&image.digest, &image.manifest.layers) {
             return (kept.notes(), true);
         }
         if asked && self.config.trust != Trust::None {
             let (conversion, notes) = self.convert(image).await;
             return (notes, conversion.is_some());
         }
-        let mut notes = Notes::default();
+        let mut notes = Notes::whole_first(image);
         for reader in formats::readers(&image.facts(false)) {
             // Which of several layers it reads is known when it has.
             if reader.covers() != Covers::Layers {
                 notes.add(image, reader.covers(), reader.format(), None);
             }
         }
-        (notes.0, false)
+        (notes, false)
+    }
+
+    /// Can any of its layers be read as it is? What was found out is kept for the mount that follows.
+    pub(crate) async fn reads_as_it_is(&self, image: &Image) -> bool {
+        if self.kept_conversion(&image.digest, &image.manifest.layers).is_some() {
+            return true;
+        }
+        let Some(conversion) = self.convert(image).await.0 else { return false };
+        let all = match &conversion.parts {
+            Parts::Layers(described) => described.len() == image.manifest.layers.len(),
+            Parts::Image(_) => true,
+        };
+        if !all {
+            return true;
+        }
+        let Ok(_choosing) = self.store.choosing() else { return true };
+        let kept = self.keep_conversion(image, conversion).await;
+        kept.inspect_err(|e| tracing::warn!(image = image.name, "{e}")).is_ok()
     }
 
     /// Asks each format that the image may be of. A layer is of the first that can read it.
-    async fn convert(&self, image: &Image) -> (Option<Conversion>, BTreeMap<Digest, Note>) {
-        let mut notes = Notes::default();
-        let unpinned = match self.config.trust {
-            Trust::Registry => true,
-            Trust::Local => false,
-            Trust::None => return (None, notes.0),
-        };
-        let readers = formats::readers(&image.facts(unpinned));
-        let asking = readers.into_iter().map(|reader| ask::ask(reader, image));
+    async fn convert(&self, image: &Image) -> (Option<Conversion>, Notes) {
+        let mut notes = Notes::whole_first(image);
+        let readers = formats::readers(&image.facts(self.config.trust == Trust::Registry));
+        if self.config.trust == Trust::None {
+            let why = "--trust-index=none trusts no metadata, only whole layers";
+            for reader in readers.iter().filter(|reader| reader.covers() == Covers::Image) {
+                notes.add(image, Covers::Image, reader.format(), Some(why));
+            }
+            return (None, notes);
+        }
+        let limits = ask::Limits::new();
+        // Collected, for a closure with borrows could not be sent to another thread while it runs.
+        let asking: Vec<_> = readers.into_iter().map(|reader| ask::ask(reader, image, &limits)).collect();
+        let mut asked = futures_util::stream::iter(asking).buffered(READERS);
         let mut layers = BTreeMap::new();
         let (mut whole, mut pinned) = (None, true);
-        for (covers, format, outcome) in futures_util::future::join_all(asking).await {
+        while let Some((covers, format, outcome)) = asked.next().await {
             let found = match outcome {
                 Ok(found) => found,
                 Err(Refusal::Other) => continue,
@@ -128,11 +172,11 @@ impl Engine {
                     continue;
                 }
             };
-            for (covers, described) in found.parts {
+            for (covers, part) in found.parts {
                 match covers {
                     Covers::Layer(number) if layers.contains_key(&number) => continue,
-                    Covers::Layer(number) => drop(layers.insert(number, described)),
-                    Covers::Image => whole = Some(Box::new(described)),
+                    Covers::Layer(number) => drop(layers.insert(number, part)),
+                    Covers::Image => whole = Some(Box::new(part)),
                     Covers::Layers => continue,
                 }
                 pinned &= found.pinned;
@@ -146,31 +190,10 @@ impl Engine {
             }
         }
         let parts = match whole {
-            Some(described) => Parts::Image(described),
-            None if layers.is_empty() => return (None, notes.0),
+            Some(part) => Parts::Image(part),
+            None if layers.is_empty() => return (None, notes),
             None => Parts::Layers(layers),
         };
-        (Some(Conversion { parts, notes: notes.0.clone(), pinned }), notes.0)
-    }
-}
-
-/// What was found out of the layers' formats.
-#[derive(Default)]
-struct Notes(BTreeMap<Digest, Note>);
-
-impl Notes {
-    /// How a layer is read counts more than how it is not; else who says it first.
-    fn add(&mut self, image: &Image, covers: Covers, format: &str, refused: Option<&str>) {
-        let layers = match covers {
-            Covers::Layer(number) => image.manifest.layers.get(number..=number).unwrap_or_default(),
-            Covers::Layers | Covers::Image => &image.manifest.layers,
-        };
-        for layer in layers {
-            let known = self.0.get(&layer.digest);
-            if known.is_none_or(|known| known.refused.is_some() && refused.is_none()) {
-                let note = Note { format: format.to_owned(), refused: refused.map(str::to_owned) };
-                self.0.insert(layer.digest, note);
-            }
-        }
+        (Some(Conversion { parts, notes: notes.clone(), pinned }), notes)
     }
 }

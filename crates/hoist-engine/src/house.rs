@@ -1,13 +1,13 @@
 //! Looking at the store and cleaning it: images, inspect, remove, prune.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use hoist_format::digest::Digest;
 use hoist_format::span::Codec;
 use serde::Serialize;
 
 use crate::config::Trust;
-use crate::convert::Note;
+use crate::convert::Notes;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::fill::Here;
@@ -118,8 +118,8 @@ impl Engine {
     }
 
     /// The same of one that is read by its own format's metadata.
-    pub(crate) fn lazy_as_it_is(&self, image: &Image, notes: &BTreeMap<Digest, Note>) -> String {
-        let lazy = notes.values().filter(|note| note.refused.is_none()).count();
+    pub(crate) fn lazy_as_it_is(&self, image: &Image, notes: &Notes) -> String {
+        let lazy = notes.0.values().filter(|note| note.refused.is_none()).count();
         let all = image.manifest.layers.len();
         format!("{lazy} of {all} layers are read as they are, by their own format's metadata")
     }
@@ -141,25 +141,21 @@ impl Engine {
     /// # Errors
     /// When what is here of it is damaged.
     pub fn inspect_here(&self, image: &Image) -> Result<Inspection, Error> {
-        let kept = self.kept_conversion(image);
+        let kept = self.kept_conversion(&image.digest, &image.manifest.layers);
         let notes = kept.as_ref().map(|kept| kept.notes()).unwrap_or_default();
         self.look(image, &notes, kept.is_some())
     }
 
-    fn look(
-        &self,
-        image: &Image,
-        notes: &BTreeMap<Digest, Note>,
-        as_it_is: bool,
-    ) -> Result<Inspection, Error> {
+    fn look(&self, image: &Image, notes: &Notes, as_it_is: bool) -> Result<Inspection, Error> {
         let index = image.index.as_ref();
         let own = self.has_own_layout(&image.digest);
-        let converted = self.kept_conversion(image).filter(|_| index.is_none());
+        let converted =
+            self.kept_conversion(&image.digest, &image.manifest.layers).filter(|_| index.is_none());
         let (lazy, why) = match as_it_is && !own && index.is_none() {
             true => (true, self.lazy_as_it_is(image, notes)),
             false => self.would_be_lazy(image),
         };
-        let of_tars = image.is_of_tars();
+        let of_layers = image.is_of_layers();
         let mut layers = Vec::new();
         for layer in &image.manifest.layers {
             let own = self.store.layer(&layer.digest, None);
@@ -176,17 +172,17 @@ impl Engine {
                 .as_ref()
                 .and_then(|t| t.spans.linear())
                 .is_some_and(|s| s.codec == Codec::Zstd && s.spans.len() == 1);
-            let note = notes.get(&layer.digest);
+            let note = notes.0.get(&layer.digest);
             let refused = note.and_then(|note| note.refused.as_ref());
             let known = note.map(|note| note.format.clone());
             let note = match (&state.lied, codec, whole_first) {
                 (Some(lied), _, _) => Some(format!("out of service: {lied}")),
-                _ if refused.is_some() => refused.map(|why| match of_tars {
+                _ if refused.is_some() => refused.map(|why| match of_layers {
                     true => format!("fetched whole first: {why}"),
                     // There is no other way to read it.
                     false => why.clone(),
                 }),
-                (_, None, _) if note.is_none() => Some("no tar layer that hoist reads".into()),
+                (_, None, _) if note.is_none() => Some("no layer that hoist reads".into()),
                 (_, _, true) => Some("a single zstd frame: fetched whole at its first read".into()),
                 _ => None,
             };

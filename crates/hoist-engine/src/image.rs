@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hoist_format::digest::Digest;
+use hoist_format::formats;
 use hoist_format::span::Codec;
 
 use crate::config::Trust;
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::ingest::Expected;
+use crate::ingest::{Expected, Stream};
 use crate::oci::{self, ImageConfig, Manifest, media};
 use crate::publish::{self, PublishedIndex};
 use crate::reference::Source;
@@ -75,7 +76,7 @@ impl Engine {
                 self.store.remember(&RefRecord { name: name.to_owned(), manifest: known, pinned: false })?;
             }
             // Without an index the layers must come from the registry anyway.
-            (image.index, image.no_index) = self.find_index(&known, &source).await;
+            (image.index, image.no_index) = self.find_index(&known, &image.manifest, &source).await;
             return Ok(image);
         }
         let known = match self.store.lookup(name) {
@@ -113,7 +114,7 @@ impl Engine {
                 _ => source.blob(&manifest.config.digest, Some(manifest.config.size)).await,
             }
         };
-        let index = self.find_index(&digest, &source);
+        let index = self.find_index(&digest, &manifest, &source);
         let (config, (index, no_index)) = tokio::join!(config, index);
         let config = config?;
         if !is_of_several {
@@ -160,6 +161,7 @@ impl Engine {
     async fn find_index(
         &self,
         digest: &Digest,
+        manifest: &Manifest,
         source: &ImageSource,
     ) -> (Option<PublishedIndex>, Option<String>) {
         if self.config.trust != Trust::Registry || self.has_own_layout(digest) {
@@ -167,6 +169,9 @@ impl Engine {
         }
         if let Some(kept) = self.kept_index(digest) {
             return (Some(kept), None);
+        }
+        if self.kept_conversion(digest, &manifest.layers).is_some() {
+            return (None, None);
         }
         let refused = std::sync::Mutex::new(Vec::new());
         let refuse = |index: &Digest| {
@@ -279,6 +284,12 @@ pub(crate) fn parse<T: serde::de::DeserializeOwned>(
         .map_err(|e| Error::image(what, of, format!("it is not the JSON expected: {e}")))
 }
 
+/// How a layer is stored, and what its stream is; None where it cannot be unpacked by itself.
+pub(crate) fn stream_of(media_type: &str) -> Option<(Codec, Stream)> {
+    let archive = oci::codec_of(media_type).map(|codec| (codec, Stream::Archive));
+    archive.or_else(|| formats::image_codec(media_type).map(|codec| (codec, Stream::Image)))
+}
+
 impl Image {
     /// What the manifest's annotations and the configuration's labels say under a name.
     pub fn labels(&self, name: &str) -> impl Iterator<Item = &str> {
@@ -294,13 +305,11 @@ impl Image {
         let layers = self.manifest.layers.iter().zip(&self.config.rootfs.diff_ids);
         layers
             .map(|(layer, diff_id)| {
-                let codec: Option<Codec> = oci::codec_of(&layer.media_type);
-                let codec = codec.ok_or_else(|| {
-                    let why =
-                        format!("its media type {:?} is no tar layer that hoist reads", layer.media_type);
+                let (codec, stream) = stream_of(&layer.media_type).ok_or_else(|| {
+                    let why = format!("its media type {:?} is no layer that hoist reads", layer.media_type);
                     Error::image("layer", layer.digest, why)
                 })?;
-                Ok(Expected { blob: layer.digest, size: layer.size, diff_id: *diff_id, codec })
+                Ok(Expected { blob: layer.digest, size: layer.size, diff_id: *diff_id, codec, stream })
             })
             .collect()
     }

@@ -3,16 +3,20 @@
 //! Threads beside the one that fetches: one hashes the blob, one decompresses, one hashes the
 //! stream (diffID), reads the tar and writes the data file. Nothing of it may be read by anyone
 //! before both digests were found right.
+//!
+//! A layer that is a file system's image is written aside instead, and read once all of it is there.
 
 mod blocks;
+mod image;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use bytes::Bytes;
+use hoist_format::chunk::ChunkTable;
 use hoist_format::codec::{CodecError, Decoded, Piece, StreamDecoder};
 use hoist_format::digest::{Digest, Hasher};
 use hoist_format::extent::BLOCK;
@@ -45,6 +49,25 @@ pub struct Expected {
     pub diff_id: Digest,
     /// How it is stored.
     pub codec: Codec,
+    /// What its stream is.
+    pub stream: Stream,
+}
+
+/// What a layer's stream is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// A tar archive.
+    Archive,
+    /// A file system's image.
+    Image,
+}
+
+/// What the thread that reads the stream found.
+struct Built {
+    layer: Layer,
+    diff_id: Digest,
+    /// How the layer's files are had from its blob, where it is no archive.
+    chunks: Option<ChunkTable>,
 }
 
 /// A pass under way: blob bytes go in, in order, from any thread that may block.
@@ -54,7 +77,7 @@ pub struct Ingest {
     hashed: Option<SyncSender<Bytes>>,
     hash: thread::JoinHandle<Result<(Digest, u64), Error>>,
     decode: thread::JoinHandle<Result<Option<Inflated>, Error>>,
-    build: thread::JoinHandle<Result<(Layer, Digest), Error>>,
+    build: thread::JoinHandle<Result<Built, Error>>,
     expected: Expected,
 }
 
@@ -63,8 +86,9 @@ const IN_FLIGHT: usize = 12;
 
 impl Ingest {
     /// Starts the threads. File contents go to `data`; None checks and indexes only, which nobody waits for:
-    /// then the threads take what processor time others leave.
-    pub fn start(expected: Expected, data: Option<(File, PathBuf)>) -> Result<Self, Error> {
+    /// then the threads take what processor time others leave. What is needed on disk meanwhile goes to the folder
+    /// `aside`.
+    pub fn start(expected: Expected, data: Option<(File, PathBuf)>, aside: &Path) -> Result<Self, Error> {
         let (input, compressed) = sync_channel::<Bytes>(64);
         let (hashed, to_hash) = sync_channel::<Bytes>(256);
         let (decoded, stream) = sync_channel::<Piece>(IN_FLIGHT);
@@ -78,7 +102,12 @@ impl Ingest {
         })?;
         let decode =
             spawn("hoist-inflate", patient, move || decode(blob, codec, compressed, decoded, recycled))?;
-        let build = spawn("hoist-build", patient, move || build(blob, stream, recycle, data))?;
+        let scratch = (expected.stream == Stream::Image).then(|| image::Scratch::new(aside)).transpose()?;
+        let wanted = expected.clone();
+        let build = spawn("hoist-build", patient, move || match scratch {
+            None => build(blob, stream, recycle, data),
+            Some(scratch) => image::build(&wanted, scratch, stream, &recycle, data),
+        })?;
         Ok(Self { input: Some(input), hashed: Some(hashed), hash, decode, build, expected })
     }
 
@@ -102,15 +131,21 @@ impl Ingest {
         }
         // A decoder that found its listener gone has no word of its own: the builder's is the cause.
         let decoded = decoded?;
-        let (mut layer, diff_id) = built?;
+        let Built { mut layer, diff_id, chunks } = built?;
         let stopped = || Error::Internal("the builder stopped without a word".into());
         let Inflated { decoded: Decoded { spans, windows }, tail } = decoded.ok_or_else(stopped)?;
         if diff_id != wanted.diff_id {
             let which = "its diffID";
             return Err(Error::Digest { blob, which, found: diff_id, wanted: wanted.diff_id });
         }
-        layer.tree.hide(formats::hidden(&tail));
-        let table = Table { extents: layer.extents.clone(), spans: Spans::Linear(spans) };
+        let (spans, windows) = match chunks {
+            Some(chunks) => (Spans::Chunks(chunks), Vec::new()),
+            None => {
+                layer.tree.hide(formats::hidden(&tail));
+                (Spans::Linear(spans), windows)
+            }
+        };
+        let table = Table { extents: layer.extents.clone(), spans };
         Ok(Ingested { layer, table, windows })
     }
 }
@@ -185,10 +220,10 @@ fn build(
     stream: Receiver<Piece>,
     recycle: SyncSender<Piece>,
     data: Option<(File, PathBuf)>,
-) -> Result<(Layer, Digest), Error> {
+) -> Result<Built, Error> {
     let mut hasher = Hasher::new();
     let mut builder = LayerBuilder::new();
-    let mut sink = Writer { data, start: 0, buffer: Vec::with_capacity(WRITE), synced: 0 };
+    let mut sink = Writer::new(data);
     for piece in stream {
         hasher.update(&piece);
         if let Err(e) = builder.feed(&piece, &mut sink) {
@@ -201,7 +236,7 @@ fn build(
     }
     let layer = builder.finish().map_err(|e| Error::Layer { blob, why: e.to_string() })?;
     sink.finish(layer.extents.data_size)?;
-    Ok((layer, hasher.finish()))
+    Ok(Built { layer, diff_id: hasher.finish(), chunks: None })
 }
 
 /// Bytes gathered before one write.
@@ -217,6 +252,10 @@ struct Writer {
 }
 
 impl Writer {
+    fn new(data: Option<(File, PathBuf)>) -> Self {
+        Self { data, start: 0, buffer: Vec::with_capacity(WRITE), synced: 0 }
+    }
+
     fn flush(&mut self) -> std::io::Result<()> {
         if let Some((file, _)) = &self.data
             && !self.buffer.is_empty()
@@ -294,9 +333,10 @@ mod tests {
             size: blob.len() as u64,
             diff_id: Digest::of(&tar),
             codec: Codec::Gzip,
+            stream: Stream::Archive,
         };
         let index = |cuts: &mut dyn FnMut() -> usize| {
-            let ingest = Ingest::start(expected.clone(), None).unwrap();
+            let ingest = Ingest::start(expected.clone(), None, dir.path()).unwrap();
             let mut rest = &blob[..];
             while !rest.is_empty() {
                 let (piece, more) = rest.split_at(cuts().clamp(1, rest.len()));

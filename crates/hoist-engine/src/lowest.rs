@@ -10,6 +10,7 @@ use crate::config::Trust;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::image::{Image, parse};
+use crate::oci::codec_of;
 
 impl Image {
     /// What each layer is called together with all below it (OCI image-spec v1.1, "Layer ChainID"), lowest
@@ -27,11 +28,12 @@ impl Image {
 }
 
 impl Engine {
-    /// Can the image be mounted before its layers are here, or are they all here? Asks the registry where only
-    /// that tells.
+    /// Can the image be mounted before its layers are here, or are they all here? So too where nobody else can read
+    /// its layers. Asks the registry where only that tells.
     pub async fn mounts_at_once(&self, image: &Image) -> bool {
         let trusted = self.config.trust == Trust::Registry && image.index.is_some();
-        trusted || self.has_own_layout(&image.digest) || self.notes(image, true).await.1
+        let no_tar = image.manifest.layers.iter().any(|layer| codec_of(&layer.media_type).is_none());
+        trusted || no_tar || self.has_own_layout(&image.digest) || self.reads_as_it_is(image).await
     }
 
     /// An image of the lowest `layers` layers alone. Nothing is fetched.

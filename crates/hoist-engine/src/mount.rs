@@ -34,16 +34,15 @@ use hoist_sys::mount as sys;
 use hoist_sys::presence::{Presence, Snapshot};
 
 use crate::config::{Driver, Trust};
+use crate::convert::Converted;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::fill::Counts;
 use crate::image::Image;
 use crate::oci::Descriptor;
 use crate::progress::Progress;
-use crate::publish::PublishedIndex;
 use crate::stats::Stats;
 use crate::store::mounts::{FuseRecord, Lease};
-use crate::store::usage::Choosing;
 use crate::store::{MountRecord, Servers};
 
 pub(crate) use lost::retire as retire_lost;
@@ -61,8 +60,6 @@ pub use status::{LayerStatus, Needs, Viewer};
 pub use table::MountTable;
 use upkeep::{Attended, Upkeep};
 
-/// A conversion may be taken away before it is used, as by a store's limit that is too small for it.
-const TRIES: usize = 3;
 /// A mount that is seen only elsewhere, or not any more, is looked for this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -254,15 +251,26 @@ impl Engine {
         };
         let mut converted = None;
         let lazy = match lazy {
-            None if own.is_none() => match self.converted_aside(image, &mut choosing, progress).await? {
-                Some(index) => {
-                    let lazy = self.lazy(image, &index, purpose, driver).await?;
-                    why = self.lazy_as_it_is(image, &index.notes());
-                    converted = Some(Image { index: Some(index), ..image.clone() });
-                    Some(lazy)
+            None if own.is_none() => {
+                // Long, and it takes the lock itself.
+                drop(choosing.take());
+                match self.converted(image, progress).await? {
+                    Converted::Kept { index, choosing: still } => {
+                        choosing = Some(still);
+                        let lazy = self.lazy(image, &index, purpose, driver).await?;
+                        why = self.lazy_as_it_is(image, &index.notes());
+                        converted = Some(Image { index: Some(*index), ..image.clone() });
+                        Some(lazy)
+                    }
+                    Converted::Plain(notes) if !image.is_of_layers() => {
+                        return Err(notes.refusal(image));
+                    }
+                    Converted::Plain(_) => {
+                        choosing = Some(self.store.choosing()?);
+                        None
+                    }
                 }
-                None => None,
-            },
+            }
             lazy => lazy,
         };
         let image = converted.as_ref().unwrap_or(image);
@@ -347,32 +355,6 @@ impl Engine {
             mount.tasks.push(tokio::spawn(prefetch::follow(lazy, Arc::clone(&self.meter))));
         }
         Ok(mount)
-    }
-
-    /// A conversion that is held by `choosing`. It asks a registry, and may fetch whole layers: nobody who takes
-    /// something away is to wait for that.
-    async fn converted_aside(
-        &self,
-        image: &Image,
-        choosing: &mut Option<Choosing>,
-        progress: &dyn Progress,
-    ) -> Result<Option<PublishedIndex>, Error> {
-        for tries in 0.. {
-            if let Some(kept) = self.kept_conversion(image) {
-                return Ok(Some(kept));
-            }
-            if tries == TRIES {
-                break;
-            }
-            *choosing = None;
-            let converted = self.converted(image, progress).await?;
-            *choosing = Some(self.store.choosing()?);
-            if converted.is_none() {
-                return Ok(None);
-            }
-        }
-        let why = "it was taken out of the store again and again just when it was converted".to_owned();
-        Err(Error::Mount { image: image.name.clone(), why })
     }
 
     /// Has this process replaced by one that runs the program as it now stands on disk, without readers

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::StreamExt;
+use hoist_format::chunk::Blob;
 use hoist_format::digest::Digest;
 use hoist_format::table::Table;
 use hoist_format::tree::Tree;
@@ -20,7 +21,7 @@ use crate::progress::Progress;
 use crate::publish;
 use crate::registry::ImageSource;
 use crate::stats::Stats;
-use crate::store::{Begun, Kept, LayerDir, LayerState, Parts};
+use crate::store::{Begun, Kept, LayerDir, LayerState, Parts, Store};
 
 /// What a pull did.
 #[derive(Debug, Clone, Serialize)]
@@ -89,7 +90,7 @@ impl Engine {
         progress: &dyn Progress,
     ) -> Result<Pulled, Error> {
         let started = Instant::now();
-        if !image.is_of_tars() {
+        if !image.is_of_layers() {
             let fetched_layers = self.pull_converted(image, progress).await?;
             let stats = Stats::of_client(&self.stats, started.elapsed());
             let layers = image.manifest.layers.len();
@@ -162,7 +163,8 @@ impl Engine {
         let kept = self.store.kept(&expected.blob, expected.size).map(Arc::new);
         let begun = (expected.size > PART).then(|| Begun::open(&dir)).transpose()?.map(Arc::new);
         let data = Some((file, path));
-        let pulled = fetch_and_ingest(expected, source, kept, begun.clone(), data, progress).await;
+        let pulled =
+            fetch_and_ingest(expected, (source, &self.store), kept, begun.clone(), data, progress).await;
         if let (Err(Error::Io { .. }), Some(begun)) = (&pulled, &begun) {
             // It may have been for want of room.
             begun.forget();
@@ -269,6 +271,9 @@ impl Engine {
             {
                 // The table was held against its digest when the tree was merged; a window names its own.
                 let bytes = std::fs::read(dir.file(name)).map_err(Error::io("read", dir.file(name)))?;
+                if name == "table" {
+                    fetchable(image, &layer.digest, &bytes)?;
+                }
                 *total += bytes.len() as u64;
                 if !bytes.is_empty() {
                     parts.push(publish::Part { media_type, layer: Some(layer.digest), bytes: bytes.into() });
@@ -303,6 +308,17 @@ impl Engine {
             pushed,
         })
     }
+}
+
+/// Can others fetch a layer's parts by its table?
+fn fetchable(image: &Image, layer: &Digest, table: &[u8]) -> Result<(), Error> {
+    let table = Table::decode(table).map_err(|e| Error::Layer { blob: *layer, why: e.to_string() })?;
+    let known = |blob: &Blob| image.manifest.layers.iter().any(|layer| layer.digest == blob.digest);
+    if table.spans.blobs().iter().all(known) {
+        return Ok(());
+    }
+    let why = "it is compressed as a whole, so no index can tell where its parts are: mount it without one";
+    Err(Error::image("layer", layer, why))
 }
 
 /// The tree of a layer alone, and the size of its data file.
@@ -345,7 +361,7 @@ pub(crate) fn keep_tree(dir: &LayerDir, done: &Ingested) -> Result<Digest, Error
 /// only at the end. What was `kept` is not fetched; how much of it was used stands beside the outcome.
 pub(crate) async fn fetch_and_ingest(
     expected: &Expected,
-    source: &ImageSource,
+    (source, store): (&ImageSource, &Store),
     mut kept: Option<Arc<Kept>>,
     mut begun: Option<Arc<Begun>>,
     data: Option<(std::fs::File, PathBuf)>,
@@ -358,7 +374,8 @@ pub(crate) async fn fetch_and_ingest(
             Ok::<_, Error>((again, path.clone()))
         };
         let data = data.as_ref().map(anew).transpose()?;
-        let fetched = fetch_once(expected, source, kept.as_ref(), begun.as_ref(), data, progress).await;
+        let fetched =
+            fetch_once(expected, (source, store), kept.as_ref(), begun.as_ref(), data, progress).await;
         if let Err(Error::Digest { .. } | Error::Layer { .. }) = fetched {
             begun.take().iter().for_each(|begun| begun.forget());
         }
@@ -378,13 +395,13 @@ pub(crate) async fn fetch_and_ingest(
 /// Streams a blob in order, by several ranged requests side by side, through a pass.
 async fn fetch_once(
     expected: &Expected,
-    source: &ImageSource,
+    (source, store): (&ImageSource, &Store),
     kept: Option<&Arc<Kept>>,
     begun: Option<&Arc<Begun>>,
     data: Option<(std::fs::File, PathBuf)>,
     progress: &dyn Progress,
 ) -> Result<Ingested, Error> {
-    let ingest = Arc::new(Ingest::start(expected.clone(), data)?);
+    let ingest = Arc::new(Ingest::start(expected.clone(), data, &store.aside_folder())?);
     let parts: Vec<_> = if source.ranges_ignored() {
         vec![(0..expected.size, false)]
     } else {

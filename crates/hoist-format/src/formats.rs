@@ -15,6 +15,8 @@ mod zstd_chunked;
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 
+pub use erofs::{ImageError, ImageLayer, image_codec, image_format};
+
 use crate::build::{BuildError, Described};
 use crate::digest::Digest;
 
@@ -174,8 +176,7 @@ pub fn readers(image: &ImageFacts) -> Vec<Box<dyn Reader>> {
     }
     let mut readers: Vec<Box<dyn Reader>> = Vec::new();
     for (number, layer) in image.layers.iter().enumerate() {
-        let reader = erofs::reader(number, layer)
-            .or_else(|| zstd_chunked::reader(number, layer, image.unpinned))
+        let reader = zstd_chunked::reader(number, layer, image.unpinned)
             .or_else(|| stargz::reader(number, layer, image.unpinned));
         readers.extend(reader);
     }

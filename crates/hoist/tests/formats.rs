@@ -6,6 +6,8 @@ mod dialects;
 mod node;
 #[path = "formats/soci.rs"]
 mod soci;
+#[path = "formats/whole.rs"]
+mod whole;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -149,6 +151,10 @@ fn is_converted(image: Published, named: &str, exceptions: &Exceptions) -> (u64,
         mount.unmount();
         let blobs = image.proxy.log().iter().filter(|r| r.path.contains("/blobs/")).count();
         assert_eq!(blobs, 0, "{:?}", image.proxy.log());
+        image.proxy.reset();
+        let by_digest = format!("{}@{}", image.name.rsplit_once(':').unwrap().0, image.digest);
+        assert_right(&node.mount(&by_digest, &[]), exceptions);
+        assert_eq!(image.proxy.log(), []);
         node.says(&["fsck"]);
         let told = inspect(&node, &image.name, &[]);
         for layer in told["layers"].as_array().unwrap() {
@@ -188,23 +194,6 @@ fn turbooci_on_erofs() {
     assert!(metadata < 120 << 10 && one < ORIGINAL / 2, "{metadata} + {one}");
 }
 
-/// The blob is verified whole; what is read then comes again, and is held to what was found.
-#[test]
-fn erofs_layers() {
-    let (_, one) = is_converted(published("erofs-raw"), "EROFS (whole blob", &Exceptions::erofs());
-    assert!(one < 8 << 20, "{one}");
-}
-
-#[test]
-fn erofs_layers_within_zstd() {
-    is_converted(published("erofs-zstd"), "EROFS within zstd", &Exceptions::erofs());
-}
-
-#[test]
-fn erofs_layers_of_compressed_clusters() {
-    is_converted(published("erofs-lz4hc"), "EROFS (whole blob", &Exceptions::erofs());
-}
-
 /// Nothing else can be made of a block device: the reason is said, and nothing is mounted.
 #[test]
 fn block_devices_that_cannot_be_read_are_refused() {
@@ -215,11 +204,7 @@ fn block_devices_that_cannot_be_read_are_refused() {
         blob[1536 + 40] ^= 1;
         let digest = layout.add(&blob);
         layer["digest"] = digest.clone().into();
-        let mut config = layout.json(&layout.blob(&manifest["config"]["digest"]));
-        config["rootfs"]["diff_ids"][1] = digest.into();
-        let bytes = serde_json::to_vec(&config).unwrap();
-        manifest["config"]["digest"] = layout.add(&bytes).into();
-        manifest["config"]["size"] = bytes.len().into();
+        layout.configure(manifest, |config| config["rootfs"]["diff_ids"][1] = digest.into());
     });
     let damaged = Published::plain(layout.path());
     let sound = published("overlaybd");
@@ -227,11 +212,36 @@ fn block_devices_that_cannot_be_read_are_refused() {
         [(&damaged, &[][..], "another checksum"), (&sound, &["--trust-index", "local"], "no digests")]
     {
         let node = Node::new();
-        let pull = node.fails(&[&["pull", &image.name], options].concat());
-        assert!(pull.contains(reason), "{pull}");
-        let mount = node.try_mount(&image.name, options).err().unwrap();
-        assert!(mount.contains(reason), "{mount}");
+        type Attempt<'a> = &'a dyn Fn() -> String;
+        let pull: Attempt<'_> = &|| node.fails(&[&["pull", &image.name], options].concat());
+        let mount: Attempt<'_> = &|| node.try_mount(&image.name, options).err().unwrap();
+        for attempt in [pull, mount] {
+            image.proxy.reset();
+            let said = attempt();
+            assert!(said.contains(reason), "{said}");
+            let log = image.proxy.log();
+            let mut asked: Vec<_> = log.iter().map(|r| (&r.method, &r.path, &r.range)).collect();
+            let all = asked.len();
+            asked.sort();
+            asked.dedup();
+            assert_eq!(asked.len(), all, "asked twice: {log:?}");
+        }
     }
+}
+
+/// A pull of such an image makes room like any other, and spares what it has just brought.
+#[test]
+fn a_pull_keeps_the_limit() {
+    let (plain, converted) = (published("gzip"), published("overlaybd"));
+    let node = Node::new();
+    node.says(&["pull", &plain.name]);
+    let before = node.layers();
+    node.says(&["--store-limit", "1M", "pull", &converted.name]);
+    let after = node.layers();
+    assert!(!before.is_empty() && before.iter().all(|layer| !after.contains(layer)), "{after:?}");
+    converted.proxy.reset();
+    assert_right(&node.mount(&converted.name, &[]), &Exceptions::ext4());
+    assert!(converted.proxy.log().iter().all(|r| !r.path.contains("/blobs/")), "{:?}", converted.proxy.log());
 }
 
 /// An image layout of a test's own, made from a fixture.
@@ -274,6 +284,15 @@ impl Layout {
     fn write_index(&self, manifests: &[Value]) {
         let index = serde_json::json!({ "schemaVersion": 2, "manifests": manifests });
         fs::write(self.path().join("index.json"), serde_json::to_vec(&index).unwrap()).unwrap();
+    }
+
+    /// Changes the config that a manifest names.
+    fn configure(&self, manifest: &mut Value, change: impl FnOnce(&mut Value)) {
+        let mut config = self.json(&self.blob(&manifest["config"]["digest"]));
+        change(&mut config);
+        let bytes = serde_json::to_vec(&config).unwrap();
+        manifest["config"]["digest"] = self.add(&bytes).into();
+        manifest["config"]["size"] = bytes.len().into();
     }
 
     /// Changes the manifest of its image.
@@ -453,11 +472,8 @@ fn layers_of_one_image_may_differ() {
         let top = plain["layers"][1].clone();
         estargz.add(&fs::read(gzip.blob(&top["digest"])).unwrap());
         manifest["layers"][1] = top;
-        let mut config = estargz.json(&estargz.blob(&manifest["config"]["digest"]));
-        config["rootfs"]["diff_ids"][1] = plain_config["rootfs"]["diff_ids"][1].clone();
-        let bytes = serde_json::to_vec(&config).unwrap();
-        manifest["config"]["digest"] = estargz.add(&bytes).into();
-        manifest["config"]["size"] = bytes.len().into();
+        let diff_id = plain_config["rootfs"]["diff_ids"][1].clone();
+        estargz.configure(manifest, |config| config["rootfs"]["diff_ids"][1] = diff_id);
     });
     let image = Published::plain(estargz.path());
     for driver in ["erofs", "fuse"] {

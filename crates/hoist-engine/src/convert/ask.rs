@@ -1,32 +1,96 @@
 //! Asks one format's reader what an image is: fetches what it wants, and lets it think where nobody waits.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::BytesMut;
-use hoist_format::formats::{Covers, Found, MAX_ANSWER, Reader, Refusal, Step, Want};
+use futures_util::{StreamExt, TryStreamExt};
+use hoist_format::build::Described;
+use hoist_format::formats::{Covers, Found, Left, MAX_ANSWER, Reader, Refusal, Step, Want};
+use hoist_format::table::Table;
+use tokio::sync::Semaphore;
 
 use crate::image::Image;
 use crate::reference::Reference;
 use crate::registry::{ImageSource, RegistryError};
 
-/// Most steps of one reader, and bytes of all answers: nobody hangs on a table that leads in circles.
-const MAX_STEPS: usize = 256;
-const MAX_TOTAL: u64 = 1 << 30;
-/// What metadata takes at most.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Most steps of one reader: nobody hangs on a table that leads in circles. A sound one takes a dozen.
+const MAX_STEPS: usize = 32;
+/// Most bytes that are fetched for one conversion: they are held in memory.
+const MAX_TOTAL: u64 = 512 << 20;
+/// Requests of one conversion that run at once.
+const AT_ONCE: usize = 12;
 
-/// What a reader covers, its format, and what it found.
-pub(super) async fn ask(reader: Box<dyn Reader>, image: &Image) -> (Covers, String, Result<Found, Refusal>) {
-    let (covers, format) = (reader.covers(), reader.format().to_owned());
-    let found = tokio::time::timeout(PATIENCE, drive(reader, image)).await;
-    let late = |_| Err(Refusal::Unusable(format!("its metadata did not come within {PATIENCE:?}")));
-    (covers, format, found.unwrap_or_else(late))
+/// What all readers of a conversion have in common. How long a fetch may take is the client's to say, by what comes in
+/// that time: a slow line is no reason to fetch the layers whole.
+pub(super) struct Limits {
+    left: AtomicU64,
+    slots: Semaphore,
 }
 
-async fn drive(mut reader: Box<dyn Reader>, image: &Image) -> Result<Found, Refusal> {
+impl Limits {
+    pub fn new() -> Self {
+        Self { left: AtomicU64::new(MAX_TOTAL), slots: Semaphore::new(AT_ONCE) }
+    }
+
+    fn take(&self, bytes: u64) -> Option<()> {
+        let taken = |left: u64| left.checked_sub(bytes);
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).ok().map(drop)
+    }
+}
+
+/// What a reader has found, as it will be kept.
+pub(super) struct Asked {
+    /// Format and version, for people.
+    pub format: String,
+    /// Is all of it held right by the manifest's digest?
+    pub pinned: bool,
+    pub parts: Vec<(Covers, Part)>,
+    pub left: Vec<Left>,
+}
+
+/// What a layer or an image is, and its table as it will be read.
+pub(super) struct Part {
+    pub described: Described,
+    pub table: Vec<u8>,
+}
+
+/// What a reader covers, its format, and what it found.
+pub(super) async fn ask(
+    reader: Box<dyn Reader>,
+    image: &Image,
+    limits: &Limits,
+) -> (Covers, String, Result<Asked, Refusal>) {
+    let (covers, format) = (reader.covers(), reader.format().to_owned());
+    let found = match drive(reader, image, limits).await {
+        Ok(found) => encoded(found).await,
+        Err(refusal) => Err(refusal),
+    };
+    (covers, format, found)
+}
+
+/// A table that could not be read again would be found out by the reads that need it.
+async fn encoded(found: Found) -> Result<Asked, Refusal> {
+    let encoding = tokio::task::spawn_blocking(move || {
+        let Found { format, pinned, parts, left } = found;
+        let encode = |(covers, described): (Covers, Described)| {
+            let table = described.table.encode();
+            let again = Table::decode(&table);
+            let why = match again {
+                Ok(again) if again == described.table => return Ok((covers, Part { described, table })),
+                Ok(_) => "it says something else when it is read again".to_owned(),
+                Err(e) => e.to_string(),
+            };
+            Err(Refusal::Unusable(format!("the table made of its metadata cannot be used: {why}")))
+        };
+        let parts = parts.into_iter().map(encode).collect::<Result<_, _>>()?;
+        Ok(Asked { format, pinned, parts, left })
+    });
+    encoding.await.unwrap_or_else(|_| Err(Refusal::Unusable("its table cannot be made".into())))
+}
+
+async fn drive(mut reader: Box<dyn Reader>, image: &Image, limits: &Limits) -> Result<Found, Refusal> {
     let failed = |what: String| Refusal::Unusable(what);
     let mut answers = Vec::new();
-    let mut total = 0;
     for _ in 0..MAX_STEPS {
         // Decoding may take its time.
         let stepped = tokio::task::spawn_blocking(move || {
@@ -39,12 +103,11 @@ async fn drive(mut reader: Box<dyn Reader>, image: &Image) -> Result<Found, Refu
             Step::Done(found) => return Ok(found),
             Step::Fetch(wants) => wants,
         };
-        total += wants.iter().map(size).fold(0, u64::saturating_add);
-        if total > MAX_TOTAL {
-            return Err(failed("its metadata has more than 1 GiB".into()));
-        }
-        let fetching = wants.into_iter().map(|want| fetch(want, image));
-        let fetched = futures_util::future::try_join_all(fetching).await;
+        let bytes = wants.iter().map(size).fold(0, u64::saturating_add);
+        limits.take(bytes).ok_or_else(|| failed("the image's metadata has more than 512 MiB".into()))?;
+        // Collected, for a closure with borrows could not be sent to another thread while it runs.
+        let fetching: Vec<_> = wants.into_iter().map(|want| fetch(want, image, limits)).collect();
+        let fetched = futures_util::stream::iter(fetching).buffered(AT_ONCE).try_collect().await;
         answers = match fetched {
             Ok(answers) => answers,
             Err(_) if !reader.is_certain() => return Err(Refusal::Other),
@@ -63,10 +126,11 @@ fn size(want: &Want) -> u64 {
 }
 
 /// None where there is no such thing.
-async fn fetch(want: Want, image: &Image) -> Result<Option<Vec<u8>>, RegistryError> {
+async fn fetch(want: Want, image: &Image, limits: &Limits) -> Result<Option<Vec<u8>>, RegistryError> {
     if size(&want) > MAX_ANSWER {
         return Ok(None);
     }
+    let _slot = limits.slots.acquire().await;
     let source = &image.source;
     let answer = match want {
         Want::Range { blob, range } => {
@@ -77,18 +141,18 @@ async fn fetch(want: Want, image: &Image) -> Result<Option<Vec<u8>>, RegistryErr
             }
             return Ok(Some(all.into()));
         }
-        Want::Blob { blob, size } => source.blob(&blob, Some(size)).await.map(|bytes| bytes.to_vec()),
-        Want::Manifest(digest) => source.manifest_by_digest(&digest).await.map(|m| m.bytes.to_vec()),
+        Want::Blob { blob, size } => source.blob(&blob, Some(size)).await.map(Vec::from),
+        Want::Manifest(digest) => source.manifest_by_digest(&digest).await.map(|m| m.bytes.into()),
         Want::Beside(suffix) => match source {
             ImageSource::Registry { client, reference } => {
                 let Some(tag) = &reference.tag else { return Ok(None) };
                 let tag = Some(format!("{tag}{suffix}"));
                 let beside = Reference { tag, digest: None, ..reference.clone() };
-                client.manifest(&beside).await.map(|m| m.bytes.to_vec())
+                client.manifest(&beside).await.map(|m| m.bytes.into())
             }
             ImageSource::Layout { layout, tag } => {
                 let Some(tag) = tag else { return Ok(None) };
-                layout.manifest(Some(&format!("{tag}{suffix}"))).await.map(|m| m.bytes.to_vec())
+                layout.manifest(Some(&format!("{tag}{suffix}"))).await.map(|m| m.bytes.into())
             }
         },
         Want::Referrers(artifact_type) => {

@@ -10,7 +10,8 @@ use hoist_format::digest::Digest;
 use hoist_format::tree::Tree;
 use hoist_format::{erofs, merge};
 
-use super::{Conversion, Note, Parts};
+use super::ask::Part;
+use super::{Conversion, Note, Notes, Parts};
 use crate::config::Trust;
 use crate::engine::Engine;
 use crate::error::Error;
@@ -30,11 +31,11 @@ const REFUSED: &str = "dev.hoist.refused.";
 pub(crate) const PREFETCH: &str = "prefetch";
 
 /// What was described, each blob once.
-type ByBlob = Vec<(Digest, Described)>;
+type ByBlob = Vec<(Digest, Part)>;
 
 impl PublishedIndex {
     /// What a document of a conversion says of the layers' formats.
-    pub(crate) fn notes(&self) -> BTreeMap<Digest, Note> {
+    pub(crate) fn notes(&self) -> Notes {
         let manifest: Option<Manifest> = serde_json::from_slice(&self.bytes).ok();
         let annotations = manifest.map(|m| m.annotations).unwrap_or_default();
         let note = |(key, format): (&String, &String)| {
@@ -42,7 +43,7 @@ impl PublishedIndex {
             let refused = annotations.get(&format!("{REFUSED}{digest}")).cloned();
             Some((digest.parse().ok()?, Note { format: format.clone(), refused }))
         };
-        annotations.iter().filter_map(note).collect()
+        Notes(annotations.iter().filter_map(note).collect())
     }
 
     fn is_pinned(&self) -> bool {
@@ -53,10 +54,10 @@ impl PublishedIndex {
 
 impl Engine {
     /// A conversion that is here and whole, and may be used.
-    pub(crate) fn kept_conversion(&self, image: &Image) -> Option<PublishedIndex> {
-        let dir = self.store.image(&image.digest);
+    pub(crate) fn kept_conversion(&self, manifest: &Digest, layers: &[Descriptor]) -> Option<PublishedIndex> {
+        let dir = self.store.image(manifest);
         let bytes = std::fs::read(dir.path().join(CONVERTED)).ok()?;
-        let index = PublishedIndex::parse_converted(bytes.into(), &image.digest).ok()?;
+        let index = PublishedIndex::parse_converted(bytes.into(), manifest).ok()?;
         let trusted = match self.config.trust {
             Trust::Registry => true,
             Trust::Local => index.is_pinned(),
@@ -80,8 +81,21 @@ impl Engine {
             index.layers.contains_key(&layer.digest) || self.store.layer(&layer.digest, None).is_whole()
         };
         let of_image = index.of_image;
-        let all = index.layers.iter().all(here) && (of_image || image.manifest.layers.iter().all(whole));
+        let all = index.layers.iter().all(here) && (of_image || layers.iter().all(whole));
         all.then_some(index)
+    }
+
+    /// The next mount converts the image anew. What is here of it stays in use, and is found again if its metadata is the
+    /// same.
+    pub(crate) fn forget_conversion(&self, image: &Image, index: &Digest) {
+        let path = self.store.image(&image.digest).path().join(CONVERTED);
+        let is_it = std::fs::read(&path).is_ok_and(|bytes| Digest::of(&bytes) == *index);
+        if is_it && std::fs::remove_file(&path).is_ok() {
+            tracing::warn!(
+                image = image.name,
+                "what came does not match its metadata: the next mount fetches that anew"
+            );
+        }
     }
 
     /// Fetches a layer whole, if it is not here so.
@@ -115,15 +129,16 @@ impl Engine {
         let Conversion { parts, notes, pinned } = conversion;
         let bad = |e: &dyn std::fmt::Display| Error::image("image", image.digest, e.to_string());
         let of_image = matches!(parts, Parts::Image(_));
-        let (described, tree) = match parts {
-            Parts::Image(described) => {
+        let (parts, tree) = match parts {
+            Parts::Image(part) => {
+                let Part { described, table } = *part;
                 // Its folder bears the name of the last layer, with which it comes and goes.
                 let Some(last) = image.manifest.layers.last() else { return Err(bad(&"it has no layers")) };
                 let device =
                     erofs::Device { tag: last.digest.hex(), size: described.table.extents.data_size };
                 let merged = merge::merge(&[&described.tree]).map_err(|e| bad(&e))?;
                 let tree = erofs::encode(&merged, &[device]).map_err(|e| bad(&e))?;
-                (vec![(last.digest, *described)], tree)
+                (vec![(last.digest, Part { described, table })], tree)
             }
             Parts::Layers(layers) => self.merge_described(image, layers)?,
         };
@@ -137,16 +152,15 @@ impl Engine {
             annotations: BTreeMap::new(),
         };
         manifest.annotations.insert(PINNED.into(), if pinned { "yes" } else { "no" }.into());
-        if described.len() == 1 && of_image {
+        if of_image {
             manifest.annotations.insert(publish::OF_IMAGE.into(), "yes".into());
         }
-        for (blob, note) in &notes {
+        for (blob, note) in &notes.0 {
             manifest.annotations.insert(format!("{FORMAT}{blob}"), note.format.clone());
             let refused = note.refused.iter();
             manifest.annotations.extend(refused.map(|why| (format!("{REFUSED}{blob}"), why.clone())));
         }
-        let tables: Vec<Vec<u8>> = described.iter().map(|(_, d)| d.table.encode()).collect();
-        for ((blob, described), table) in described.iter().zip(&tables) {
+        for (blob, Part { described, table }) in &parts {
             manifest.layers.push(descriptor(publish::TABLE, table, Some(blob)));
             if !described.windows.is_empty() {
                 manifest.layers.push(descriptor(publish::WINDOWS, &described.windows, Some(blob)));
@@ -154,9 +168,7 @@ impl Engine {
         }
         let bytes = Bytes::from(serde_json::to_vec(&manifest).map_err(|e| Error::Internal(e.to_string()))?);
         let index = PublishedIndex::parse_converted(bytes, &image.digest)?;
-        let mut held = Vec::new();
-        for ((blob, described), table) in described.iter().zip(&tables) {
-            held.push(self.store.layer(blob, Some(&index.digest)).hold()?);
+        for (blob, Part { described, table }) in &parts {
             self.keep_layer(&self.store.layer(blob, Some(&index.digest)), described, table)?;
         }
         let dir = self.store.image(&image.digest);
@@ -182,13 +194,13 @@ impl Engine {
     fn merge_described(
         &self,
         image: &Image,
-        mut layers: BTreeMap<usize, Described>,
+        mut layers: BTreeMap<usize, Part>,
     ) -> Result<(ByBlob, Vec<u8>), Error> {
         let mut trees: Vec<Tree> = Vec::new();
         let mut devices = Vec::new();
         for (number, layer) in image.manifest.layers.iter().enumerate() {
             let (tree, size) = match layers.get_mut(&number) {
-                Some(described) => {
+                Some(Part { described, .. }) => {
                     let tree = std::mem::take(&mut described.tree);
                     (tree, described.table.extents.data_size)
                 }
@@ -200,15 +212,15 @@ impl Engine {
         let refs: Vec<_> = trees.iter().collect();
         let merged = merge::merge(&refs).map_err(|e| Error::image("image", image.digest, e))?;
         let tree = erofs::encode(&merged, &devices).map_err(|e| Error::image("image", image.digest, e))?;
-        let mut described = ByBlob::new();
-        for (number, layer) in layers {
+        let mut parts = ByBlob::new();
+        for (number, part) in layers {
             let blob = image.manifest.layers[number].digest;
             // A layer may stand in an image twice.
-            if described.iter().all(|(known, _)| *known != blob) {
-                described.push((blob, layer));
+            if parts.iter().all(|(known, _)| *known != blob) {
+                parts.push((blob, part));
             }
         }
-        Ok((described, tree))
+        Ok((parts, tree))
     }
 }
 

@@ -1,21 +1,21 @@
-//! The full pull of an image that is no stack of tars: what was converted is filled to its end.
+//! The full pull of an image whose layers say nothing each by itself: what was converted is filled to its end.
 
 use hoist_format::formats::{self, Covers};
 
+use super::Converted;
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::image::Image;
+use crate::image::{Image, stream_of};
 use crate::mount::verify;
-use crate::oci::codec_of;
 use crate::progress::Progress;
 
 /// Bytes of a data file that are asked for at once.
 const STEP: u64 = 32 << 20;
 
 impl Image {
-    /// Can its layers be unpacked as tars, each by itself?
-    pub(crate) fn is_of_tars(&self) -> bool {
-        self.manifest.layers.iter().all(|layer| codec_of(&layer.media_type).is_some())
+    /// Can its layers be unpacked, each by itself?
+    pub(crate) fn is_of_layers(&self) -> bool {
+        self.manifest.layers.iter().all(|layer| stream_of(&layer.media_type).is_some())
             && formats::readers(&self.facts(false)).iter().all(|reader| reader.covers() != Covers::Image)
     }
 }
@@ -30,30 +30,29 @@ impl Engine {
         image: &Image,
         progress: &dyn Progress,
     ) -> Result<usize, Error> {
-        let Some(index) = self.converted(image, progress).await? else {
-            let notes = self.notes(image, true).await.0;
-            let why = notes.values().find_map(|note| note.refused.clone());
-            if why.is_none() {
-                // Of no format at all.
-                image.expected()?;
-            }
-            let why = why.unwrap_or_else(|| "its layers are of no format that hoist reads".into());
-            return Err(Error::image("image", image.digest, why));
+        let (index, choosing) = match self.converted(image, progress).await? {
+            Converted::Kept { index, choosing } => (index, choosing),
+            Converted::Plain(notes) => return Err(notes.refusal(image)),
         };
         let (tree, devices) = self.published_tree(image, &index).await?;
+        let mut held = Vec::new();
+        for (blob, _) in &devices {
+            let layout = index.layers.contains_key(blob).then_some(&index.digest);
+            let dir = self.store.layer(blob, layout);
+            held.push(dir.hold()?);
+            // What was just pulled is the last to be evicted.
+            dir.touch();
+        }
+        drop(choosing);
+        let spared = devices.iter().map(|(blob, _)| blob.hex()).collect();
         let mut fetched = 0;
         for (number, (blob, size)) in devices.into_iter().enumerate() {
             let dir = self.store.layer(&blob, Some(&index.digest));
             let state = dir.state();
-            if index.layers.contains_key(&blob) {
-                // What was just pulled is the last to be evicted.
-                dir.touch();
-            }
             if !index.layers.contains_key(&blob) || state.complete && state.verified && dir.has_data(size) {
                 continue;
             }
             let layer = self.unwatched_layer(image, &index, (&blob, size), (&tree, number as u16))?;
-            let _held = layer.dir().hold()?;
             progress.begin(&format!("pulling {}", image.name), size);
             let failed = |e: crate::fill::FillError| Error::Layer { blob, why: e.to_string() };
             let fill = layer.fill().await.map_err(failed)?;
@@ -66,6 +65,8 @@ impl Engine {
             progress.end();
             fetched += 1;
         }
+        drop(held);
+        crate::evict::keep_limit(self, spared).await;
         Ok(fetched)
     }
 }

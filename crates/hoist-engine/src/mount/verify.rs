@@ -81,12 +81,16 @@ pub(super) async fn settle_doubts(layers: Vec<Arc<LazyLayer>>, engine: Engine, i
 /// What was fetched did not match the index, twice. One of the two is wrong: the layer as a whole tells which.
 async fn settle(engine: &Engine, image: &Image, index: &Digest, layer: &LazyLayer) {
     let (blob, silent) = (layer.dir().blob(), &crate::progress::Silent);
-    // Of chunks only their digests can tell.
-    let Some(expected) = layer.expected() else { return };
+    let Some(expected) = layer.expected() else {
+        // Of chunks only their digests can tell; but the metadata that leads to them may have come wrong.
+        layer.doubt().raised().await.settle();
+        return engine.forget_conversion(image, index);
+    };
     loop {
         let doubt = layer.doubt().raised().await;
         let Ok(fill) = layer.fill().await else { continue };
-        let whole = crate::pull::fetch_and_ingest(expected, &image.source, None, None, None, silent).await;
+        let from = (&image.source, &engine.store);
+        let whole = crate::pull::fetch_and_ingest(expected, from, None, None, None, silent).await;
         let table = fill.table().encode();
         let settled = whole.and_then(|(done, _)| match crate::check::lie(&table, &done.table.encode()) {
             Some(why) => {
@@ -175,8 +179,9 @@ async fn judge(
 ) -> Result<bool, Error> {
     let Some(expected) = layer.expected().cloned() else { return Ok(false) };
     let (this, dir, wanted) = (Arc::clone(fill), layer.dir().clone(), expected.clone());
+    let aside = engine.store.aside_folder();
     let passed = tokio::task::spawn_blocking(move || -> Result<_, Error> {
-        let ingest = Ingest::start(wanted, None)?;
+        let ingest = Ingest::start(wanted, None, &aside)?;
         let mut at = 0;
         while let Some(bytes) = this.kept_bytes(at).map_err(Error::io("read", dir.file("blob")))? {
             at += bytes.len() as u64;
@@ -188,7 +193,8 @@ async fn judge(
     if matches!(passed, Err(Error::Digest { .. } | Error::Layer { .. })) {
         // What was kept may have been damaged here: only the registry's own bytes accuse.
         let silent = &crate::progress::Silent;
-        let again = crate::pull::fetch_and_ingest(&expected, &image.source, None, None, None, silent).await;
+        let from = (&image.source, &engine.store);
+        let again = crate::pull::fetch_and_ingest(&expected, from, None, None, None, silent).await;
         passed = again.map(|(done, _)| done);
     }
     let tree = passed.as_ref().ok().map(|done| crate::pull::keep_tree(layer.dir(), done)).transpose()?;

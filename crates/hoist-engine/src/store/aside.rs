@@ -19,9 +19,14 @@ impl Store {
     /// # Errors
     /// The file system's.
     pub fn aside(&self) -> Result<NamedTempFile, Error> {
-        let dir = self.root().join(FOLDER);
+        let dir = self.aside_folder();
         fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
         locked_in(&dir)
+    }
+
+    /// The folder of such files; it may have to be made.
+    pub fn aside_folder(&self) -> PathBuf {
+        self.root().join(FOLDER)
     }
 }
 

@@ -2,12 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use hoist_format::build::Described;
 use hoist_format::chunk::ChunkCodec;
+use hoist_format::digest::Digest;
 use hoist_format::erofs::{Bytes, decode_foreign};
+use hoist_format::formats::ImageLayer;
+use hoist_format::layer::DataSink;
 use hoist_format::merge::merge;
+use hoist_format::span::Codec;
+use hoist_format::table::Table;
 use hoist_format::tree::{InodeId, Kind, Tree};
 use hoist_format::volume::{Stretch, Volume};
 
+use crate::fixture::data_file;
 use crate::unpacked::{Allowed, compare, layers};
 
 fn images(image: &str) -> Vec<Vec<u8>> {
@@ -70,6 +77,70 @@ fn check(images: &[Vec<u8>]) {
     let merged = merge(&trees).unwrap();
     let allowed = Allowed { implied_mode: Some("0o777"), ..Allowed::default() };
     compare(&merged, &allowed, |_, place, _| contents[&(place.layer, place.offset)].clone());
+}
+
+#[derive(Default)]
+struct Data(Vec<u8>);
+
+impl DataSink for Data {
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        assert!(offset >= self.0.len() as u64, "in order, each byte once");
+        self.0.resize(offset as usize, 0);
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// What a layer is, and its data file.
+fn read(image: &[u8], blob: &[u8], codec: Codec) -> (Described, Vec<u8>) {
+    let (mut data, blob) = (Data::default(), (Digest::of(blob), blob.len() as u64));
+    let layer = ImageLayer { image, digest: Digest::of(image), codec, blob };
+    let described = layer.read(&mut data).unwrap();
+    data.0.resize(described.table.extents.data_size as usize, 0);
+    (described, data.0)
+}
+
+/// The data file is what containerd's unpack has, is what the table's digests say, and what its chunks lead to again.
+#[test]
+fn layers_are_read_whole_into_data_files() {
+    for fixture in ["erofs-raw", "erofs-zstd", "erofs-lz4hc"] {
+        let mut all = Vec::new();
+        for (descriptor, blob) in layers(fixture) {
+            let zstd = descriptor["mediaType"].as_str().unwrap().ends_with("+zstd");
+            let codec = if zstd { Codec::Zstd } else { Codec::Plain };
+            let image =
+                if zstd { hoist_format::table::decompress(&blob, 1 << 30).unwrap() } else { blob.clone() };
+            let (described, data) = read(&image, &blob, codec);
+            for extent in &described.table.extents.extents {
+                let bytes = &data[extent.data_offset as usize..(extent.data_offset + extent.len) as usize];
+                assert_eq!(*blake3::hash(bytes).as_bytes(), extent.digest);
+            }
+            assert_eq!(Table::decode(&described.table.encode()).unwrap(), described.table);
+            let blobs = [(Digest::of(&blob), blob)].into();
+            assert!(data_file(&described, &blobs) == data, "{fixture}");
+            all.push((described, data));
+        }
+        let trees: Vec<&Tree> = all.iter().map(|(described, _)| &described.tree).collect();
+        let allowed = Allowed { implied_mode: Some("0o777"), ..Allowed::default() };
+        compare(&merge(&trees).unwrap(), &allowed, |_, place, size| {
+            let data = &all[usize::from(place.layer)].1;
+            data[place.offset as usize..(place.offset + size) as usize].to_vec()
+        });
+    }
+}
+
+/// Compressed clusters within zstd are read like any; only that their parts cannot be fetched is told by the table,
+/// whose blob is none that a registry has.
+#[test]
+fn clusters_within_zstd_are_read_whole() {
+    for image in images("erofs-lz4hc") {
+        let blob = zstd::bulk::compress(&image, 1).unwrap();
+        let (within, data) = read(&image, &blob, Codec::Zstd);
+        assert!(data == read(&image, &image, Codec::Plain).1);
+        let blobs: Vec<Digest> = within.table.spans.blobs().iter().map(|blob| blob.digest).collect();
+        assert_eq!(blobs, [Digest::of(&image)]);
+        assert!(data_file(&within, &[(Digest::of(&image), image)].into()) == data);
+    }
 }
 
 #[test]

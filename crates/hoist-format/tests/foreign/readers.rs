@@ -120,16 +120,6 @@ fn turbooci_asks_for_its_small_layers() {
 }
 
 #[test]
-fn erofs_layers_are_verified_whole_and_held_to_their_parts() {
-    for (image, format) in
-        [("erofs-raw", "EROFS ("), ("erofs-zstd", "EROFS within zstd ("), ("erofs-lz4hc", "EROFS (")]
-    {
-        let allowed = Allowed { implied_mode: Some("0o777"), ..Allowed::default() };
-        check(image, format, true, &allowed);
-    }
-}
-
-#[test]
 fn soci_asks_for_its_ztocs() {
     // Besides the ends of the layers, which may have had a TOC of their own.
     let bytes = check("soci-v2", "SOCI index v2, zTOC version 0.9", true, &Allowed::default());
