@@ -9,6 +9,7 @@ rounds=${1:-${BENCH_ROUNDS:-3}}
 drivers=(erofs erofs-fuse fuse)
 
 index_image "$image"
+proxy_set 0 "$rate"
 mkdir "$work/plain"
 for driver in "${drivers[@]}"; do
     mkdir "$work/$driver"

@@ -19,6 +19,7 @@ rm -rf "$work/tree" "$work/tree.tar"
 rate=40000000
 serve_image "$work/layout" takeover
 index_image "$image"
+proxy_set 0 "$rate"
 
 filler() { cat "$work"/store/mounts/*.lease 2>/dev/null | jq -r .filler_pid 2>/dev/null || true; }
 
