@@ -32,10 +32,12 @@ pub async fn daemon(global: &Global) -> anyhow::Result<Option<Client>> {
 
 /// Says of options that a daemon cannot have for one mount that they do not count.
 pub fn tell_what_is_the_daemon_s(global: &Global) {
-    let default = hoist_engine::Config::new("").read_timeout;
-    if global.read_timeout != default || global.store_limit.is_some() {
+    let default = hoist_engine::Config::new("");
+    let usual = (default.read_timeout, default.min_rate, default.store_limit);
+    if (global.read_timeout, global.min_rate, global.store_limit) != usual {
         tracing::warn!(
-            "--read-timeout and --store-limit are the daemon's, which goes by its own: set them there, or use --no-daemon"
+            "--read-timeout, --min-rate and --store-limit are the daemon's, which goes by its own: set them there, or use \
+             --no-daemon"
         );
     }
 }

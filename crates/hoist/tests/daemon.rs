@@ -238,6 +238,22 @@ fn a_client_s_background_counts_and_its_timeout_does_not() {
     node.says(&["unmount", point.to_str().unwrap()]);
 }
 
+/// Of an image that is here whole nobody takes the server's place: the record goes with the mount.
+#[test]
+fn a_mount_whose_server_died_is_forgotten_with_it() {
+    let case = Case::new();
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    let pulled = node.hoist(&["pull", "--store-limit", "1G", &case.image.name]).output().unwrap();
+    assert!(pulled.status.success() && stderr(&pulled).contains("are the daemon's"), "{}", stderr(&pulled));
+    let mount = node.mount(&case.image.name, &["--no-daemon"]);
+    let [server] = node.servers()[..] else { panic!("not one serves") };
+    kill_process(Pid::from_raw(server).unwrap(), Signal::KILL).unwrap();
+    case.source.assert_shown(mount.root());
+    node.says(&["unmount", mount.root().to_str().unwrap()]);
+    assert_eq!(mounted(&node), 0);
+}
+
 /// It is killed while its request waits for the registry.
 #[test]
 fn a_client_killed_in_the_middle_of_a_mount_leaves_none() {

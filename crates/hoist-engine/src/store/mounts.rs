@@ -254,6 +254,14 @@ impl Store {
         file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 
+    /// Forgets mounts that are gone and that nobody served to their end.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn forget_gone(&self) -> Result<(), Error> {
+        self.unserved().map(drop)
+    }
+
     /// The mounts that are still there, though nobody holds their group; each with its lease. Records of
     /// mounts that are gone are removed.
     pub(crate) fn unserved(&self) -> Result<Vec<(MountRecord, Lease)>, Error> {

@@ -7,7 +7,7 @@ use hoist_engine::Progress;
 use crate::cli::{Global, Pull};
 use crate::printer::Printer;
 use crate::signals::{Signals, interrupted};
-use crate::worker::Worker;
+use crate::worker::{Worker, tell_what_is_the_daemon_s};
 
 pub(super) fn run(global: &Global, options: &Pull) -> anyhow::Result<()> {
     crate::stats_file::check(options.stats.path.as_deref())?;
@@ -17,7 +17,13 @@ pub(super) fn run(global: &Global, options: &Pull) -> anyhow::Result<()> {
         let work = async {
             match options.containerd {
                 true => containerd::pull(global, options, &printer).await,
-                false => Worker::find(global).await?.pull(&options.image, &printer).await,
+                false => {
+                    let mut worker = Worker::find(global).await?;
+                    if let Worker::Daemon(..) = worker {
+                        tell_what_is_the_daemon_s(global);
+                    }
+                    worker.pull(&options.image, &printer).await
+                }
             }
         };
         tokio::select! {

@@ -124,6 +124,7 @@ fn mount(served: &Served, filler_pid: u32) -> MountStatus {
 
 /// Mounts that processes of their own serve.
 fn recorded(engine: &Engine) -> anyhow::Result<Vec<MountStatus>> {
+    engine.store().forget_gone()?;
     let (mut mounts, mut viewer) = (Vec::new(), Viewer::default());
     for record in engine.store().mounts()? {
         let servers = engine.store().servers(&record.id);
