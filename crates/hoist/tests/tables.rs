@@ -112,6 +112,10 @@ fn nobody_notices(driver: Driver) {
     process::wait_until("the registry", PATIENCE, || Ok(served.read("lib/a.so").is_ok())).unwrap();
     case.source.assert_shown(served.mount.target());
 
+    // The table of a layer that is complete and verified is no exception.
+    node.wait_verified();
+    served.wait_put_away();
+
     runtime.block_on(served.mount.unmount()).unwrap();
     drop(served);
     runtime.shutdown_background();

@@ -72,7 +72,7 @@ impl Filling {
         if fill.condemned().is_some() {
             return Kept::AsItWas;
         }
-        if fill.was_used() || fill.has_chores() {
+        if fill.was_used() || has_chores(&fill) {
             return Kept::InUse;
         }
         if !is_stored() {
@@ -83,7 +83,7 @@ impl Filling {
         let mut state = self.lock();
         // Whoever has taken it meanwhile has a copy.
         let unused = |fill: &mut Arc<LayerFill>| {
-            Arc::strong_count(fill) == 1 && fill.is_unused() && !fill.has_chores()
+            Arc::strong_count(fill) == 1 && fill.is_unused() && !has_chores(fill)
         };
         match state.fill.take_if(unused) {
             Some(_) => {
@@ -93,4 +93,9 @@ impl Filling {
             None => Kept::InUse,
         }
     }
+}
+
+/// Of one whose readers go past us all is done, whatever was noted before.
+fn has_chores(fill: &LayerFill) -> bool {
+    !fill.is_native() && fill.has_chores()
 }

@@ -39,7 +39,7 @@ pub(super) async fn when_whole(
         if left.iter().all(|l| l.is_empty()) {
             // Nobody will ever read these: what is left of them is to be judged.
             for layer in &left {
-                match layer.fill().await {
+                match Box::pin(layer.fill()).await {
                     Ok(_) => layer.notice_complete(),
                     Err(e) => tracing::warn!(layer = %layer.dir().blob(), "{e}"),
                 }
@@ -48,7 +48,8 @@ pub(super) async fn when_whole(
         let completed = left.iter().map(|layer| Box::pin(layer.completed()));
         let ((), next, _) = futures_util::future::select_all(completed).await;
         let layer = left.swap_remove(next);
-        match check(&pass_by, &engine, &image, &index, &layer).await {
+        // Every mount has this task, and few ever get here: what it takes then is not held before.
+        match Box::pin(check(&pass_by, &engine, &image, &index, &layer)).await {
             Ok(checked) => all_checked &= checked,
             Err(Trouble::Fetching(e)) => {
                 tracing::warn!(layer = %layer.dir().blob(), again_in = ?pause, "fetching the rest to check the layer: {e}");
@@ -88,9 +89,9 @@ async fn settle(engine: &Engine, image: &Image, index: &Digest, layer: &LazyLaye
     };
     loop {
         let doubt = layer.doubt().raised().await;
-        let Ok(fill) = layer.fill().await else { continue };
+        let Ok(fill) = Box::pin(layer.fill()).await else { continue };
         let from = (&image.source, &engine.store);
-        let whole = crate::pull::fetch_and_ingest(expected, from, None, None, None, silent).await;
+        let whole = Box::pin(crate::pull::fetch_and_ingest(expected, from, None, None, None, silent)).await;
         let table = fill.table().encode();
         let settled = whole.and_then(|(done, _)| match crate::check::lie(&table, &done.table.encode()) {
             Some(why) => {

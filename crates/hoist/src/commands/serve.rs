@@ -9,6 +9,7 @@ use crate::signals::Signals;
 
 pub(super) fn run(global: &Global, options: &Serve, inheritance: Option<Inheritance>) -> anyhow::Result<()> {
     let inheritance = inheritance.ok_or_else(|| user("`hoist serve` is started by hoist itself"))?;
+    hoist_sys::memory::share_heaps();
     crate::engine_glue::tokio_runtime()?.block_on(async {
         let mut signals = Signals::catch().context("catching signals")?;
         let vault = crate::daemon::notify::vault();

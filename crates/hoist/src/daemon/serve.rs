@@ -39,6 +39,7 @@ const CLIENTS: usize = 1024;
 /// The configuration is wrong, there is a daemon already, or what it needs can't be had.
 pub fn run(global: &Global, options: &cli::Daemon) -> anyhow::Result<()> {
     let kept = hoist_sys::stored::take();
+    hoist_sys::memory::share_heaps();
     let settings = Settings::of(global, options)?;
     let settings = match &options.config {
         Some(file) => settings.read(file)?,
