@@ -82,9 +82,8 @@ impl Filling {
         drop(fill);
         let mut state = self.lock();
         // Whoever has taken it meanwhile has a copy.
-        let unused = |fill: &mut Arc<LayerFill>| {
-            Arc::strong_count(fill) == 1 && fill.is_unused() && !has_chores(fill)
-        };
+        let unused =
+            |fill: &mut Arc<LayerFill>| Arc::strong_count(fill) == 1 && fill.is_unused() && !has_chores(fill);
         match state.fill.take_if(unused) {
             Some(_) => {
                 state.seen = Some(seen);
