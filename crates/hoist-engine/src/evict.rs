@@ -64,7 +64,7 @@ impl Engine {
             tracing::warn!(
                 bytes = total,
                 limit,
-                "the store is larger than its limit, and the rest of it is mounted or pinned"
+                "the store is larger than its limit, and the rest of it is mounted, pinned or what was just pulled"
             );
         }
         Ok(())
@@ -92,7 +92,7 @@ impl Engine {
     /// # Errors
     /// When no image is known by that name.
     pub fn pin(&self, name: &str, pinned: bool) -> Result<(), Error> {
-        let mut record = self.store.lookup(name).ok_or_else(|| {
+        let mut record = self.store.lookup(&self.spelled_out(name)?).ok_or_else(|| {
             let name = crate::reference::told(name);
             Error::NotFound(format!(
                 "no image {name:?} here; `hoist images` lists them, `hoist pull` brings one"

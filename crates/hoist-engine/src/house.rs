@@ -233,6 +233,24 @@ impl Engine {
         Ok(names)
     }
 
+    /// The name of an image here that a digest or its beginning means, as `hoist images` prints it; any other text as
+    /// it is. Bare digits may be somebody's name: then that is what they are.
+    ///
+    /// # Errors
+    /// There is no such image, or it is the beginning of several.
+    pub(crate) fn spelled_out(&self, name: &str) -> Result<String, Error> {
+        let is_digest = name.starts_with("sha256:");
+        let may_be = name.len() >= SHOWN && name.bytes().all(|b| b.is_ascii_hexdigit());
+        if !is_digest && !may_be || self.store.lookup(name).is_some() {
+            return Ok(name.to_owned());
+        }
+        match meant_by(name, self.store.refs()?) {
+            Ok(mut names) => Ok(names.swap_remove(0)),
+            Err(_) if !is_digest => Ok(name.to_owned()),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Frees images and layers that no name and no mount needs, and what a pull has replaced.
     pub fn prune(&self) -> Result<Pruned, Error> {
         let named: BTreeSet<Digest> = self.store.refs()?.iter().map(|r| r.manifest).collect();
@@ -268,6 +286,8 @@ impl Engine {
 
 /// Digits of a digest that name an image.
 const SHORTEST: usize = 6;
+/// Digits of it that are shown.
+const SHOWN: usize = 12;
 
 /// The names of the one image that `text` means, though it is none of them.
 fn meant_by(text: &str, refs: Vec<RefRecord>) -> Result<Vec<String>, Error> {

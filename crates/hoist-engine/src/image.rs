@@ -55,11 +55,13 @@ enum Unasked {
 }
 
 impl Engine {
-    /// Finds out what `name` is. Without a registry, what the store remembers of it.
+    /// Finds out what `name` is, which may be the digest of an image here, or its beginning. Without a registry, what
+    /// the store remembers of it.
     ///
     /// # Errors
     /// When the name is wrong, unknown, or the image's documents do not match their digests.
     pub async fn resolve(&self, name: &str) -> Result<Image, Error> {
+        let name = &*self.spelled_out(name)?;
         let source: Source = name.parse()?;
         let by_digest = match &source {
             Source::Registry(r) => r.digest,

@@ -62,6 +62,8 @@ use upkeep::{Attended, Upkeep};
 
 /// A mount that is seen only elsewhere, or not any more, is looked for this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Just after it has changed, sooner; each time twice as late.
+const LOOK_AT_FIRST: Duration = Duration::from_millis(1);
 
 /// What will be done with a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -525,13 +527,21 @@ impl Mount {
             return served.end().await;
         }
         let table = MountTable::watch();
+        let mut pause = LOOK_AT_FIRST;
         while self.is_there() {
             // Only of this mount namespace is anything told.
             match &table {
                 Ok(table)
                     if sys::is_mountpoint(self.target()).unwrap_or(false)
-                        && table.changed().await.is_ok() => {}
-                _ => tokio::time::sleep(LOOK_EVERY).await,
+                        && table.changed().await.is_ok() =>
+                {
+                    // The kernel shuts the superblock down just after it has left the table.
+                    pause = LOOK_AT_FIRST;
+                }
+                _ => {
+                    tokio::time::sleep(pause).await;
+                    pause = LOOK_EVERY.min(pause * 2);
+                }
             }
         }
     }

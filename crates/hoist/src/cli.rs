@@ -265,8 +265,9 @@ Examples:
   hoist run --rm -it -v ./src:/src:ro -w /src python:3.12 python3
   hoist run --name web -e PORT=8080 registry/app:1      then, when done: hoist rm web
 
-Exit code: the program's, or 128+N if signal N ended it; 127 if the image has no such program, 126 if it has
-and it can't be run; else 1 if you can mend it, 2 if the fault is hoist's or the machine's."
+Exit code: the program's, or 128+N if signal N ended it;
+127 if the image has no such program, 126 if it can't be run;
+else 1 if you can mend it, 2 if the fault is hoist's or the machine's."
 )]
 pub struct Run {
     /// Set an environment variable; NAME alone passes on this process's value

@@ -290,7 +290,14 @@ pub fn remove(root: &Path, name: &str) -> anyhow::Result<Removal> {
         return Ok(Removal::Unknown);
     }
     let Some(_lock) = lock(&dir).with_context(|| format!("locking the container {name}"))? else {
-        return Err(user(format!("the container {name:?} is still running")));
+        let still = format!("the container {name:?} is still running");
+        let pid = std::fs::read_to_string(dir.join("bundle/pid"))
+            .ok()
+            .and_then(|pid| pid.trim().parse::<u32>().ok());
+        return Err(match pid {
+            Some(pid) => user_hint(still, format!("end its program first: kill {pid}, or kill -9 {pid}")),
+            None => user(still),
+        });
     };
     // A killed `hoist run` leaves its mounts.
     detach(&dir.join("rootfs"))?;

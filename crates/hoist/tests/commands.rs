@@ -138,12 +138,21 @@ fn a_pull_without_the_registry_says_what_it_knows() {
 }
 
 #[test]
-fn images_are_removed_by_any_of_their_names() {
+fn images_are_known_by_any_of_their_names() {
     let image = Published::plain(&Source::small().layout(Compression::Gzip(6)).directory);
     let node = Node::new();
     let by_digest = format!("{}/{REPO}@{}", image.proxy.host(), image.digest);
     let hex = image.digest.strip_prefix("sha256:").unwrap();
     let spelled_out = format!("{}@{}", image.name, image.digest);
+    node.says(&["pull", &image.name]);
+    for spelling in [&image.digest, &image.digest[..19], hex, &hex[..12]] {
+        let told: Value = serde_json::from_str(&node.says(&["inspect", "--json", spelling])).unwrap();
+        assert_eq!(told["digest"], *image.digest);
+        node.says(&["pin", spelling]);
+        assert!(node.says(&["images", "--json"]).contains(r#""pinned": true"#));
+        node.says(&["unpin", spelling]);
+    }
+    assert!(node.fails(&["inspect", "sha256:000000000000"]).contains("`hoist images`"));
     for spelling in [image.name.as_str(), &by_digest, &spelled_out, &image.digest, hex, &hex[..12]] {
         node.says(&["pull", &image.name]);
         node.says(&["rm", spelling]);
