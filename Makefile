@@ -4,12 +4,12 @@ CARGO ?= cargo
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 20
 
-.PHONY: demo test check bench fuzz deps build deb
+.PHONY: demo test check bench fuzz deps chroots build deb
 
 demo: deps build
 	demo/demo.sh
 
-test: deps check
+test: deps chroots check
 	$(CARGO) test --workspace
 	scripts/containerd-suite
 
@@ -25,6 +25,9 @@ fuzz:
 
 deps:
 	scripts/deps
+
+chroots:
+	scripts/chroots
 
 build:
 	$(CARGO) build --release --bin hoist --bin hoist-testkit

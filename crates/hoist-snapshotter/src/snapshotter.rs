@@ -119,6 +119,18 @@ impl Snapshotter {
             // where it unpacks into an overlay.
             lower.push(self.empty.clone());
         }
+        if mapping.is_some() && parents[..to_image].last().is_some_and(|lowest| lowest.record.part.is_some())
+        {
+            // containerd maps the folder that all lower ones are in, and of that what is on its own file system alone
+            // (its core/mount/mount_linux.go, doPrepareIDMappedOverlay): this one's is the image's.
+            let [image] = &mut lower[..] else {
+                return Err(Error::Precondition(format!(
+                    "the users of a container can't be mapped on {:?}: some of its layers are mounted, some unpacked",
+                    record.parent
+                )));
+            };
+            image.push(".");
+        }
         let lower: Vec<&Path> = lower.iter().map(PathBuf::as_path).collect();
         let (upper, work) = (self.folders.upper(record.id), self.folders.work(record.id));
         let own = Own { upper: &upper, work: &work };

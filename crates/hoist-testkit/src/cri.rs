@@ -1,11 +1,13 @@
 //! A client of Kubernetes' Container Runtime Interface, as a kubelet is one. Pods are on the host's network.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 use tokio::runtime::Runtime;
 
 use crate::grpc::Channel;
+use crate::process;
 
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 mod api {
@@ -46,10 +48,10 @@ pub struct Ran {
 }
 
 impl Cri {
-    /// Connects.
+    /// Connects, and waits until containerd knows what it runs.
     ///
     /// # Errors
-    /// Nobody listens.
+    /// Nobody listens, or it does not come to that.
     pub fn connect(socket: &Path) -> Result<Cri> {
         Cri::connect_apart(socket, socket)
     }
@@ -63,11 +65,22 @@ impl Cri {
         let containers = runtime.block_on(Channel::connect(containers))?;
         let images = runtime.block_on(Channel::connect(images))?;
         let origin: tonic::codegen::http::Uri = "http://localhost".parse()?;
-        Ok(Cri {
+        let cri = Cri {
             containers: RuntimeServiceClient::with_origin(containers, origin.clone()),
             images: ImageServiceClient::with_origin(images, origin),
             runtime,
-        })
+        };
+        process::wait_until("containerd's CRI plugin", Duration::from_secs(30), || {
+            // Of a pod that is not there nothing is stopped.
+            let stop = StopPodSandboxRequest { pod_sandbox_id: "none".into() };
+            match cri.runtime.block_on(cri.containers.clone().stop_pod_sandbox(stop)) {
+                Err(status) if status.message().contains("not initialized") => Ok(false),
+                // So says 1.6.
+                Err(status) if status.code() == tonic::Code::NotFound => Ok(true),
+                answer => Ok(answer.map(|_| true)?),
+            }
+        })?;
+        Ok(cri)
     }
 
     /// Pulls an image.

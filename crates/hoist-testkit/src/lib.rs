@@ -17,6 +17,7 @@ pub mod proxy;
 pub mod push;
 pub mod reading;
 pub mod registry;
+pub mod system;
 pub mod tree;
 
 pub use fixtures::{Exceptions, compare_tree, expected, fixtures_dir};

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use hoist_testkit::layout::{Builder, Compression};
+use hoist_testkit::system::System;
 use hoist_testkit::{
     Exceptions, Proxy, ProxyOptions, Registry, compare_tree, diff, http, push_layout, reading, walk,
 };
@@ -53,6 +54,14 @@ enum Subcommands {
         proxy: String,
         /// `stats`, `reset`, or `set?delay_ms=N&rate=BYTES`.
         what: String,
+    },
+    /// Have the system of another Debian until told to end: its folder `data` is on this machine's disk.
+    System {
+        /// Which, of those that `scripts/chroots` makes.
+        debian: String,
+        /// Where to write the process that keeps its mount namespace, and the path of its root.
+        #[arg(long)]
+        file: PathBuf,
     },
     /// Push an OCI layout with plain PUTs.
     Push {
@@ -124,6 +133,13 @@ fn main() -> Result<()> {
                 write_whole(&file, &serde_json::to_string(&proxy.stats())?)?;
             }
             Ok(())
+        }
+        Subcommands::System { debian, file } => {
+            let system = System::of(&debian)?;
+            let root = system.directory().parent().context("a system has a root")?.to_owned();
+            let keeper = system.keeper().context("it has no mount namespace")?;
+            write_whole(&file, &format!("{keeper} {}\n", root.display()))?;
+            wait_for_end()
         }
         Subcommands::ProxyCtl { proxy, what } => {
             let answer = http::get(&proxy, &format!("/_testkit/{what}"), &[])?;

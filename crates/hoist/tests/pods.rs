@@ -1,131 +1,186 @@
-//! Pods: a real containerd with its CRI plugin and runc, hoist for all its images.
+//! Pods: a real containerd of each version with its CRI plugin and runc, hoist for all its images, configured as
+//! `deploy/` says.
 
 mod common;
+mod kubelet;
 mod node;
 
 use std::fs;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use hoist_testkit::containerd::Daemon as Containerd;
-use hoist_testkit::cri::Cri;
-use hoist_testkit::{Fault, FaultKind, When, process};
-use node::daemon::Daemon;
-use node::{Node, Published};
-use rustix::process::Signal;
+use hoist_testkit::containerd::Version;
+use hoist_testkit::layout::{Builder, Compression};
+use hoist_testkit::{Fault, FaultKind, When, digest, process};
+use kubelet::Kubelet;
+use node::Published;
+use node::tree::noise;
+use serde_json::json;
 
-/// Two layers: programs, and files that nothing reads at a start.
-fn layout(dir: &Path) -> std::path::PathBuf {
-    let data = |i: usize| i.to_string().repeat(1 << 20);
-    common::sleeper(dir, &[vec![("data0", data(0)), ("data1", data(1))]])
-}
+/// Files that nothing reads at a start, bytes each.
+const FILES: usize = 8;
+const LENGTH: usize = 1 << 20;
 
-fn serve(node: &Node) -> Daemon<'_> {
-    let socket = node.path("snapshotter.sock");
-    Daemon::start(node, &["--log-format", "json", "--snapshotter-socket", socket.to_str().unwrap()])
-}
-
-fn prepared(daemon: &Daemon<'_>, how: bool) -> usize {
-    daemon.said().matches(&format!("\"remote-snapshot-prepared\":\"{how}\"")).count()
-}
-
-/// Images that are mounted, and mounts that are served.
-fn mounted(node: &Node) -> usize {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let images = node.store("snapshotter/images");
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
-    points.filter(|point| Path::new(point).starts_with(&images)).count()
-        + fs::read_dir(node.store("mounts")).map_or(0, Iterator::count)
-}
-
-fn says(cri: &Cri, container: &str, command: &[&str]) -> String {
-    let ran = cri.exec(container, command).unwrap();
-    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{command:?}");
-    ran.stdout
-}
-
-#[test]
-fn a_pod_starts_before_its_image_is_here_and_outlives_every_daemon() {
-    let dir = tempfile::tempdir().unwrap();
-    let image = Published::indexed(&layout(dir.path()));
-    let node = Node::new();
-    let mut daemon = serve(&node);
-    let mut containerd = Containerd::start_for_pods(&node.path("snapshotter.sock"), &image.name).unwrap();
-    let cri = Cri::connect(&containerd.socket()).unwrap();
-    cri.pull(&image.name).unwrap();
-    assert_eq!((prepared(&daemon, true), prepared(&daemon, false)), (2, 0), "{}", daemon.said());
-
-    let pod = cri.run_pod("pod").unwrap_or_else(|e| panic!("{e}{}{}", containerd.said(), daemon.said()));
-    let first = cri.start(&pod, "first", &image.name, &["sleep", "1000000"]).unwrap();
-    assert_eq!(says(&cri, &first, &["sh", "-c", "echo mine >/new; cat /new"]), "mine\n");
-
-    daemon.signal(Signal::KILL);
-    daemon.wait();
-    assert_eq!(says(&cri, &first, &["sh", "-c", "cat /data0"]), "0".repeat(1 << 20));
-    let mut daemon = serve(&node);
-    containerd.restart().unwrap();
-    let cri = Cri::connect(&containerd.socket()).unwrap();
-    assert_eq!(says(&cri, &first, &["cat", "/new"]), "mine\n");
-    let second = cri.start(&pod, "second", &image.name, &["sleep", "1000000"]).unwrap();
-    daemon.end();
-    assert_eq!(says(&cri, &second, &["sh", "-c", "cat /data1"]), "1".repeat(1 << 20));
-
-    let daemon = serve(&node);
-    for container in [first, second] {
-        cri.remove(&container).unwrap();
+/// A layer of programs, which is always the same, and one of files that are an image's own.
+fn layout(dir: &Path, seed: u64) -> PathBuf {
+    let (programs, data) = (dir.join("programs"), dir.join(format!("data-{seed}")));
+    if !programs.exists() {
+        common::make_rootfs(&programs);
     }
-    cri.remove_pod(&pod).unwrap();
-    cri.remove_image(&image.name).unwrap();
-    let gone =
-        process::wait_until("the image to be gone", Duration::from_secs(30), || Ok(mounted(&node) == 0));
-    gone.unwrap_or_else(|e| panic!("{e}: {}{}", containerd.said(), daemon.said()));
-    // And here again.
-    cri.pull(&image.name).unwrap();
-    let pod = cri.run_pod("another").unwrap();
-    let container = cri.start(&pod, "only", &image.name, &["sleep", "1000000"]).unwrap();
-    assert_eq!(says(&cri, &container, &["id", "-u"]), "0\n");
-    cri.remove(&container).unwrap();
-    cri.remove_pod(&pod).unwrap();
+    fs::create_dir(&data).unwrap();
+    for i in 0..FILES {
+        fs::write(data.join(format!("data{i}")), content(seed, i)).unwrap();
+    }
+    let mut builder = Builder::new(dir.join(format!("layout-{seed}"))).unwrap();
+    for root in [programs, data] {
+        let tar = root.with_extension("tar");
+        let mut pack = Command::new("tar");
+        pack.args(["--sort=name", "--mtime=@1700000000", "-cf"]).arg(&tar).arg("-C").arg(&root).arg(".");
+        process::run(&mut pack).unwrap();
+        builder = builder.layer(&tar, Compression::Gzip(6)).unwrap();
+    }
+    let builder = builder.config("Cmd", json!(["sleep", "1000000"])).config("Env", json!(["PATH=/bin"]));
+    builder.write("v1").unwrap().directory
+}
+
+fn content(seed: u64, file: usize) -> Vec<u8> {
+    noise(seed * 100 + file as u64 + 1, LENGTH)
+}
+
+/// Reads a file in a container, by whatever has to serve it now.
+fn reads(kubelet: &Kubelet<'_>, container: &str, seed: u64, file: usize) {
+    let command = format!("sha256sum </data{file}");
+    let sum = kubelet.says(container, &["sh", "-c", &command]);
+    let wanted = digest::of_bytes(&content(seed, file));
+    assert_eq!(format!("sha256:{}", sum.trim_end_matches("  -\n")), wanted, "file {file}");
+}
+
+/// The test of a version: set up once, for one thing after another.
+fn with_containerd(version: Version) {
+    let dir = tempfile::tempdir().unwrap();
+    let lazy = Published::indexed(&layout(dir.path(), 1));
+    let plain = Published::plain(&layout(dir.path(), 2));
+    let system = version.system().unwrap();
+    let node = kubelet::node(&system);
+    let mut kubelet = Kubelet::start(version, &system, &node, &lazy.name);
+    a_pod_starts_before_its_image_is_here_and_outlives_every_part(&mut kubelet, &lazy);
+    an_image_without_an_index_is_unpacked_beside_it(&kubelet, &lazy, &plain);
+    kubelet::client::pulls_runs_and_removes(&kubelet, version, &lazy, &plain);
+    what_is_deleted_leaves_nothing_and_can_come_back(&kubelet, &lazy, &plain);
+    if version == Version::V1_7 {
+        kubelet::trees::all_are_right(&kubelet);
+    }
+    drop(kubelet);
+    a_full_pull_returns_when_all_is_here(version, &plain);
 }
 
 #[test]
-fn an_image_without_an_index_is_unpacked_and_runs() {
+fn many_pods_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    let image = Published::plain(&layout(dir.path()));
-    let node = Node::new();
-    let daemon = serve(&node);
-    let containerd = Containerd::start_for_pods(&node.path("snapshotter.sock"), &image.name).unwrap();
-    let cri = Cri::connect(&containerd.socket()).unwrap();
-    cri.pull(&image.name).unwrap();
-    assert_eq!((prepared(&daemon, true), prepared(&daemon, false)), (0, 2), "{}", daemon.said());
-    let pod = cri.run_pod("pod").unwrap();
-    let container = cri.start(&pod, "only", &image.name, &["sleep", "1000000"]).unwrap();
-    assert_eq!(says(&cri, &container, &["sh", "-c", "cat /data0"]), "0".repeat(1 << 20));
-    cri.remove(&container).unwrap();
-    cri.remove_pod(&pod).unwrap();
+    let image = Published::indexed(&layout(dir.path(), 1));
+    let system = Version::V2.system().unwrap();
+    let node = kubelet::node(&system);
+    let kubelet = Kubelet::start(Version::V2, &system, &node, &image.name);
+    kubelet::swarm::fetches_once(&kubelet, &image);
+    kubelet.remove_images();
+    kubelet.wait_nothing_left();
 }
 
 #[test]
-fn a_full_pull_returns_when_all_is_here() {
-    let dir = tempfile::tempdir().unwrap();
-    let image = Published::plain(&layout(dir.path()));
-    let node = Node::new();
+fn containerd_1_6() {
+    with_containerd(Version::V1_6);
+}
+
+#[test]
+fn containerd_1_7() {
+    with_containerd(Version::V1_7);
+}
+
+#[test]
+fn containerd_2() {
+    with_containerd(Version::V2);
+}
+
+fn a_pod_starts_before_its_image_is_here_and_outlives_every_part(
+    kubelet: &mut Kubelet<'_>,
+    image: &Published,
+) {
+    kubelet.cri().pull(&image.name).unwrap_or_else(|e| panic!("{e}\n{}", kubelet.said()));
+    assert_eq!(kubelet.prepared(), (2, 0), "{}", kubelet.said());
+    let first = kubelet.run("first", &image.name);
+    assert_eq!(kubelet.says(&first.1, &["sh", "-c", "echo mine >/new; cat /new"]), "mine\n");
+    assert!(image.proxy.stats().body_bytes < (FILES * LENGTH) as u64 / 2, "{:?}", image.proxy.stats());
+    // The mount of the pause image is that of the container.
+    assert_eq!(kubelet.mounted(), (1, 1));
+
+    kubelet.kill_daemon();
+    reads(kubelet, &first.1, 1, 0);
+    kubelet.kill_fillers();
+    reads(kubelet, &first.1, 1, 1);
+    kubelet.start_daemon();
+    kubelet.restart_containerd(false);
+    reads(kubelet, &first.1, 1, 2);
+    let second = kubelet.run("second", &image.name);
+    kubelet.restart_containerd(true);
+    reads(kubelet, &second.1, 1, 3);
+    kubelet.end_daemon();
+    reads(kubelet, &second.1, 1, 4);
+    assert_eq!(kubelet.says(&first.1, &["cat", "/new"]), "mine\n");
+    kubelet.kill_fillers();
+    kubelet.start_daemon();
+    let third = kubelet.run("third", &image.name);
+    reads(kubelet, &third.1, 1, 5);
+    assert_eq!(kubelet.mounted().0, 1);
+    for pod in [first, second, third] {
+        kubelet.remove(pod);
+    }
+}
+
+fn an_image_without_an_index_is_unpacked_beside_it(
+    kubelet: &Kubelet<'_>,
+    lazy: &Published,
+    plain: &Published,
+) {
+    let before = kubelet.prepared();
+    kubelet.cri().pull(&plain.name).unwrap();
+    // Its lower layer is one that the other image has.
+    assert_eq!(kubelet.prepared(), (before.0, before.1 + 1), "{}", kubelet.said());
+    let (pod, container) = kubelet.run("unpacked", &plain.name);
+    let beside = kubelet.cri().start(&pod, "beside", &lazy.name, &["sleep", "1000000"]).unwrap();
+    reads(kubelet, &container, 2, 0);
+    reads(kubelet, &beside, 1, 6);
+    kubelet.cri().remove(&beside).unwrap();
+    kubelet.remove((pod, container));
+}
+
+fn what_is_deleted_leaves_nothing_and_can_come_back(
+    kubelet: &Kubelet<'_>,
+    image: &Published,
+    other: &Published,
+) {
+    kubelet.cri().remove_image(&other.name).unwrap();
+    kubelet.cri().remove_image(&image.name).unwrap();
+    kubelet.wait_nothing_left();
+    kubelet.cri().pull(&image.name).unwrap();
+    let pod = kubelet.run("again", &image.name);
+    assert_eq!(kubelet.says(&pod.1, &["id", "-u"]), "0\n");
+    kubelet.remove(pod);
+}
+
+fn a_full_pull_returns_when_all_is_here(version: Version, image: &Published) {
+    let system = version.system().unwrap();
+    let node = kubelet::node(&system);
     let config = node.path("hoist.toml");
-    let socket = node.path("snapshotter.sock");
-    fs::write(
-        &config,
-        format!("containerd_images = \"full\"\nsnapshotter_socket = {socket:?}\nlog_format = \"json\""),
-    )
-    .unwrap();
-    let daemon = Daemon::start(&node, &["--config", config.to_str().unwrap()]);
-    let containerd = Containerd::start_for_pods(&socket, &image.name).unwrap();
-    let cri = Cri::connect(&containerd.socket()).unwrap();
-    cri.pull(&image.name).unwrap();
-    assert_eq!((prepared(&daemon, true), prepared(&daemon, false)), (2, 0), "{}", daemon.said());
+    fs::write(&config, "containerd_images = \"full\"\n").unwrap();
+    let options = ["--config", config.to_str().unwrap()];
+    let kubelet = Kubelet::start_with(version, &system, &node, &image.name, &options);
+    kubelet.cri().pull(&image.name).unwrap();
+    assert_eq!(kubelet.prepared(), (2, 0), "{}", kubelet.said());
     image.proxy.inject(Fault::new("", When::Always, FaultKind::Status(503, Vec::new())));
-    let pod = cri.run_pod("pod").unwrap();
-    let container = cri.start(&pod, "only", &image.name, &["sleep", "1000000"]).unwrap();
-    assert_eq!(says(&cri, &container, &["sh", "-c", "cat /data0"]), "0".repeat(1 << 20));
-    cri.remove(&container).unwrap();
-    cri.remove_pod(&pod).unwrap();
+    let pod = kubelet.run("full", &image.name);
+    for file in 0..FILES {
+        reads(&kubelet, &pod.1, 2, file);
+    }
+    kubelet.remove(pod);
+    image.proxy.clear_faults();
 }

@@ -14,6 +14,9 @@ use super::{LOG_LIMIT, Logged, ProxyOptions, Shared, control, login};
 const PIECE: usize = 256 << 10;
 const LIMITED_PIECE: usize = 16 << 10;
 
+/// The first byte of who begins with TLS (RFC 8446, 5.1).
+const TLS_HANDSHAKE: u8 = 22;
+
 type Stream = BufReader<TcpStream>;
 
 pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
@@ -31,6 +34,11 @@ async fn converse(client: TcpStream, shared: &Shared) -> Result<()> {
     client.set_nodelay(true)?;
     let mut client = BufReader::with_capacity(PIECE, client);
     let mut upstream: Option<Stream> = None;
+    if client.fill_buf().await?.first() == Some(&TLS_HANDSHAKE) {
+        // As Go's servers say it: by this clients know that they are to do without TLS.
+        let told = "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTPS request to an HTTP server.\n";
+        return Ok(client.write_all(told.as_bytes()).await?);
+    }
     while let Some(request) = Head::read(&mut client).await? {
         let closes = request.closes();
         if let Some(json) = control::answer(shared, request.word(1)) {

@@ -11,7 +11,8 @@ use hoist_testkit::process;
 use serde_json::json;
 
 /// Programs the tests run.
-const PROGRAMS: [&str; 9] = ["sh", "cat", "id", "env", "pwd", "sleep", "touch", "unshare", "readlink"];
+const PROGRAMS: [&str; 10] =
+    ["sh", "cat", "id", "env", "pwd", "sleep", "sha256sum", "touch", "unshare", "readlink"];
 
 /// Output of a program that must succeed.
 pub fn output(command: &mut Command) -> String {

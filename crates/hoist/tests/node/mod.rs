@@ -17,6 +17,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+pub use hoist_testkit::system::unmount_below;
 use hoist_testkit::{Proxy, ProxyOptions, Registry, process, push_layout};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
@@ -37,6 +38,13 @@ impl Node {
     /// With an empty store.
     pub fn new() -> Node {
         let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().join("store");
+        Node { dir, store, driver: None, daemon: OnceLock::new() }
+    }
+
+    /// With its folder in another.
+    pub fn within(folder: &Path) -> Node {
+        let dir = tempfile::tempdir_in(folder).unwrap();
         let store = dir.path().join("store");
         Node { dir, store, driver: None, daemon: OnceLock::new() }
     }
@@ -323,14 +331,4 @@ pub fn stderr(output: &Output) -> String {
 /// A number of a `--stats` file.
 pub fn count(stats: &Value, field: &str) -> u64 {
     stats[field].as_u64().unwrap_or_else(|| panic!("{field} in {stats}"))
-}
-
-/// Detaches every mount below a folder.
-pub fn unmount_below(folder: &Path) {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    for point in table.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
-        if Path::new(point).starts_with(folder) {
-            let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
-        }
-    }
 }
