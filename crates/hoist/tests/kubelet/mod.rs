@@ -27,10 +27,11 @@ pub const SOON: Duration = Duration::from_secs(60);
 pub struct Kubelet<'a> {
     node: &'a Node,
     options: Vec<String>,
-    /// None while it does not run.
-    daemon: Option<Daemon<'a>>,
+    /// Ends first, with what it runs.
     pub containerd: containerd::Daemon,
     cri: Cri,
+    /// None while it does not run.
+    daemon: Option<Daemon<'a>>,
 }
 
 /// A node whose folder a system's containerd sees.
@@ -146,26 +147,23 @@ impl<'a> Kubelet<'a> {
         (mounted, records.filter(is_record).count())
     }
 
-    /// Waits until of all images nothing is left, neither with containerd nor with hoist.
+    /// Waits until of all images nothing is left with containerd, and nothing mounted.
     pub fn wait_nothing_left(&self) {
         let left = || {
-            // Whoever serves a mount may have it for a moment longer than containerd.
-            self.node.hoist(&["prune"]).output()?;
             let snapshots = self.containerd.ctr_of_pods(&["snapshots", "--snapshotter", "hoist", "ls"])?;
             let blobs = self.containerd.ctr_of_pods(&["content", "ls", "--quiet"])?;
-            let folders = ["layers", "images", "snapshotter/snapshots", "snapshotter/images"];
-            let kept = folders.map(|name| (name, entries(&self.node.store(name))));
-            Ok::<_, anyhow::Error>((
-                snapshots.lines().count() - 1,
-                blobs.lines().count(),
-                self.mounted(),
-                kept,
-            ))
+            let mounted = self.mounted();
+            Ok::<_, anyhow::Error>(vec![
+                ("snapshots", snapshots.lines().count() - 1),
+                ("blobs", blobs.lines().count()),
+                ("mounted", mounted.0),
+                ("served", mounted.1),
+                ("folders of snapshots", entries(&self.node.store("snapshotter/snapshots"))),
+                ("folders of images", entries(&self.node.store("snapshotter/images"))),
+            ])
         };
-        let none = |left: &(usize, usize, (usize, usize), [(&str, usize); 4])| {
-            (left.0, left.1, left.2) == (0, 0, (0, 0)) && left.3.iter().all(|(_, count)| *count == 0)
-        };
-        let gone = process::wait_until("all images to be gone", SOON, || Ok(none(&left()?)));
+        let none = || Ok(left()?.iter().all(|(_, count)| *count == 0));
+        let gone = process::wait_until("all images to be gone", SOON, none);
         gone.unwrap_or_else(|e| panic!("{e}: {:?}\n{}", left(), self.said()));
     }
 

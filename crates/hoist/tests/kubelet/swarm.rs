@@ -32,14 +32,6 @@ pub fn fetches_once(kubelet: &Kubelet<'_>, image: &Published) {
     }
     let asked = of_layers(image);
     assert!((1..PODS).contains(&asked), "{asked} requests: {:?}", image.proxy.log());
-    std::thread::scope(|scope| {
-        for (pod, containers) in pods {
-            scope.spawn(move || {
-                containers.iter().for_each(|container| cri.remove(container).unwrap());
-                cri.remove_pod(&pod).unwrap();
-            });
-        }
-    });
 }
 
 /// Requests for layers: all pods together need fewer than they are.
