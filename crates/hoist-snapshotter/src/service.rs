@@ -45,9 +45,25 @@ impl Service {
     /// # Errors
     /// The records can't be read.
     pub async fn standing(&self, name: &str) -> Result<Option<Standing>, Error> {
-        let (snapshotter, name) = (Arc::clone(&self.snapshotter), name.to_owned());
-        let found = tokio::task::spawn_blocking(move || snapshotter.standing(&name)).await;
-        found.map_err(|e| Error::Internal(e.to_string()))?
+        let name = name.to_owned();
+        self.ask(move |snapshotter| snapshotter.standing(&name)).await
+    }
+
+    /// See [`Snapshotter::unpacked_bytes`].
+    ///
+    /// # Errors
+    /// The records can't be read.
+    pub async fn unpacked_bytes(&self) -> Result<u64, Error> {
+        self.ask(Snapshotter::unpacked_bytes).await
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&Snapshotter) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let snapshotter = Arc::clone(&self.snapshotter);
+        let asked = tokio::task::spawn_blocking(move || ask(&snapshotter)).await;
+        asked.map_err(|e| Error::Internal(e.to_string()))?
     }
 
     /// As what a connection is served by.

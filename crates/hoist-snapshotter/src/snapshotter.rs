@@ -196,6 +196,14 @@ impl Snapshotter {
         Ok(image.map(|image| Standing { image, folder: None }))
     }
 
+    /// What layers took when they were unpacked, all together.
+    ///
+    /// # Errors
+    /// The records can't be read.
+    pub fn unpacked_bytes(&self) -> Result<u64, Error> {
+        Ok(self.meta.all()?.iter().map(|info| info.record.usage.size).sum())
+    }
+
     /// A new committed snapshot that is a layer of an image, and nothing where it is there already.
     ///
     /// # Errors

@@ -241,6 +241,8 @@ fn each_image_becomes_what_a_rule_says_and_it_is_told() {
         assert!(told.contains(&line), "{line}{told}");
     }
     assert!(told.contains("\nhoist_snapshot_prepare_seconds_count 8\n"), "{told}");
+    let status: serde_json::Value = serde_json::from_str(&node.says(&["status", "--json"])).unwrap();
+    assert!(status["store"]["unpacked_bytes"].as_u64().unwrap() > 100_000, "{status:#}");
     assert!(!told.contains("hoist_source_bytes_total{source=\"network\"} 0\n"), "{told}");
     // What was pulled whole needs its registry no more.
     full.proxy.inject(Fault::new("", When::Always, FaultKind::Status(503, Vec::new())));

@@ -165,7 +165,11 @@ impl Daemon {
             }
             Request::Status => {
                 let (engine, mounts, started) = (self.engine(), Arc::clone(&self.mounts), self.started);
-                blocking(move || value(&super::status::of_daemon(&engine, &mounts, started)?)).await
+                let unpacked = match self.snapshots.get() {
+                    Some(snapshots) => Some(snapshots.unpacked_bytes().await?),
+                    None => None,
+                };
+                blocking(move || value(&super::status::of_daemon(&engine, &mounts, unpacked, started)?)).await
             }
             Request::Stats => {
                 let engine = self.engine();

@@ -42,6 +42,9 @@ pub struct StoreStatus {
     pub root: PathBuf,
     /// What images and layers take on disk.
     pub disk_bytes: u64,
+    /// What layers took that containerd unpacked into snapshots, as far as a daemon knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unpacked_bytes: Option<u64>,
 }
 
 /// A mount. What a process of its own serves is known less of.
@@ -75,7 +78,12 @@ pub struct MountStatus {
 ///
 /// # Errors
 /// The store can't be read.
-pub fn of_daemon(engine: &Engine, mounts: &Mounts, started: Instant) -> anyhow::Result<Status> {
+pub fn of_daemon(
+    engine: &Engine,
+    mounts: &Mounts,
+    unpacked_bytes: Option<u64>,
+    started: Instant,
+) -> anyhow::Result<Status> {
     let filler_pid = std::process::id();
     let mut all: Vec<_> = mounts.all().iter().map(|served| mount(served, filler_pid)).collect();
     let (own, others): (Vec<_>, Vec<_>) =
@@ -89,7 +97,8 @@ pub fn of_daemon(engine: &Engine, mounts: &Mounts, started: Instant) -> anyhow::
         version: crate_version().to_owned(),
         uptime_seconds: started.elapsed().as_secs(),
     };
-    Ok(Status { daemon: Some(daemon), store: store(engine), mounts: all })
+    let store = StoreStatus { unpacked_bytes, ..store(engine) };
+    Ok(Status { daemon: Some(daemon), store, mounts: all })
 }
 
 /// What stands in the store.
@@ -102,7 +111,7 @@ pub fn of_store(engine: &Engine) -> anyhow::Result<Status> {
 
 fn store(engine: &Engine) -> StoreStatus {
     let root = engine.store().root().to_owned();
-    StoreStatus { disk_bytes: disk_bytes(&root), root }
+    StoreStatus { disk_bytes: disk_bytes(&root), root, unpacked_bytes: None }
 }
 
 fn mount(served: &Served, filler_pid: u32) -> MountStatus {
@@ -179,6 +188,10 @@ impl Status {
             None => format!("no daemon serves {}\n", self.store.root.display()),
         };
         text.push_str(&format!("images and layers take {}\n", crate::human::bytes(self.store.disk_bytes)));
+        if let Some(bytes) = self.store.unpacked_bytes.filter(|bytes| *bytes > 0) {
+            let bytes = crate::human::bytes(bytes);
+            text.push_str(&format!("layers that containerd has unpacked take {bytes}\n"));
+        }
         let rows: Vec<_> = self.mounts.iter().map(MountStatus::row).collect();
         match rows.is_empty() {
             true => text.push_str("nothing is mounted\n"),
@@ -265,19 +278,21 @@ mod tests {
             demand_stalls: Some(3),
             layers,
         };
-        let store = StoreStatus { root: "/store".into(), disk_bytes: 4096 };
+        let store = StoreStatus { root: "/store".into(), disk_bytes: 4096, unpacked_bytes: Some(2048) };
         let daemon =
             DaemonStatus { filler_pid: 7, keeper_pid: Some(8), version: "1".into(), uptime_seconds: 7200 };
         let mounts = vec![mount(Some(vec![layer(1024, false), layer(2048, true)])), mount(None)];
         let status = Status { daemon: Some(daemon), store, mounts };
         assert_eq!(
             status.text(),
-            "hoist 1 serves /store since 2 h (process 7, kept by 8)\nimages and layers take 4.00 KiB\n\n\
+            "hoist 1 serves /store since 2 h (process 7, kept by 8)\nimages and layers take 4.00 KiB\n\
+             layers that containerd has unpacked take 2.00 KiB\n\n\
              TARGET  IMAGE  FOR  HERE                  STATE  STALLS  PROCESS\n\
              /mnt    app:1  -    3.00 KiB of 4.00 KiB  lazy   3       7\n\
              /mnt    app:1  -    -                     -      3       7\n"
         );
-        let none = Status { daemon: None, mounts: Vec::new(), ..status };
+        let store = StoreStatus { unpacked_bytes: None, ..status.store };
+        let none = Status { daemon: None, mounts: Vec::new(), store };
         assert_eq!(
             none.text(),
             "no daemon serves /store\nimages and layers take 4.00 KiB\nnothing is mounted\n"
