@@ -6,6 +6,8 @@ mod dialects;
 mod node;
 #[path = "formats/soci.rs"]
 mod soci;
+#[path = "formats/trusted.rs"]
+mod trusted;
 #[path = "formats/whole.rs"]
 mod whole;
 

@@ -46,7 +46,8 @@ impl PublishedIndex {
         Notes(annotations.iter().filter_map(note).collect())
     }
 
-    fn is_pinned(&self) -> bool {
+    /// Does the image's manifest hold all of it right?
+    pub(crate) fn is_pinned(&self) -> bool {
         let manifest: Option<Manifest> = serde_json::from_slice(&self.bytes).ok();
         manifest.is_some_and(|m| m.annotations.get(PINNED).is_some_and(|pinned| pinned == "yes"))
     }

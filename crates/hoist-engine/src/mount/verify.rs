@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::fill::{FillError, LayerFill};
 use crate::image::Image;
 use crate::ingest::Ingest;
+use crate::publish::PublishedIndex;
 use crate::store::{LayerDir, LayerState, Parts};
 
 /// After a failure it is tried again no sooner than this, and then ever later.
@@ -130,6 +131,10 @@ async fn check(
 ) -> Result<bool, Trouble> {
     let fill = layer.fill().await.map_err(Trouble::Fetching)?;
     if layer.expected().is_none() {
+        if !image.index.as_ref().is_some_and(PublishedIndex::is_pinned) {
+            tracing::info!(layer = %layer.dir().blob(), "complete; `hoist pull` checks it against the image");
+            return Ok(false);
+        }
         // Every chunk was held to its digest when it came.
         let passed = layer.judged.get_or_try_init(|| async {
             finish(&fill, layer.dir()).await.map_err(Trouble::Checking)?;
