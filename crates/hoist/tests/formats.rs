@@ -164,7 +164,11 @@ fn is_converted(image: Published, named: &str, exceptions: &Exceptions) -> (u64,
         }
     }
     let pulled = Node::new();
-    pulled.says(&["pull", &image.name]);
+    let output = pulled.hoist(&["pull", &image.name]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("complete, but not verified"), "{said}");
+    let told = inspect(&pulled, &image.name, &[]);
+    assert!(told["layers"].as_array().unwrap().iter().all(|layer| layer["verified"] == false), "{told}");
     assert_right(&pulled.mount(&image.name, &[]), exceptions);
     let Published { proxy, registry, name, .. } = image;
     drop((proxy, registry));

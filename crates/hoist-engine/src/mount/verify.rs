@@ -137,7 +137,7 @@ async fn check(
         }
         // Every chunk was held to its digest when it came.
         let passed = layer.judged.get_or_try_init(|| async {
-            finish(&fill, layer.dir()).await.map_err(Trouble::Checking)?;
+            finish(&fill, layer.dir(), true).await.map_err(Trouble::Checking)?;
             tracing::info!(layer = %layer.dir().blob(), "complete, and all of it is what its metadata says");
             Ok(true)
         });
@@ -161,14 +161,14 @@ async fn check(
 }
 
 /// The check and the state of a layer of chunks that is complete: what stands in the data file is read and held to
-/// what was recorded.
-pub(crate) async fn finish(fill: &Arc<LayerFill>, dir: &LayerDir) -> Result<(), Error> {
+/// what was recorded. `verified`: does the image's manifest hold right what that was compared with?
+pub(crate) async fn finish(fill: &Arc<LayerFill>, dir: &LayerDir, verified: bool) -> Result<(), Error> {
     fill.mend().await.map_err(|e| Error::Store {
         path: dir.file("data"),
         why: format!("has not what was verified, and it can't be fetched again: {e}"),
     })?;
     let state = dir.state();
-    dir.save_state(&LayerState { verified: true, ..state })?;
+    dir.save_state(&LayerState { verified, ..state })?;
     let this = Arc::clone(fill);
     let table = Digest::of(&dir.table_bytes().unwrap_or_default());
     let parts = Parts { data_size: fill.table().extents.data_size, table, tree: Digest::of(b"") };
