@@ -157,6 +157,9 @@ pub fn inherit(
     }
 }
 
+/// While it hands its mounts over, it looks this often whether any is left.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
 /// The daemon between its start and its end.
 struct Running<'a> {
     global: &'a Global,
@@ -172,7 +175,11 @@ struct Running<'a> {
 impl Running<'_> {
     async fn until_told(&mut self, signals: &mut Signals) {
         loop {
-            match signals.next().await {
+            let signal = tokio::select! {
+                signal = signals.next() => signal,
+                () = self.nothing_left(), if self.ending.load(Ordering::Relaxed) => return,
+            };
+            match signal {
                 Signal::HUP => {
                     notify::reloading();
                     match self.reload().await {
@@ -228,13 +235,24 @@ impl Running<'_> {
                 let _ = self.daemon.mounts.end(served).await;
             }
         }
-        match self.daemon.mounts.all().iter().any(|served| served.needs == Needs::Server) {
+        match self.is_needed() {
             true => {
                 tracing::warn!("handing the mounts over");
                 self.hand_over();
                 false
             }
             false => true,
+        }
+    }
+
+    fn is_needed(&self) -> bool {
+        self.daemon.mounts.all().iter().any(|served| served.needs == Needs::Server)
+    }
+
+    /// What was to be handed over has gone meanwhile: no successor comes for nothing.
+    async fn nothing_left(&self) {
+        while self.is_needed() {
+            tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
