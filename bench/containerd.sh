@@ -14,7 +14,9 @@ started+=($!)
 wait_file "$work/system" $!
 read -r keeper root <"$work/system"
 data=$root/data
-inside() { TMPDIR=/tmp PATH=/usr/sbin:/usr/bin nsenter --mount="/proc/$keeper/ns/mnt" "$@"; }
+# No function where it is put in the background: then its process would be a shell's, not the program's.
+there=(env TMPDIR=/tmp PATH=/usr/sbin:/usr/bin nsenter --mount="/proc/$keeper/ns/mnt")
+inside() { "${there[@]}" "$@"; }
 ctr() { inside ctr --address /data/run/sock "$@"; }
 
 # start_node POLICY: containerd and hoist with empty stores.
@@ -31,7 +33,7 @@ platform = "linux"
 snapshotter = "erofs"
 differ = "erofs"
 END
-    inside containerd --config /data/run/config.toml --root /data/run/root --state /data/run/state \
+    "${there[@]}" containerd --config /data/run/config.toml --root /data/run/root --state /data/run/state \
         --address /data/run/sock 2>"$work/containerd.log" &
     containerd=$!
     started+=("$daemon" "$containerd")
