@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) use keep::PREFETCH;
 pub(crate) use notes::{Note, Notes};
+pub(crate) use whole::UNVERIFIED;
 
 use futures_util::StreamExt;
 use hoist_format::digest::Digest;

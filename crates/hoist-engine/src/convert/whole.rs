@@ -12,7 +12,7 @@ use crate::progress::Progress;
 /// Bytes of a data file that are asked for at once.
 const STEP: u64 = 32 << 20;
 /// Why what is complete is not called verified.
-const UNVERIFIED: &str = "its format has no digest of its contents that the image's manifest holds right, only its own checksums were compared";
+pub(crate) const UNVERIFIED: &str = "its format has no digest of its contents that the image's manifest holds right, only its own checksums were compared";
 
 impl Image {
     /// Can its layers be unpacked, each by itself?

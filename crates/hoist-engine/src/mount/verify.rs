@@ -6,6 +6,7 @@ use std::time::Duration;
 use hoist_format::digest::Digest;
 
 use super::layer::LazyLayer;
+use crate::convert::UNVERIFIED;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::fill::{FillError, LayerFill};
@@ -132,7 +133,11 @@ async fn check(
     let fill = layer.fill().await.map_err(Trouble::Fetching)?;
     if layer.expected().is_none() {
         if !image.index.as_ref().is_some_and(PublishedIndex::is_pinned) {
-            tracing::info!(layer = %layer.dir().blob(), "complete; `hoist pull` checks it against the image");
+            let then = match image.index.as_ref().is_some_and(|index| index.of_image) {
+                true => UNVERIFIED,
+                false => "`hoist pull` checks it against the image",
+            };
+            tracing::info!(layer = %layer.dir().blob(), "complete; {then}");
             return Ok(false);
         }
         // Every chunk was held to its digest when it came.
