@@ -27,6 +27,17 @@ fn published(format: &str) -> Published {
     Published::plain(&fixtures_dir().unwrap().join(format))
 }
 
+/// An image whose manifest has no digests of its layers' TOCs.
+fn unpinned() -> Published {
+    let layout = Layout::of("estargz");
+    layout.change(|manifest| {
+        for layer in manifest["layers"].as_array_mut().unwrap() {
+            layer.as_object_mut().unwrap().remove("annotations");
+        }
+    });
+    Published::plain(layout.path())
+}
+
 fn assert_right(mount: &Mounted, exceptions: &Exceptions) {
     let differences = compare_tree(mount.root(), exceptions).unwrap();
     assert_eq!(differences, [""; 0], "{} differences", differences.len());
@@ -447,13 +458,7 @@ fn a_toc_is_what_the_manifest_says_or_a_matter_of_trust() {
     // The other layer is read as it is, in the same image.
     falls_back(&Published::plain(layout.path()), &[], "its manifest says");
 
-    let layout = Layout::of("estargz");
-    layout.change(|manifest| {
-        for layer in manifest["layers"].as_array_mut().unwrap() {
-            layer.as_object_mut().unwrap().remove("annotations");
-        }
-    });
-    let image = Published::plain(layout.path());
+    let image = unpinned();
     let node = Node::new();
     assert_eq!(inspect(&node, &image.name, &["--trust-index", "local"])["lazy"], false);
     assert_eq!(inspect(&node, &image.name, &[])["lazy"], true);

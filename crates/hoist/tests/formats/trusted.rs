@@ -9,13 +9,7 @@ use super::*;
 /// A layer that only its own TOC vouches for is never called verified, however complete.
 #[test]
 fn what_only_vouches_for_itself_is_not_verified() {
-    let layout = Layout::of("estargz");
-    layout.change(|manifest| {
-        for layer in manifest["layers"].as_array_mut().unwrap() {
-            layer.as_object_mut().unwrap().remove("annotations");
-        }
-    });
-    let image = Published::plain(layout.path());
+    let image = unpinned();
     let node = Node::new();
     let mount = node.mount(&image.name, &["--log", "info"]);
     assert_right(&mount, &Exceptions::full());
