@@ -68,6 +68,8 @@ pub fn labelled_sleeper(dir: &Path, data: &[Vec<Data>], labels: serde_json::Valu
     }
     let mut builder = Builder::new(dir.join("layout")).unwrap().config("Cmd", json!(["sleep", "1000000"]));
     for root in roots {
+        // Two images made in the same second share no layer.
+        fs::write(root.join("made-in"), dir.as_os_str().as_encoded_bytes()).unwrap();
         let tar = root.with_extension("tar");
         process::run(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&root).arg(".")).unwrap();
         builder = builder.layer(&tar, Compression::Gzip(6)).unwrap();
