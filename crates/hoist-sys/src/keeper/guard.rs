@@ -28,6 +28,8 @@ const DESCRIPTORS: usize = 3;
 pub(super) const NONE: &str = "-";
 /// How often to look whether the mounts are still there while nobody serves them.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// The socket of a process that is killed is closed a moment before it has ended.
+const DYING: Duration = Duration::from_millis(200);
 /// A candidate that is not ready by then is of no use.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Deaths in vain after which what is asked is denied for a while.
@@ -473,8 +475,12 @@ impl Guard {
 
 /// Has the process of this pidfd ended?
 fn ended(life: &OwnedFd) -> bool {
-    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-    matches!(poll(&mut [PollFd::new(life, PollFlags::IN)], Some(&at_once)), Ok(1..))
+    ends_within(life, Duration::ZERO)
+}
+
+fn ends_within(life: &OwnedFd, time: Duration) -> bool {
+    let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
+    matches!(poll(&mut [PollFd::new(life, PollFlags::IN)], Some(&time)), Ok(1..))
 }
 
 /// Not eprintln, which panics when standard error is closed.
@@ -484,7 +490,7 @@ fn say(what: &str) {
 
 /// Sees to it that a child which is dead, or has let go of us and is of no use, is gone. Had somebody killed it?
 fn reap(peer: &Peer) -> bool {
-    let by_itself = !ended(&peer.life);
+    let by_itself = !ends_within(&peer.life, DYING);
     let Some(pid) = peer.child else { return !by_itself };
     let _ = pidfd_send_signal(&peer.life, Signal::KILL);
     let status = waitpid(Some(pid), WaitOptions::empty());
