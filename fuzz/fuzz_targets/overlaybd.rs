@@ -1,16 +1,17 @@
-//! Any bytes as an overlaybd layer, as TurboOCI metadata, and as an ext4 device. Errors are fine, panics, endless work
+//! Any bytes as an overlaybd layer, what it says is read first, as TurboOCI metadata, and as an ext4 device. Errors are fine, panics, endless work
 //! and unbounded memory are bugs. Random bytes hardly get past the magic numbers, so a small ext4 is damaged too:
 //! three bytes of the input are a place in it and what stands there.
 #![no_main]
 
 use hoist_format::digest::Digest;
 use hoist_format::ext4;
-use hoist_format::overlaybd::{GzipIndex, Image, Step, TurboLayer, describe_turbo};
+use hoist_format::overlaybd::{GzipIndex, Image, Step, TurboLayer, describe_turbo, recorded};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let digest = Digest::of(b"");
     overlaybd(bytes);
+    let _ = recorded(bytes);
     let _ = describe_turbo(&[TurboLayer { meta: bytes.to_vec(), target: digest }]);
     if let Ok(index) = GzipIndex::read(bytes.to_vec()) {
         for span in 0..index.spans.len() {

@@ -3,6 +3,7 @@
 //! everything behind it goes on as with one. A layer that cannot be read so is fetched whole and stands in our own
 //! layout beside the others.
 
+mod again;
 mod ask;
 mod keep;
 mod notes;
@@ -10,6 +11,7 @@ mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub(crate) use again::Again;
 pub(crate) use keep::PREFETCH;
 pub(crate) use notes::{Note, Notes};
 pub(crate) use whole::UNVERIFIED;
@@ -95,7 +97,7 @@ impl Engine {
             let why = format!("layer {} was taken out of the store just when it was fetched", gone.digest);
             return Err(Error::NotFound(format!("{why}: try again")));
         }
-        let why = match self.keep_conversion(image, conversion).await {
+        let why = match keep::keep(&self.store, image, conversion, None).await {
             Ok(index) => match self.store.distrusted(&index.digest) {
                 None => return Ok(Converted::Kept { index: Box::new(index), choosing }),
                 Some(why) => why,
@@ -142,59 +144,63 @@ impl Engine {
             return true;
         }
         let Ok(_choosing) = self.store.choosing() else { return true };
-        let kept = self.keep_conversion(image, conversion).await;
+        let kept = keep::keep(&self.store, image, conversion, None).await;
         kept.inspect_err(|e| tracing::warn!(image = image.name, "{e}")).is_ok()
     }
 
-    /// Asks each format that the image may be of. A layer is of the first that can read it.
     async fn convert(&self, image: &Image) -> (Option<Conversion>, Notes) {
-        let mut notes = Notes::whole_first(image);
-        let readers = formats::readers(&image.facts(self.config.trust == Trust::Registry));
-        if self.config.trust == Trust::None {
-            let why = "--trust-index=none trusts no metadata, only whole layers";
-            for reader in readers.iter().filter(|reader| reader.covers() == Covers::Image) {
-                notes.add(image, Covers::Image, reader.format(), Some(why));
-            }
-            return (None, notes);
-        }
-        let limits = ask::Limits::new();
-        // Collected, for a closure with borrows could not be sent to another thread while it runs.
-        let asking: Vec<_> = readers.into_iter().map(|reader| ask::ask(reader, image, &limits)).collect();
-        let mut asked = futures_util::stream::iter(asking).buffered(READERS);
-        let mut layers = BTreeMap::new();
-        let (mut whole, mut pinned) = (None, true);
-        while let Some((covers, format, outcome)) = asked.next().await {
-            let found = match outcome {
-                Ok(found) => found,
-                Err(Refusal::Other) => continue,
-                Err(Refusal::Unusable(why)) => {
-                    tracing::warn!(image = image.name, ?covers, "not read as {format}: {why}");
-                    notes.add(image, covers, &format, Some(&why));
-                    continue;
-                }
-            };
-            for (covers, part) in found.parts {
-                match covers {
-                    Covers::Layer(number) if layers.contains_key(&number) => continue,
-                    Covers::Layer(number) => drop(layers.insert(number, part)),
-                    Covers::Image => whole = Some(Box::new(part)),
-                    Covers::Layers => continue,
-                }
-                pinned &= found.pinned;
-                notes.add(image, covers, &found.format, None);
-            }
-            for Left { layer, why, usual } in found.left {
-                if !usual {
-                    tracing::warn!(image = image.name, layer, "not read as {format}: {why}");
-                }
-                notes.add(image, Covers::Layer(layer), &found.format, Some(&why));
-            }
-        }
-        let parts = match whole {
-            Some(part) => Parts::Image(part),
-            None if layers.is_empty() => return (None, notes),
-            None => Parts::Layers(layers),
-        };
-        (Some(Conversion { parts, notes: notes.clone(), pinned }), notes)
+        convert(image, self.config.trust).await
     }
+}
+
+/// Asks each format that the image may be of. A layer is of the first that can read it.
+async fn convert(image: &Image, trust: Trust) -> (Option<Conversion>, Notes) {
+    let mut notes = Notes::whole_first(image);
+    let readers = formats::readers(&image.facts(trust == Trust::Registry));
+    if trust == Trust::None {
+        let why = "--trust-index=none trusts no metadata, only whole layers";
+        for reader in readers.iter().filter(|reader| reader.covers() == Covers::Image) {
+            notes.add(image, Covers::Image, reader.format(), Some(why));
+        }
+        return (None, notes);
+    }
+    let limits = ask::Limits::new();
+    // Collected, for a closure with borrows could not be sent to another thread while it runs.
+    let asking: Vec<_> = readers.into_iter().map(|reader| ask::ask(reader, image, &limits)).collect();
+    let mut asked = futures_util::stream::iter(asking).buffered(READERS);
+    let mut layers = BTreeMap::new();
+    let (mut whole, mut pinned) = (None, true);
+    while let Some((covers, format, outcome)) = asked.next().await {
+        let found = match outcome {
+            Ok(found) => found,
+            Err(Refusal::Other) => continue,
+            Err(Refusal::Unusable(why)) => {
+                tracing::warn!(image = image.name, ?covers, "not read as {format}: {why}");
+                notes.add(image, covers, &format, Some(&why));
+                continue;
+            }
+        };
+        for (covers, part) in found.parts {
+            match covers {
+                Covers::Layer(number) if layers.contains_key(&number) => continue,
+                Covers::Layer(number) => drop(layers.insert(number, part)),
+                Covers::Image => whole = Some(Box::new(part)),
+                Covers::Layers => continue,
+            }
+            pinned &= found.pinned;
+            notes.add(image, covers, &found.format, None);
+        }
+        for Left { layer, why, usual } in found.left {
+            if !usual {
+                tracing::warn!(image = image.name, layer, "not read as {format}: {why}");
+            }
+            notes.add(image, Covers::Layer(layer), &found.format, Some(&why));
+        }
+    }
+    let parts = match whole {
+        Some(part) => Parts::Image(part),
+        None if layers.is_empty() => return (None, notes),
+        None => Parts::Layers(layers),
+    };
+    (Some(Conversion { parts, notes: notes.clone(), pinned }), notes)
 }

@@ -28,6 +28,7 @@ use hoist_format::table::Table;
 use hoist_sys::shm::SharedBits;
 use tokio::sync::{Notify, Semaphore};
 
+use crate::convert::Again;
 use crate::error::Error;
 use crate::registry::{ImageSource, RegistryError};
 use crate::store::{DIGESTS, Digests, Known, LayerDir, LayerState, Parts};
@@ -148,12 +149,12 @@ pub struct LayerFill {
 
 impl LayerFill {
     /// Opens a layer's files but for the data file. `windows`: the published windows blob, None if it
-    /// stands in the store.
-    pub fn open(
+    /// stands in the store; `again`: who makes that blob, where no registry has it.
+    pub(crate) fn open(
         dir: LayerDir,
         table: Table,
         data: Arc<File>,
-        windows: Option<crate::oci::Descriptor>,
+        (windows, again): (Option<crate::oci::Descriptor>, Option<Arc<Again>>),
         source: ImageSource,
         (known, doubt): (Arc<Known>, Arc<Doubt>),
         (meter, slots): (Arc<Meter>, Arc<Semaphore>),
@@ -179,7 +180,7 @@ impl LayerFill {
         let carried = carried.filter(|bits| bits.iter().any(|byte| *byte != 0));
         let durable: u64 = durable.iter().map(|b| u64::from(b.count_ones())).sum();
         let unsynced = live.count_set() > durable;
-        let windows = windows::Windows::new(&dir, windows, source.clone());
+        let windows = windows::Windows::new(&dir, windows, again, source.clone());
         meter.counters.tables.fetch_add(1, Ordering::Relaxed);
         let state = State { spans: vec![SpanState::Idle; table.spans.len()], ..State::default() };
         if unsynced {

@@ -15,6 +15,7 @@ mod gzip_meta;
 mod lsmt;
 mod room;
 mod tarwrap;
+mod trace;
 mod turbo;
 mod zfile;
 
@@ -25,5 +26,6 @@ pub use error::OverlaybdError;
 pub use gzip_meta::{GzipIndex, GzipSpan};
 pub use lsmt::{Sector, Segment, Source};
 use room::Room;
+pub use trace::{MAX_TRACE, Recorded, recorded};
 pub use turbo::{FileSystem, TurboMeta};
 pub use zfile::Zfile;

@@ -3,6 +3,8 @@
 mod common;
 #[path = "formats/dialects.rs"]
 mod dialects;
+#[path = "formats/hard_times.rs"]
+mod hard_times;
 mod node;
 #[path = "formats/soci.rs"]
 mod soci;
@@ -15,7 +17,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use hoist_testkit::{Exceptions, Fault, FaultKind, When, compare_tree, fixtures_dir, push_layout};
+use hoist_testkit::{Exceptions, Fault, FaultKind, When, compare_tree, fixtures_dir, process, push_layout};
+use node::case::PATIENCE;
 use node::{Mounted, Node, Published, REPO, count};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -209,6 +212,81 @@ fn turbooci_on_erofs() {
     let named = "TurboOCI 0.1.0-turbo.ociv1 (erofs)";
     let (metadata, one) = is_converted(published("turbooci-erofs"), named, &Exceptions::turbo_erofs());
     assert!(metadata < 120 << 10 && one < ORIGINAL / 2, "{metadata} + {one}");
+}
+
+/// A program runs that reads nothing of its image: so much of it is fetched all the same. Gives how much is here in the end.
+fn fetches_unasked(image: &Published, wanted: u64) -> u64 {
+    let node = Node::new();
+    let tools = node.path("tools");
+    common::make_rootfs(&tools);
+    let volume = format!("{}:/tools:ro", tools.display());
+    let linker = fs::read_dir(tools.join("lib64")).unwrap().next().unwrap().unwrap().file_name();
+    let linker = format!("/tools/lib64/{}", linker.to_str().unwrap());
+    let options = ["run", "--rm", "-i", "--background", "off", "-v", &volume, &image.name];
+    let program = [&linker, "--library-path", "/tools/lib/x86_64-linux-gnu", "/tools/bin/sh", "-c", "read x"];
+    let mut running = node.hoist(&[&options[..], &program].concat()).stdin(Stdio::piped()).spawn().unwrap();
+    let here = || {
+        let told = inspect(&node, &image.name, &[]);
+        let layers = told["layers"].as_array().unwrap().iter();
+        layers.map(|layer| layer["present"][0].as_u64().unwrap_or_default()).sum::<u64>()
+    };
+    process::wait_until("what is fetched first", PATIENCE, || Ok(here() >= wanted)).unwrap();
+    drop(running.stdin.take());
+    running.wait().unwrap();
+    here()
+}
+
+/// CRC-32C as overlaybd has it: the register as it is, neither begun nor ended with ones (`zfile/crc32/crc32c.cpp`).
+fn crc32c(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ if crc & 1 == 1 { 0x82F6_3B78 } else { 0 })
+    })
+}
+
+/// The image of `overlaybd` with a layer that tells what of its lowest layer was read: so many bytes from there on.
+fn traced(from: u64, mebibytes: u64, damage: impl FnOnce(&mut Vec<u8>)) -> Published {
+    let mut records = Vec::new();
+    for i in 0..mebibytes {
+        records.extend_from_slice(&[b'R', 0, 0, 0, 0, 0, 0, 0]);
+        records.extend_from_slice(&(1u64 << 20).to_le_bytes());
+        records.extend_from_slice(&(from + (i << 20)).to_le_bytes());
+    }
+    let mut trace = 0xC2EF_1820u64.to_le_bytes().to_vec();
+    trace.extend_from_slice(&(records.len() as u64).to_le_bytes());
+    trace.extend_from_slice(&u64::from(crc32c(&records)).to_le_bytes());
+    trace.extend_from_slice(&records);
+    damage(&mut trace);
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("trace"), &trace).unwrap();
+    let tar = filter("tar", &["-C", dir.path().to_str().unwrap(), "-cf", "-", "trace"], b"");
+    let layout = Layout::of("overlaybd");
+    layout.change(|manifest| {
+        let mut layer = manifest["layers"][1].clone();
+        let digest = layout.add(&tar);
+        layer["digest"] = digest.clone().into();
+        layer["size"] = tar.len().into();
+        let key = |name: &str| format!("containerd.io/snapshot/overlaybd/{name}");
+        layer["annotations"][key("blob-digest")] = digest.clone().into();
+        layer["annotations"][key("blob-size")] = tar.len().to_string().into();
+        layer["annotations"][key("acceleration-layer")] = "yes".into();
+        manifest["layers"].as_array_mut().unwrap().push(layer);
+        layout.configure(manifest, |config| {
+            config["rootfs"]["diff_ids"].as_array_mut().unwrap().push(digest.into());
+        });
+    });
+    Published::plain(layout.path())
+}
+
+/// What an acceleration layer has recorded is fetched first, and no more; a damaged one tells nothing and is no harm.
+#[test]
+fn overlaybd_with_a_trace_of_what_is_read() {
+    let image = traced(4 << 20, 3, |_| {});
+    let here = fetches_unasked(&image, 2 << 20);
+    assert!(here < 6 << 20, "{here}");
+    assert_right(&Node::new().mount(&image.name, &[]), &Exceptions::ext4());
+    let image = traced(4 << 20, 3, |trace| trace[30] ^= 1);
+    assert!(fetches_unasked(&image, 0) < 1 << 20);
+    assert_right(&Node::new().mount(&image.name, &[]), &Exceptions::ext4());
 }
 
 /// Nothing else can be made of a block device: the reason is said, and nothing is mounted.

@@ -177,8 +177,9 @@ impl Disk {
     }
 }
 
-/// Cuts the power after each of the recorded calls, with all kinds of luck; `base` stood there before.
-fn cut_everywhere(image: &Published, source: &Source, base: &[Op], ops: &[Op]) {
+/// Cuts the power after each of the recorded calls, with all kinds of luck; `base` stood there before. What is mounted then must
+/// be `shown`.
+fn cut_everywhere(image: &Published, shown: &dyn Fn(&Path), base: &[Op], ops: &[Op]) {
     let all: Vec<Op> = base.iter().chain(ops).cloned().collect();
     let mut lucks = vec![Luck::Good, Luck::Bad];
     lucks.extend((0..2).map(Luck::Chance));
@@ -202,7 +203,7 @@ fn cut_everywhere(image: &Published, source: &Source, base: &[Op], ops: &[Op]) {
             assert!(!found.to_string().contains("damaged"), "{}: {found}", what());
             tried += 1;
             if tried % 40 == 0 || cut == all.len() {
-                source.assert_shown(node.mount(&image.name, &[]).root());
+                shown(node.mount(&image.name, &[]).root());
             }
         }
     }
@@ -222,7 +223,7 @@ fn in_a_pull() {
     let node = Node::new();
     let ops = trace::record(&node, &["pull", &image.name], || {});
     assert!(ops.iter().any(|op| matches!(op, Op::Rename(_, to) if to.ends_with("state.json"))), "{ops:?}");
-    cut_everywhere(&image, &source, &[], &ops);
+    cut_everywhere(&image, &|root| source.assert_shown(root), &[], &ops);
 }
 
 #[test]
@@ -249,7 +250,38 @@ fn in_a_lazy_mount() {
         node.says(&["unmount", point.to_str().unwrap()]);
     });
     assert!(ops.iter().any(|op| matches!(op, Op::Rename(_, to) if to.ends_with("present"))), "{ops:?}");
-    cut_everywhere(&image, &source, &[], &ops);
+    cut_everywhere(&image, &|root| source.assert_shown(root), &[], &ops);
+}
+
+/// Of an image that has checksums only, so that digests are recorded as its parts come.
+#[test]
+fn in_a_conversion() {
+    let image = Published::plain(&hoist_testkit::fixtures_dir().unwrap().join("overlaybd"));
+    let node = Node::new();
+    let point = node.path("mnt");
+    fs::create_dir(&point).unwrap();
+    let args = ["mount", "--foreground", "--background", "off", &image.name, point.to_str().unwrap()];
+    let ops = trace::record(&node, &args, || {
+        let wait = |what: &str, look: &dyn Fn() -> bool| {
+            process::wait_until(what, Duration::from_secs(60), || Ok(look())).unwrap();
+        };
+        wait("the mount", &|| point.join("many/d02/f1752").exists());
+        fs::read(point.join("many/d02/f1752")).unwrap();
+        let present = || {
+            let layers = fs::read_dir(node.store("layers")).unwrap().map(|layer| layer.unwrap().path());
+            layers.filter_map(|layer| fs::read(layer.join("present")).ok()).next()
+        };
+        wait("the record of what is present", &|| present().is_some());
+        node.says(&["unmount", point.to_str().unwrap()]);
+    });
+    for record in ["present", "converted.json", "table"] {
+        assert!(ops.iter().any(|op| matches!(op, Op::Rename(_, to) if to.ends_with(record))), "{ops:?}");
+    }
+    let shown = |root: &Path| {
+        let differences = hoist_testkit::compare_tree(root, &hoist_testkit::Exceptions::ext4()).unwrap();
+        assert_eq!(differences, [""; 0]);
+    };
+    cut_everywhere(&image, &shown, &[], &ops);
 }
 
 #[test]
@@ -260,5 +292,5 @@ fn in_a_pruning() {
     base.extend(trace::record_from(&base, &node, &["rm", &image.name], || {}));
     let ops = trace::record_from(&base, &node, &["prune"], || {});
     assert!(ops.iter().any(|op| matches!(op, Op::Rename(_, to) if to.starts_with("gone"))), "{ops:?}");
-    cut_everywhere(&image, &source, &base, &ops);
+    cut_everywhere(&image, &|root| source.assert_shown(root), &base, &ops);
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use hoist_testkit::layout::{Builder, Compression};
 use hoist_testkit::{Fault, FaultKind, ProxyOptions, When, process};
 use node::case::{Case, PATIENCE};
-use node::pids::{kill_both, send, the_one};
+use node::pids::{kill_both, kill_filler, send, the_one, wait_for_another};
 use node::tree::{FILES, Source, noise};
 use node::{Node, Published, user};
 use rustix::process::Signal;
@@ -27,21 +27,6 @@ const DRIVERS: [&str; 3] = ["erofs", "erofs-fuse", "fuse"];
 fn slow_down(case: &Case, bytes_per_second: u64) {
     let options = ProxyOptions { rate: Some(bytes_per_second), ..ProxyOptions::default() };
     case.image.proxy.set_options(options);
-}
-
-/// Waits for another process to be in this one's place.
-fn wait_for_another(node: &Node, pids: impl Fn(&Node) -> Vec<i32>, than: i32) -> i32 {
-    let others = |node| pids(node).into_iter().filter(|pid| *pid != than).collect::<Vec<_>>();
-    process::wait_until("a successor", PATIENCE, || Ok(!others(node).is_empty()))
-        .unwrap_or_else(|e| panic!("{e}{}", node.logs()));
-    the_one(others(node))
-}
-
-/// Kills the filler and waits for its successor.
-fn kill_filler(node: &Node) -> i32 {
-    let filler = the_one(node.servers());
-    send(filler, Signal::KILL);
-    wait_for_another(node, Node::servers, filler)
 }
 
 /// Reads all files of a mount over and over, each time from the store and not from the page cache of the

@@ -19,7 +19,7 @@ use crate::image::Image;
 use crate::oci::{Descriptor, Manifest, media};
 use crate::progress::Progress;
 use crate::publish::{self, PublishedIndex};
-use crate::store::{LayerDir, write_atomic};
+use crate::store::{LayerDir, Store, write_atomic};
 
 /// The document's name in an image's folder.
 const CONVERTED: &str = "converted.json";
@@ -115,114 +115,125 @@ impl Engine {
         progress.note(&format!("layer {} cannot be read lazily: fetching all of it first", blob.short()));
         self.pull_layer(&expected, &image.source, progress).await
     }
+}
 
-    pub(super) async fn keep_conversion(
-        &self,
-        image: &Image,
-        conversion: Conversion,
-    ) -> Result<PublishedIndex, Error> {
-        let (engine, image) = (self.clone(), image.clone());
-        let kept = tokio::task::spawn_blocking(move || engine.keep_blocking(&image, conversion));
-        kept.await.map_err(|e| Error::Internal(e.to_string()))?
+/// Keeps a conversion; where `wanted` says which it must be, no other.
+pub(super) async fn keep(
+    store: &Store,
+    image: &Image,
+    conversion: Conversion,
+    wanted: Option<Digest>,
+) -> Result<PublishedIndex, Error> {
+    let (store, image) = (store.clone(), image.clone());
+    let kept = tokio::task::spawn_blocking(move || keep_blocking(&store, &image, conversion, wanted));
+    kept.await.map_err(|e| Error::Internal(e.to_string()))?
+}
+
+fn keep_blocking(
+    store: &Store,
+    image: &Image,
+    conversion: Conversion,
+    wanted: Option<Digest>,
+) -> Result<PublishedIndex, Error> {
+    let Conversion { parts, notes, pinned } = conversion;
+    let bad = |e: &dyn std::fmt::Display| Error::image("image", image.digest, e.to_string());
+    let of_image = matches!(parts, Parts::Image(_));
+    let (parts, tree) = match parts {
+        Parts::Image(part) => {
+            let Part { described, table } = *part;
+            // Its folder bears the name of the last layer, with which it comes and goes.
+            let Some(last) = image.manifest.layers.last() else { return Err(bad(&"it has no layers")) };
+            let device = erofs::Device { tag: last.digest.hex(), size: described.table.extents.data_size };
+            let merged = merge::merge(&[&described.tree]).map_err(|e| bad(&e))?;
+            let tree = erofs::encode(&merged, &[device]).map_err(|e| bad(&e))?;
+            (vec![(last.digest, Part { described, table })], tree)
+        }
+        Parts::Layers(layers) => merge_described(store, image, layers)?,
+    };
+    let mut manifest = Manifest {
+        schema_version: 2,
+        media_type: Some(media::MANIFEST.into()),
+        artifact_type: Some(publish::CONVERTED.into()),
+        config: descriptor(media::EMPTY, b"{}", None),
+        layers: vec![descriptor(publish::TREE, &tree, None)],
+        subject: Some(descriptor(media::MANIFEST, &image.manifest_bytes, None)),
+        annotations: BTreeMap::new(),
+    };
+    manifest.annotations.insert(PINNED.into(), if pinned { "yes" } else { "no" }.into());
+    if of_image {
+        manifest.annotations.insert(publish::OF_IMAGE.into(), "yes".into());
     }
+    for (blob, note) in &notes.0 {
+        manifest.annotations.insert(format!("{FORMAT}{blob}"), note.format.clone());
+        let refused = note.refused.iter();
+        manifest.annotations.extend(refused.map(|why| (format!("{REFUSED}{blob}"), why.clone())));
+    }
+    for (blob, Part { described, table }) in &parts {
+        manifest.layers.push(descriptor(publish::TABLE, table, Some(blob)));
+        if !described.windows.is_empty() {
+            manifest.layers.push(descriptor(publish::WINDOWS, &described.windows, Some(blob)));
+        }
+    }
+    let bytes = Bytes::from(serde_json::to_vec(&manifest).map_err(|e| Error::Internal(e.to_string()))?);
+    let index = PublishedIndex::parse_converted(bytes, &image.digest)?;
+    if wanted.is_some_and(|wanted| wanted != index.digest) {
+        return Err(bad(
+            &"what its metadata makes now is not what is mounted: unmount it, and mount it again",
+        ));
+    }
+    for (blob, Part { described, table }) in &parts {
+        keep_layer(&store.layer(blob, Some(&index.digest)), described, table)?;
+    }
+    let dir = store.image(&image.digest);
+    dir.save_tree(Some(&index.digest), &tree)?;
+    write_atomic(&dir.path().join(CONVERTED), &index.bytes)?;
+    Ok(index)
+}
 
-    fn keep_blocking(&self, image: &Image, conversion: Conversion) -> Result<PublishedIndex, Error> {
-        let Conversion { parts, notes, pinned } = conversion;
-        let bad = |e: &dyn std::fmt::Display| Error::image("image", image.digest, e.to_string());
-        let of_image = matches!(parts, Parts::Image(_));
-        let (parts, tree) = match parts {
-            Parts::Image(part) => {
-                let Part { described, table } = *part;
-                // Its folder bears the name of the last layer, with which it comes and goes.
-                let Some(last) = image.manifest.layers.last() else { return Err(bad(&"it has no layers")) };
-                let device =
-                    erofs::Device { tag: last.digest.hex(), size: described.table.extents.data_size };
-                let merged = merge::merge(&[&described.tree]).map_err(|e| bad(&e))?;
-                let tree = erofs::encode(&merged, &[device]).map_err(|e| bad(&e))?;
-                (vec![(last.digest, Part { described, table })], tree)
+fn keep_layer(dir: &LayerDir, described: &Described, table: &[u8]) -> Result<(), Error> {
+    dir.save("windows", &described.windows)?;
+    if described.prefetch.is_empty() {
+        dir.remove(PREFETCH)?;
+    } else {
+        let ranges: Vec<[u64; 2]> = described.prefetch.iter().map(|r| [r.start, r.end]).collect();
+        let bytes = serde_json::to_vec(&ranges).map_err(|e| Error::Internal(e.to_string()))?;
+        dir.save(PREFETCH, &bytes)?;
+    }
+    // The same document names the same table: a data file that is here is of it.
+    dir.save("table", table)
+}
+
+/// The image's tree of layers that were described and layers that are here whole.
+fn merge_described(
+    store: &Store,
+    image: &Image,
+    mut layers: BTreeMap<usize, Part>,
+) -> Result<(ByBlob, Vec<u8>), Error> {
+    let mut trees: Vec<Tree> = Vec::new();
+    let mut devices = Vec::new();
+    for (number, layer) in image.manifest.layers.iter().enumerate() {
+        let (tree, size) = match layers.get_mut(&number) {
+            Some(Part { described, .. }) => {
+                let tree = std::mem::take(&mut described.tree);
+                (tree, described.table.extents.data_size)
             }
-            Parts::Layers(layers) => self.merge_described(image, layers)?,
+            None => crate::pull::layer_tree(&store.layer(&layer.digest, None))?,
         };
-        let mut manifest = Manifest {
-            schema_version: 2,
-            media_type: Some(media::MANIFEST.into()),
-            artifact_type: Some(publish::CONVERTED.into()),
-            config: descriptor(media::EMPTY, b"{}", None),
-            layers: vec![descriptor(publish::TREE, &tree, None)],
-            subject: Some(descriptor(media::MANIFEST, &image.manifest_bytes, None)),
-            annotations: BTreeMap::new(),
-        };
-        manifest.annotations.insert(PINNED.into(), if pinned { "yes" } else { "no" }.into());
-        if of_image {
-            manifest.annotations.insert(publish::OF_IMAGE.into(), "yes".into());
-        }
-        for (blob, note) in &notes.0 {
-            manifest.annotations.insert(format!("{FORMAT}{blob}"), note.format.clone());
-            let refused = note.refused.iter();
-            manifest.annotations.extend(refused.map(|why| (format!("{REFUSED}{blob}"), why.clone())));
-        }
-        for (blob, Part { described, table }) in &parts {
-            manifest.layers.push(descriptor(publish::TABLE, table, Some(blob)));
-            if !described.windows.is_empty() {
-                manifest.layers.push(descriptor(publish::WINDOWS, &described.windows, Some(blob)));
-            }
-        }
-        let bytes = Bytes::from(serde_json::to_vec(&manifest).map_err(|e| Error::Internal(e.to_string()))?);
-        let index = PublishedIndex::parse_converted(bytes, &image.digest)?;
-        for (blob, Part { described, table }) in &parts {
-            self.keep_layer(&self.store.layer(blob, Some(&index.digest)), described, table)?;
-        }
-        let dir = self.store.image(&image.digest);
-        dir.save_tree(Some(&index.digest), &tree)?;
-        write_atomic(&dir.path().join(CONVERTED), &index.bytes)?;
-        Ok(index)
+        trees.push(tree);
+        devices.push(erofs::Device { tag: layer.digest.hex(), size });
     }
-
-    fn keep_layer(&self, dir: &LayerDir, described: &Described, table: &[u8]) -> Result<(), Error> {
-        dir.save("windows", &described.windows)?;
-        if described.prefetch.is_empty() {
-            dir.remove(PREFETCH)?;
-        } else {
-            let ranges: Vec<[u64; 2]> = described.prefetch.iter().map(|r| [r.start, r.end]).collect();
-            let bytes = serde_json::to_vec(&ranges).map_err(|e| Error::Internal(e.to_string()))?;
-            dir.save(PREFETCH, &bytes)?;
+    let refs: Vec<_> = trees.iter().collect();
+    let merged = merge::merge(&refs).map_err(|e| Error::image("image", image.digest, e))?;
+    let tree = erofs::encode(&merged, &devices).map_err(|e| Error::image("image", image.digest, e))?;
+    let mut parts = ByBlob::new();
+    for (number, part) in layers {
+        let blob = image.manifest.layers[number].digest;
+        // A layer may stand in an image twice.
+        if parts.iter().all(|(known, _)| *known != blob) {
+            parts.push((blob, part));
         }
-        // The same document names the same table: a data file that is here is of it.
-        dir.save("table", table)
     }
-
-    /// The image's tree of layers that were described and layers that are here whole.
-    fn merge_described(
-        &self,
-        image: &Image,
-        mut layers: BTreeMap<usize, Part>,
-    ) -> Result<(ByBlob, Vec<u8>), Error> {
-        let mut trees: Vec<Tree> = Vec::new();
-        let mut devices = Vec::new();
-        for (number, layer) in image.manifest.layers.iter().enumerate() {
-            let (tree, size) = match layers.get_mut(&number) {
-                Some(Part { described, .. }) => {
-                    let tree = std::mem::take(&mut described.tree);
-                    (tree, described.table.extents.data_size)
-                }
-                None => crate::pull::layer_tree(&self.store.layer(&layer.digest, None))?,
-            };
-            trees.push(tree);
-            devices.push(erofs::Device { tag: layer.digest.hex(), size });
-        }
-        let refs: Vec<_> = trees.iter().collect();
-        let merged = merge::merge(&refs).map_err(|e| Error::image("image", image.digest, e))?;
-        let tree = erofs::encode(&merged, &devices).map_err(|e| Error::image("image", image.digest, e))?;
-        let mut parts = ByBlob::new();
-        for (number, part) in layers {
-            let blob = image.manifest.layers[number].digest;
-            // A layer may stand in an image twice.
-            if parts.iter().all(|(known, _)| *known != blob) {
-                parts.push((blob, part));
-            }
-        }
-        Ok((parts, tree))
-    }
+    Ok((parts, tree))
 }
 
 fn descriptor(media_type: &str, bytes: &[u8], layer: Option<&Digest>) -> Descriptor {

@@ -13,6 +13,8 @@ use hoist_format::chunk::State;
 use hoist_format::span::Spans;
 
 use super::FillError;
+use crate::convert::Again;
+use crate::error::Error;
 use crate::oci::Descriptor;
 use crate::registry::ImageSource;
 use crate::store::LayerDir;
@@ -24,17 +26,34 @@ const GROUP: u64 = 256 << 10;
 pub struct Windows {
     /// None where it can't be made: then each is fetched when it is wanted.
     local: Option<Arc<File>>,
-    remote: Option<(Descriptor, ImageSource)>,
+    remote: Option<(Descriptor, Origin)>,
+}
+
+/// Where those come from that the store has not.
+#[derive(Clone)]
+enum Origin {
+    Registry(ImageSource),
+    /// From a conversion, as the file `windows` of this folder.
+    Made(Arc<Again>, LayerDir),
 }
 
 impl Windows {
     /// Opens the stored windows, or prepares to fetch the published ones.
-    pub fn new(dir: &LayerDir, published: Option<Descriptor>, source: ImageSource) -> Self {
+    pub fn new(
+        dir: &LayerDir,
+        published: Option<Descriptor>,
+        again: Option<Arc<Again>>,
+        source: ImageSource,
+    ) -> Self {
         let local = match &published {
             Some(_) => dir.open_sparse("windows", 0).ok(),
             None => File::open(dir.file("windows")).ok(),
         };
-        Self { local: local.map(Arc::new), remote: published.map(|d| (d, source)) }
+        let origin = match again {
+            Some(again) => Origin::Made(again, dir.clone()),
+            None => Origin::Registry(source),
+        };
+        Self { local: local.map(Arc::new), remote: published.map(|d| (d, origin)) }
     }
 
     /// The stored (compressed, verified) window of a span; None when it needs none.
@@ -55,10 +74,14 @@ impl Windows {
             if let Some(bytes) = found {
                 return Ok(Some(bytes));
             }
-            let Some((descriptor, source)) = remote else {
-                return Err(FillError::Corrupt(
-                    "the window of a checkpoint is missing from the store".into(),
-                ));
+            let (descriptor, source) = match remote {
+                Some((descriptor, Origin::Registry(source))) => (descriptor, source),
+                Some((_, Origin::Made(again, dir))) => return made(&again, &dir, &wanted).await.map(Some),
+                None => {
+                    return Err(FillError::Corrupt(
+                        "the window of a checkpoint is missing from the store".into(),
+                    ));
+                }
             };
             let end = |s: &State| s.offset + u64::from(s.len);
             let from = group.iter().map(|s| s.offset).min().unwrap_or(wanted.offset);
@@ -81,6 +104,16 @@ impl Windows {
             found.map(Some).ok_or_else(other)
         }
     }
+}
+
+/// One that the store has lost. Where it was made anew, that is another file.
+async fn made(again: &Again, dir: &LayerDir, wanted: &State) -> Result<Bytes, FillError> {
+    let stored = || File::open(dir.file("windows")).ok().and_then(|file| read(&file, wanted));
+    again.make(|| stored().is_some()).await.map_err(|e| match e {
+        Error::Registry(e) => FillError::Fetch(Arc::new(e)),
+        e => FillError::Corrupt(e.to_string()),
+    })?;
+    stored().ok_or_else(|| FillError::Corrupt("what a checkpoint needs has another digest".into()))
 }
 
 /// The wanted one and its neighbours.

@@ -18,6 +18,7 @@ use tokio::sync::{Mutex, OnceCell, Semaphore, watch};
 
 use super::filling::{Filling, Kept};
 use super::slow::{Names, Slowest};
+use crate::convert::Again;
 use crate::counters::Counters;
 use crate::error::Error;
 use crate::fill::{Doubt, FillCounts, FillError, LayerFill, Meter};
@@ -45,6 +46,8 @@ pub(crate) struct TableSource {
     pub table: Descriptor,
     pub windows: Option<Descriptor>,
     pub source: ImageSource,
+    /// Of a conversion, whose parts no registry has.
+    again: Option<Arc<Again>>,
     fetching: Mutex<()>,
 }
 
@@ -56,8 +59,9 @@ impl TableSource {
         expected: Option<Expected>,
         (table, windows): (Descriptor, Option<Descriptor>),
         source: ImageSource,
+        again: Option<Arc<Again>>,
     ) -> Self {
-        Self { store, dir, index, expected, table, windows, source, fetching: Mutex::default() }
+        Self { store, dir, index, expected, table, windows, source, again, fetching: Mutex::default() }
     }
 
     /// The table as it stands in the store, if it is what the index names.
@@ -71,6 +75,13 @@ impl TableSource {
         // What stands here may have been damaged since: that accuses no index.
         if let Some(bytes) = self.stored() {
             return Ok(bytes);
+        }
+        if let Some(again) = &self.again {
+            again.make(|| self.stored().is_some()).await?;
+            let why = "has lost what was just written";
+            return self
+                .stored()
+                .ok_or_else(|| Error::Store { path: self.dir.file("table"), why: why.into() });
         }
         let fetched = self.source.blob(&self.table.digest, Some(self.table.size)).await?;
         self.dir.save("table", &fetched)?;
@@ -237,7 +248,8 @@ impl LazyLayer {
                 Some(writer) => Arc::clone(writer),
                 None => Arc::new(self.data.try_clone().map_err(|e| FillError::Store(Arc::new(e)))?),
             };
-            let (windows, source) = (self.table.windows.clone(), self.table.source.clone());
+            let (windows, source) =
+                ((self.table.windows.clone(), self.table.again.clone()), self.table.source.clone());
             let (known, line) = (Arc::clone(&self.known), (Arc::clone(&self.meter), Arc::clone(&self.slots)));
             // Its own table is new to those who look for what is here.
             known.stale();

@@ -13,6 +13,7 @@ use super::layer::{LazyLayer, MountedLayer, TableSource};
 use super::slow::Names;
 use super::{Layers, Use, lost};
 use crate::config::Driver;
+use crate::convert::Again;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::image::Image;
@@ -33,9 +34,10 @@ impl Engine {
         driver: Driver,
     ) -> Result<(PathBuf, Layers), Error> {
         let mut tables = BTreeMap::new();
+        let again = Again::of(&self.store, image, index);
         let own = |blob: &&Digest| image.manifest.layers.iter().any(|layer| layer.digest == **blob);
         for blob in index.layers.keys().filter(own) {
-            tables.insert(*blob, Arc::new(self.table_source(image, index, blob)?));
+            tables.insert(*blob, Arc::new(self.table_source(image, index, blob, again.clone())?));
         }
         if purpose == Use::Run && !index.converted {
             for table in tables.values().map(Arc::clone) {
@@ -88,6 +90,7 @@ impl Engine {
         image: &Image,
         index: &PublishedIndex,
         blob: &Digest,
+        again: Option<Arc<Again>>,
     ) -> Result<TableSource, Error> {
         let bad = |why: String| Error::image("published index", index.digest, why);
         let parts = index.layers.get(blob).cloned();
@@ -107,6 +110,7 @@ impl Engine {
                 expected,
                 parts,
                 image.source.clone(),
+                again,
             )),
         }
     }
@@ -119,7 +123,8 @@ impl Engine {
         (blob, size): (&Digest, u64),
         (tree, layer): (&Path, u16),
     ) -> Result<Arc<LazyLayer>, Error> {
-        let table = Arc::new(self.table_source(image, index, blob)?);
+        let again = Again::of(&self.store, image, index);
+        let table = Arc::new(self.table_source(image, index, blob, again)?);
         let names = Names { tree: tree.to_owned(), layer };
         let known = Arc::clone(&self.known);
         let (meter, slots) = (Arc::clone(&self.meter), Arc::clone(&self.slots));
@@ -170,7 +175,14 @@ impl Engine {
             }
             error
         };
-        if let Some(path) = dir.sound_tree(Some(&index.digest)) {
+        let mut kept = dir.sound_tree(Some(&index.digest));
+        if kept.is_none()
+            && let Some(again) = Again::of(&self.store, image, index)
+        {
+            again.make(|| false).await?;
+            kept = dir.sound_tree(Some(&index.digest));
+        }
+        if let Some(path) = kept {
             // Superblock and device table stand at the start: no need to read names and attributes.
             let most = 8192 + DEVICE_SLOT * image.manifest.layers.len() as u64;
             let mut head = Vec::new();

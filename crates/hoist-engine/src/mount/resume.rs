@@ -13,6 +13,7 @@ use super::serve::Server;
 use super::slow::Names;
 use super::{Layers, Mount, Owners, Shown, fuse, guard, lost};
 use crate::config::Driver;
+use crate::convert::Again;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::image::Image;
@@ -183,6 +184,7 @@ impl Engine {
         if record.data.len() != devices.len() {
             return Err(gone(format!("what it has of {} is not what was mounted", record.image)));
         }
+        let again = Again::of(&self.store, &image, index);
         for (i, ((blob, size), data)) in devices.into_iter().zip(&record.data).enumerate() {
             let dir = self.store.layer(&blob, Some(&index.digest));
             let state = dir.state();
@@ -196,7 +198,7 @@ impl Engine {
                 }
                 MountedLayer::Whole(data.clone())
             } else {
-                let table = Arc::new(self.table_source(&image, index, &blob)?);
+                let table = Arc::new(self.table_source(&image, index, &blob, again.clone())?);
                 let known = Arc::clone(&self.known);
                 let (meter, slots) = (Arc::clone(&self.meter), Arc::clone(&self.slots));
                 let names = Names { tree: tree.clone(), layer: i as u16 };

@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::blob::Blob;
 use super::device::{Layers, Place};
 use super::gzip_meta::GzipIndex;
+use super::trace::{Recorded, Spots};
 use super::turbo::{FileSystem, TurboMeta};
 use super::{OverlaybdError, Room};
 use crate::build::{Builder, ChunkId, Described, Run, StoredChunk};
@@ -38,6 +39,8 @@ pub struct TurboLayer {
 pub struct Image {
     layers: Vec<(Digest, u64)>,
     state: State,
+    /// What is read first.
+    recorded: Vec<Recorded>,
 }
 
 #[derive(Debug)]
@@ -57,7 +60,12 @@ impl Image {
             return Err(OverlaybdError::TooMuch("no or more than 255 layers"));
         }
         let blobs = layers.iter().enumerate().map(|(i, (_, size))| Blob::new(*size, i as u16)).collect();
-        Ok(Self { layers, state: State::Opening(blobs) })
+        Ok(Self { layers, state: State::Opening(blobs), recorded: Vec::new() })
+    }
+
+    /// Takes what is known to be read first.
+    pub fn read_first(&mut self, recorded: Vec<Recorded>) {
+        self.recorded = recorded;
     }
 
     /// Takes bytes of a layer's blob.
@@ -109,7 +117,7 @@ impl Image {
             blobs.push(builder.blob(*digest, *size)?);
         }
         let source = Own { blobs, chunks: HashMap::new() };
-        let described = fill(builder, volume, layers, source)?;
+        let described = fill(builder, volume, layers, source, &self.recorded)?;
         self.state = State::Done;
         Ok(Step::Done(Box::new(described)))
     }
@@ -148,7 +156,8 @@ pub fn describe_turbo(layers: &[TurboLayer]) -> Result<Described, OverlaybdError
             erofs::decode_foreign(bytes).map_err(OverlaybdError::Erofs)?
         }
     };
-    fill(builder, volume, &device, Turbo { originals, windows: MOST_WINDOWS, chunks: HashMap::new() })
+    // What was recorded of such an image is reads of its metadata, which is here.
+    fill(builder, volume, &device, Turbo { originals, windows: MOST_WINDOWS, chunks: HashMap::new() }, &[])
 }
 
 /// Where chunks come from.
@@ -163,14 +172,24 @@ fn fill(
     volume: Volume,
     layers: &Layers,
     mut chunks: impl Chunks,
+    recorded: &[Recorded],
 ) -> Result<Described, OverlaybdError> {
+    let mut spots = Spots::default();
     for (inode, stretches) in &volume.contents {
         let mut runs = Vec::new();
+        let mut end = 0;
         for stretch in stretches {
+            let from = end;
+            end += stretch.len();
             match *stretch {
                 Stretch::Hole { len } => runs.push(Run::Hole { len }),
                 Stretch::Plain { offset, len } => {
+                    let mut done = from;
                     for place in layers.places(offset, len)? {
+                        if let (Place::Own { layer, at, len, .. }, false) = (&place, recorded.is_empty()) {
+                            spots.add(*layer, *at..at + len, *inode, done);
+                        }
+                        done += place.len();
                         chunks.runs(&mut builder, place, &mut runs)?;
                     }
                 }
@@ -181,6 +200,7 @@ fn fill(
         }
         builder.file(*inode, runs)?;
     }
+    spots.read(recorded, |inode, part| builder.prefetch_part(inode, part));
     Ok(builder.build(volume.tree)?)
 }
 
@@ -204,7 +224,7 @@ impl Chunks for Own {
             Place::Own { ref run, .. } if !run.as_ref().is_some_and(|run| run.checksums) => {
                 return Err(OverlaybdError::Zfile("its blocks have no checksums"));
             }
-            Place::Own { layer, stored, run, raw_len, offset, len } => {
+            Place::Own { layer, stored, run, raw_len, offset, len, .. } => {
                 let chunk = match self.chunks.get(&(layer, stored.start)) {
                     // What is not compressed is cut to what is wanted.
                     Some(&chunk) if run.is_some() => chunk,

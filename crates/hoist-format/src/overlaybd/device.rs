@@ -42,6 +42,8 @@ pub enum Place {
     Own {
         /// Which layer.
         layer: u16,
+        /// Byte offset in its LSMT file.
+        at: u64,
         /// Byte range in its blob of the run of blocks that holds them.
         stored: Range<u64>,
         /// How the run is stored; None: as it is.
@@ -62,6 +64,15 @@ pub enum Place {
         /// Bytes.
         len: u64,
     },
+}
+
+impl Place {
+    /// Bytes.
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Self::Zero { len } | Self::Own { len, .. } | Self::Original { len, .. } => *len,
+        }
+    }
 }
 
 impl Layers {
@@ -158,6 +169,7 @@ impl Layers {
             }
             out.push(Place::Own {
                 layer,
+                at,
                 stored: stored.range,
                 run: stored.run,
                 raw_len: stored.raw_len,

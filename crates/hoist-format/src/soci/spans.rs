@@ -4,6 +4,7 @@
 use std::ops::{Range, RangeInclusive};
 
 use super::SociError;
+use super::flat::Flat;
 use crate::build::StoredChunk;
 use crate::chunk::ChunkCodec;
 use crate::le::{le32, le64};
@@ -11,6 +12,8 @@ use crate::le::{le32, le64};
 const WINDOW: usize = 32 << 10;
 /// Offsets in blob and stream, bits, window.
 const CHECKPOINT: usize = 8 + 8 + 1 + WINDOW;
+/// Of a layer that is not compressed, as it was written at first: version, span size and the layer's size.
+const BARE: usize = 4 + 8 + 8;
 /// How many there are, and the span size.
 const HEAD: usize = 4 + 8;
 /// Where the deflate stream starts behind a gzip header without optional fields (RFC 1952): the first version of checkpoints
@@ -79,10 +82,15 @@ impl<'a> Spans<'a> {
 
     pub fn plain(bytes: &[u8], count: usize, layer_size: u64) -> Result<Self, SociError> {
         let bad = |what: &str| Err(SociError::ztoc(what));
-        if bytes.len() != 20 {
-            return bad("its checkpoints are cut off");
-        }
-        let (span_size, size) = (le64(bytes, 4), le64(bytes, 12));
+        let (span_size, size) = match bytes.len() {
+            BARE => (le64(bytes, 4), le64(bytes, 12)),
+            _ => {
+                // A buffer in the buffer (`ztoc/compression/fbs/tar_zinfo.fbs`).
+                let mut flat = Flat::new(bytes);
+                let root = flat.root()?;
+                (flat.u64(root, 1)?, flat.u64(root, 2)?)
+            }
+        };
         if span_size == 0 || size != layer_size || layer_size.div_ceil(span_size) != count as u64 {
             return bad("its spans are not those of this layer");
         }

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use hoist_testkit::process;
-
 use super::*;
 
 /// A layer that only its own TOC vouches for is never called verified, however complete.

@@ -19,6 +19,21 @@ pub fn send(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
+/// Waits for another process to be in this one's place.
+pub fn wait_for_another(node: &Node, pids: impl Fn(&Node) -> Vec<i32>, than: i32) -> i32 {
+    let others = |node| pids(node).into_iter().filter(|pid| *pid != than).collect::<Vec<_>>();
+    process::wait_until("a successor", PATIENCE, || Ok(!others(node).is_empty()))
+        .unwrap_or_else(|e| panic!("{e}{}", node.logs()));
+    the_one(others(node))
+}
+
+/// Kills the filler and waits for its successor.
+pub fn kill_filler(node: &Node) -> i32 {
+    let filler = the_one(node.servers());
+    send(filler, Signal::KILL);
+    wait_for_another(node, Node::servers, filler)
+}
+
 /// A SIGKILL to filler and keeper at once; returns when both are gone.
 pub fn kill_both(node: &Node) {
     let both = [the_one(node.servers()), the_one(node.keepers())];
