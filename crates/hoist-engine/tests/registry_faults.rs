@@ -57,7 +57,12 @@ async fn credentials_do_not_follow_a_redirect_and_an_expired_redirect_is_asked_a
     *cdn_epoch.lock().unwrap() = Box::new(move || lying.load(SeqCst) + 7);
     let error = all(&client, &repo, &digest, 0..10).await.unwrap_err();
     assert!(matches!(error, RegistryError::Status { status: 403, .. }), "{error}");
-    assert!(!error.to_string().contains("docker login"), "{error}");
+    let said = error.to_string();
+    assert!(
+        !said.contains("docker login") && said.contains("redirects to") && said.contains("mirror"),
+        "{said}"
+    );
+    assert!(error.is_user_failure(), "{said}");
     assert_eq!((registry.log().len() - stale, cdn.log().len() - before), (1, 2));
     for seen in cdn.log() {
         assert_eq!(seen.header("authorization"), "", "credentials left their host");

@@ -144,6 +144,8 @@ pub enum RegistryError {
 
 fn advice(status: u16) -> &'static str {
     match status {
+        // Those of the registry itself are `Unauthorized`.
+        401 | 403 => "no login mends that: tell whoever runs the registry, or use a mirror",
         429 => "its rate limit is used up, wait or log in",
         500.. => "the server has trouble, try again later",
         _ => "check the image name and the server's settings",
@@ -163,10 +165,11 @@ impl RegistryError {
     pub fn is_ranges_ignored(&self) -> bool {
         matches!(self, Self::RangesIgnored { .. })
     }
-    /// Whether it is for the user to mend: a name, a login, a file of settings, a certificate.
+    /// Whether it is for the user to mend: a name, a login, a file of settings, a certificate, a registry that refuses.
     pub fn is_user_failure(&self) -> bool {
         matches!(self, Self::NotFound { .. } | Self::Unauthorized { .. } | Self::Config { .. })
             || matches!(self, Self::Tls { .. } | Self::Layout { .. })
+            || matches!(self, Self::Status { status: 401 | 403, .. })
     }
     /// Whether the same may work a little later or with another mirror.
     pub fn retryable(&self) -> bool {
