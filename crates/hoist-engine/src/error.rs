@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use hoist_format::digest::Digest;
+use hoist_format::merge::MergeError;
 
 use crate::reference::ReferenceError;
 use crate::registry::RegistryError;
@@ -25,6 +26,14 @@ pub enum Error {
         of: String,
         /// In what way, and what to do.
         why: String,
+    },
+    /// Its layers, each for itself what its digests say, do not make an image.
+    #[error("image of {image} is bad: {source}")]
+    Merge {
+        /// Its manifest.
+        image: Digest,
+        /// The layer at fault, and why.
+        source: MergeError,
     },
     /// A layer's bytes do not match the digest that the image gives for them.
     #[error(
@@ -98,7 +107,7 @@ impl Error {
         match self {
             Self::Registry(e) => e.is_user_failure(),
             Self::Reference(_) | Self::Image { .. } | Self::Digest { .. } | Self::Layer { .. } => true,
-            Self::Mount { .. } | Self::NotFound(_) | Self::Store { .. } => true,
+            Self::Mount { .. } | Self::NotFound(_) | Self::Store { .. } | Self::Merge { .. } => true,
             Self::Io { source, .. } => matches!(
                 source.kind(),
                 std::io::ErrorKind::StorageFull

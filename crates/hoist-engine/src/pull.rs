@@ -115,7 +115,7 @@ impl Engine {
                 todo.push(e);
             }
         }
-        let fetched_layers = todo.len();
+        let fetched: Vec<Digest> = todo.iter().map(|e| e.blob).collect();
         if !todo.is_empty() {
             progress.begin(&format!("pulling {}", image.name), todo.iter().map(|e| e.size).sum());
             let source = &image.source;
@@ -129,6 +129,7 @@ impl Engine {
         }
         if let Err(e) = self.own_tree(image) {
             if again || self.has_own_layout(&image.digest) {
+                self.discard_refused(image, &e, &fetched);
                 return Err(e);
             }
             tracing::warn!("{e}");
@@ -145,7 +146,34 @@ impl Engine {
         stats.copied_bytes = self.known.copied_so_far();
         let layers = expected.len();
         let (name, unchecked) = (image.name.clone(), image.unchecked.clone());
+        let fetched_layers = fetched.len();
         Ok(Pulled { image: name, digest: image.digest, fetched_layers, layers, unchecked, stats })
+    }
+
+    /// A layer that was just `fetched` and for which the image is refused takes no room, unless another image here has it.
+    fn discard_refused(&self, image: &Image, why: &Error, fetched: &[Digest]) {
+        let Error::Merge { source, .. } = why else { return };
+        let at_fault = source.layer().and_then(|layer| image.manifest.layers.get(layer));
+        let Some(layer) = at_fault.map(|layer| layer.digest).filter(|layer| fetched.contains(layer)) else {
+            return;
+        };
+        let discard = || {
+            let clearing = self.store.clearing()?;
+            let others = self.store.image_digests()?.into_iter().filter(|other| *other != image.digest);
+            let wanted =
+                others.filter_map(|other| self.store.image(&other).load(&other)).any(|(bytes, _)| {
+                    serde_json::from_slice::<crate::oci::Manifest>(&bytes)
+                        .is_ok_and(|other| other.layers.iter().any(|of| of.digest == layer))
+                });
+            let dir = self.store.layer(&layer, None);
+            if !wanted && !clearing.uses_layer(dir.path()) {
+                clearing.take_away(dir.path())?;
+            }
+            clearing.delete().map(drop)
+        };
+        if let Err(e) = discard() {
+            tracing::warn!(%layer, "it is of no use, and can't be removed: {e}");
+        }
     }
 
     pub(crate) async fn pull_layer(
@@ -240,7 +268,7 @@ impl Engine {
             devices.push(erofs::Device { tag: layer.digest.hex(), size });
         }
         let refs: Vec<_> = trees.iter().collect();
-        let merged = merge::merge(&refs).map_err(|e| Error::image("image", image.digest, e))?;
+        let merged = merge::merge(&refs).map_err(|source| Error::Merge { image: image.digest, source })?;
         erofs::encode(&merged, &devices).map_err(|e| Error::image("image", image.digest, e))
     }
 

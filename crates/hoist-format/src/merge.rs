@@ -52,6 +52,18 @@ pub enum MergeError {
     },
 }
 
+impl MergeError {
+    /// Index of the layer at fault, lowest first from 0, if it is one.
+    pub fn layer(&self) -> Option<usize> {
+        match self {
+            Self::LinkTarget { layer, .. } | Self::TooManyFiles { layer } | Self::TooManySteps { layer } => {
+                Some(*layer)
+            }
+            Self::TooManyLayers(_) => None,
+        }
+    }
+}
+
 /// Merges the trees of an image's layers, lowest first. The result has no whiteouts and no opaque or
 /// implied folders; [`crate::tree::FileData::layer`] is the index into `layers`.
 ///
