@@ -111,6 +111,7 @@ fn open(
         platform: settings.platform.as_ref().map(ToString::to_string),
         plain_http: settings.plain_http,
         read_timeout: settings.read_timeout,
+        min_rate: settings.min_rate,
         store_limit: settings.store_limit,
         background: settings.background,
         log: settings.log.clone(),

@@ -38,6 +38,8 @@ pub struct Settings {
     pub certs_dirs: Vec<PathBuf>,
     /// How long a read may wait.
     pub read_timeout: Duration,
+    /// Least that a registry must send in a second.
+    pub min_rate: u64,
     /// Most that layers may take on disk.
     pub store_limit: Option<u64>,
     /// Whether what nobody reads is fetched too.
@@ -106,6 +108,7 @@ impl Settings {
             plain_http: global.plain_http,
             certs_dirs: Vec::new(),
             read_timeout: global.read_timeout,
+            min_rate: global.min_rate,
             store_limit: global.store_limit,
             background: global.background,
             metrics: None,
@@ -171,6 +174,7 @@ impl Settings {
             root: self.root,
             log_format: self.log_format,
             read_timeout: self.read_timeout,
+            min_rate: self.min_rate,
             restore: self.restore,
             snapshotter_socket: self.snapshotter_socket,
             containerd_socket: self.containerd_socket,
@@ -185,6 +189,7 @@ impl Settings {
             ("root", self.root != new.root),
             ("log_format", self.log_format != new.log_format),
             ("read_timeout", self.read_timeout != new.read_timeout),
+            ("min_rate", self.min_rate != new.min_rate),
             ("restore", self.restore != new.restore),
             ("snapshotter_socket", self.snapshotter_socket != new.snapshotter_socket),
             ("containerd_socket", self.containerd_socket != new.containerd_socket),
@@ -281,6 +286,7 @@ mod tests {
             plain_http = false
             certs_dirs = ["/a", "/b"]
             read_timeout = "16s"
+            min_rate = "10K"
             store_limit = "20G"
             background = "20M"
             metrics = "unix:/run/x.sock"
@@ -304,7 +310,7 @@ mod tests {
         assert_eq!(read.platform.as_ref().map(ToString::to_string).as_deref(), Some("linux/arm64/v8"));
         assert_eq!((read.plain_http, read.restore), (Some(false), false));
         assert_eq!(read.certs_dirs, [Path::new("/a"), Path::new("/b")]);
-        assert_eq!(read.read_timeout, Duration::from_secs(16));
+        assert_eq!((read.read_timeout, read.min_rate), (Duration::from_secs(16), 10 << 10));
         assert_eq!((read.store_limit, read.background), (Some(20 << 30), BackgroundFetch::AtMost(20 << 20)));
         assert_eq!(read.metrics, Some(MetricsAt::Unix("/run/x.sock".into())));
         assert_eq!(read.snapshotter_socket.as_deref(), Some(Path::new("/run/s.sock")));

@@ -108,6 +108,16 @@ pub const KEYS: &[Key] = &[
         }),
     },
     Key {
+        name: "min_rate",
+        allowed: "a size, as \"10K\"",
+        default: "that of --min-rate",
+        reloads: false,
+        help: "Least that a registry must send in a second, over a minute of waiting, before it is given up.",
+        set: Set::Value(|settings, value| {
+            put(&mut settings.min_rate, crate::units::size(value.as_str()?).ok())
+        }),
+    },
+    Key {
         name: "store_limit",
         allowed: "a size, as \"20G\"",
         default: "that of --store-limit",
