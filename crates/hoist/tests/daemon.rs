@@ -580,6 +580,45 @@ fn mounts_in_use_are_handed_over_at_the_end() {
     wait_until_nothing_is_mounted(&node);
 }
 
+/// What was to be handed over goes before anybody has taken it: then the daemon ends, and whoever was to come.
+#[test]
+fn a_handover_of_what_has_gone_meanwhile_comes_to_an_end() {
+    let case = Case::new();
+    let node = Node::new();
+    // Its successor is whatever stands in its place: here nothing that is ever ready.
+    let (program, never_ready) = (node.path("program"), node.path("never-ready"));
+    fs::copy(node::user::program(), &program).unwrap();
+    let mut command = Command::new(&program);
+    command.args(["daemon", "--log", "info"]).env("HOIST_ROOT", node.store("")).stdin(Stdio::null());
+    let mut daemon = Daemon::launch(&node, command);
+    daemon.wait_said("ready");
+    let started = node.path("started");
+    let script =
+        format!("#!/bin/sh\necho $$ > {0}.new\nmv {0}.new {0}\nexec sleep 1000000\n", started.display());
+    fs::write(&never_ready, script).unwrap();
+    fs::set_permissions(&never_ready, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(&never_ready, &program).unwrap();
+
+    let mount = node.mount(&case.image.name, &["--driver", "erofs"]);
+    let mut user = Command::new("sleep").arg("1000000").current_dir(mount.root()).spawn().unwrap();
+    daemon.signal(Signal::TERM);
+    process::wait_until("a successor", PATIENCE, || Ok(started.exists())).unwrap();
+    let successor: i32 = fs::read_to_string(&started).unwrap().trim().parse().unwrap();
+    user.kill().unwrap();
+    user.wait().unwrap();
+    node::unmount_below(mount.root());
+    let ended = process::wait_until("the daemon's end", PATIENCE, || Ok(daemon.has_ended())).and_then(|()| {
+        let path = format!("/proc/{successor}");
+        process::wait_until("the successor's end", PATIENCE, || Ok(!Path::new(&path).exists()))
+    });
+    if ended.is_err() {
+        let _ = kill_process(Pid::from_raw(successor).unwrap(), Signal::KILL);
+    }
+    ended.unwrap();
+    assert!(daemon.said().contains("handing the mounts over"), "{}", daemon.said());
+    assert!(!node.logs().contains("error"), "{}", node.logs());
+}
+
 /// Readers notice nothing, and the next daemon has its place.
 #[test]
 fn a_killed_daemon_leaves_its_mounts_to_a_successor() {

@@ -135,6 +135,15 @@ enum Next {
 
 impl Guard {
     fn keep(&mut self) -> io::Result<()> {
+        let kept = self.keep_on();
+        // It was to go on with what is gone.
+        if let Some(candidate) = self.candidate.take() {
+            reap(&candidate);
+        }
+        kept
+    }
+
+    fn keep_on(&mut self) -> io::Result<()> {
         loop {
             if self.filler.is_none() && self.candidate.is_none() {
                 if !self.any_alive() {

@@ -16,9 +16,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::launch::SOCKET;
 use super::table::{Asked, Table};
 use super::wire::{self, Word};
-use super::{Keeper, Start, Told};
+use super::{Keeper, Start, Told, session};
 use crate::fanotify::Group;
-use crate::presence::Presence;
+use crate::presence::{Presence, Snapshot};
 
 /// Descriptors that the process needs for itself.
 const SPARE: u64 = 512;
@@ -90,6 +90,14 @@ impl Inheritance {
     /// What the predecessor deposited.
     pub fn deposits(&self) -> &BTreeMap<String, OwnedFd> {
         &self.deposits
+    }
+
+    /// Is any of it still there for anyone? Yes when in doubt.
+    pub fn is_needed(&self) -> bool {
+        let Ok(now) = Snapshot::take() else { return true };
+        let mut sessions = self.deposits.iter().filter(|(name, _)| session::is_one(name));
+        self.mounts.iter().any(|mount| mount.is_alive(&now))
+            || sessions.any(|(_, fd)| session::is_connected(fd))
     }
 
     /// Says that this process could begin, and waits until it may: at once where the predecessor is

@@ -64,6 +64,11 @@ impl<'a> Daemon<'a> {
         self.child.wait().unwrap()
     }
 
+    /// Has it ended?
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// SIGTERM, and its end.
     pub fn end(&mut self) {
         self.signal(Signal::TERM);
