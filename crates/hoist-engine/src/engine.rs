@@ -38,6 +38,19 @@ impl Engine {
     /// When the store cannot be opened or made.
     pub fn open(config: Config) -> Result<Self, Error> {
         let store = Store::open(&config.root)?;
+        Self::of(store, config)
+    }
+
+    /// The same for who mends or lets go: a store whose `version` is damaged will do.
+    ///
+    /// # Errors
+    /// When the store cannot be opened or made.
+    pub fn open_damaged(config: Config) -> Result<Self, Error> {
+        let (store, _) = Store::open_damaged(&config.root)?;
+        Self::of(store, config)
+    }
+
+    fn of(store: Store, config: Config) -> Result<Self, Error> {
         if let Err(e) = crate::mount::retire_lost(&store) {
             tracing::error!("looking for mounts that nobody serves: {e}");
         }

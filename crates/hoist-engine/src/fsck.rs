@@ -18,7 +18,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::oci::Manifest;
 use crate::store::usage::Clearing;
-use crate::store::{Digests, LayerDir, LayerState, RefRecord};
+use crate::store::{Digests, LayerDir, LayerState, RefRecord, Store};
 
 /// What a check found.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -69,6 +69,16 @@ impl Engine {
     /// When the store itself cannot be read; what is wrong in it is no error.
     pub fn fsck(&self, repair: bool) -> Result<Checked, Error> {
         let mut checked = Checked::default();
+        if let (_, Some(why)) = Store::open_damaged(self.store.root())? {
+            let outcome = match repair {
+                true => self.store.mend_version().map_err(|_| "it cannot be written"),
+                false => {
+                    Err("`hoist fsck --repair` mends it; nothing but `fsck` and `unmount` works until then")
+                }
+            };
+            let path = self.store.root().join("version");
+            self.report(&mut checked, &path, format!("the store {why}"), outcome.map(|()| "written anew"));
+        }
         for name in self.store.layer_names()? {
             let path = self.store.root().join("layers").join(name);
             let Some(dir) = LayerDir::at(&path) else { continue };

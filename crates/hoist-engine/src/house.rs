@@ -226,11 +226,17 @@ impl Engine {
             Some(record) => vec![record.name],
             None => meant_by(name, self.store.refs()?)?,
         };
-        for name in &names {
-            let path = self.store.ref_path(name);
-            std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        let mut forgotten = Vec::new();
+        for name in names {
+            let path = self.store.ref_path(&name);
+            match std::fs::remove_file(&path) {
+                Ok(()) => forgotten.push(name),
+                // Another process was faster.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::io("remove", &path)(e)),
+            }
         }
-        Ok(names)
+        if forgotten.is_empty() { Err(unknown(name)) } else { Ok(forgotten) }
     }
 
     /// The name of an image here that a digest or its beginning means, as `hoist images` prints it; any other text as
@@ -289,6 +295,11 @@ const SHORTEST: usize = 6;
 /// Digits of it that are shown.
 const SHOWN: usize = 12;
 
+fn unknown(text: &str) -> Error {
+    let text = crate::reference::told(text);
+    Error::NotFound(format!("no image or container {text:?} here; `hoist images` and `hoist ps` list them"))
+}
+
 /// The names of the one image that `text` means, though it is none of them.
 fn meant_by(text: &str, refs: Vec<RefRecord>) -> Result<Vec<String>, Error> {
     let digits = text.strip_prefix("sha256:").unwrap_or(text);
@@ -301,10 +312,7 @@ fn meant_by(text: &str, refs: Vec<RefRecord>) -> Result<Vec<String>, Error> {
     let meant: Vec<RefRecord> = refs.into_iter().filter(is_meant).collect();
     let images: BTreeSet<Digest> = meant.iter().map(|record| record.manifest).collect();
     if meant.is_empty() {
-        let text = crate::reference::told(text);
-        return Err(Error::NotFound(format!(
-            "no image or container {text:?} here; `hoist images` and `hoist ps` list them"
-        )));
+        return Err(unknown(text));
     }
     if images.len() > 1 {
         let images: Vec<_> = images.iter().map(Digest::to_string).collect();
@@ -328,6 +336,18 @@ fn is_same(source: &Source, record: &RefRecord) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_second_to_remove_a_name_hears_that_it_is_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(crate::Config::new(dir.path())).unwrap();
+        let record = RefRecord { name: "a".into(), manifest: Digest::of(b"a"), pinned: false };
+        engine.store.remember(&record).unwrap();
+        // As it is between looking and removing, if another was faster.
+        std::fs::rename(engine.store.ref_path("a"), engine.store.ref_path("b")).unwrap();
+        let said = engine.remove("b").unwrap_err();
+        assert!(matches!(said, Error::NotFound(_)) && said.to_string().contains("no image"), "{said}");
+    }
 
     #[test]
     fn images_are_meant_by_digests_and_other_spellings() {

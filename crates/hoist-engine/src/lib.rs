@@ -30,7 +30,9 @@ pub use error::Error;
 pub use fsck::{Checked, Problem};
 pub use house::{ImageRecord, Inspection, LayerInspection, Pruned};
 pub use image::Image;
-pub use mount::{DriverState, LayerStatus, Mount, MountTable, Needs, Use, Viewer, bequeathed, drivers};
+pub use mount::{
+    DriverState, LayerStatus, Mount, MountTable, Needs, Use, Viewer, bequeathed, drivers, waitable,
+};
 pub use progress::Progress;
 pub use pull::{Indexed, Pulled};
 pub use stats::Stats;

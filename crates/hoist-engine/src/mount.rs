@@ -57,7 +57,7 @@ use layer::{LazyLayer, MountedLayer};
 use serve::Server;
 
 pub use status::{LayerStatus, Needs, Viewer};
-pub use table::MountTable;
+pub use table::{MountTable, waitable};
 use upkeep::{Attended, Upkeep};
 
 /// A mount that is seen only elsewhere, or not any more, is looked for this often.

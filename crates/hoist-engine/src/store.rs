@@ -30,7 +30,7 @@ pub(crate) use known::NAMELESS;
 pub use known::{Known, Place};
 pub use layer::{LayerDir, LayerState, Parts};
 pub use log::new_log;
-pub use mounts::{MountRecord, Servers};
+pub use mounts::{EndOfMount, MountRecord, Servers};
 pub use record::{ImageDir, RefRecord};
 
 const VERSION: &str = "hoist store 1\n";
@@ -47,6 +47,18 @@ impl Store {
     /// Opens the store, or makes one in an absent or empty folder. A folder of anything else is refused:
     /// what is not ours must never be pruned.
     pub fn open(root: &Path) -> Result<Self, Error> {
+        let (store, damage) = Self::open_damaged(root)?;
+        match damage {
+            None => Ok(store),
+            Some(why) => Err(Error::Store {
+                why: format!("{why}; `hoist fsck --repair` mends that, and `hoist unmount` works without"),
+                path: store.root,
+            }),
+        }
+    }
+
+    /// The same, but a store of ours is opened though its `version` is damaged or gone: gives what is wrong with that.
+    pub fn open_damaged(root: &Path) -> Result<(Self, Option<String>), Error> {
         use std::os::unix::fs::DirBuilderExt;
         let utf8 = |root: PathBuf| {
             match root.to_str() {
@@ -65,15 +77,23 @@ impl Store {
             .map_err(Error::io("create the store", &root))?;
         let root = utf8(root.canonicalize().map_err(Error::io("find the store", &root))?)?;
         let version = root.join("version");
-        match fs::read_to_string(&version) {
-            Ok(text) if text == VERSION => {}
-            Ok(text) => {
-                return Err(Error::Store {
-                    path: root,
-                    why: format!(
-                        "is of version {text:?}, this hoist reads {VERSION:?}; use another with --root"
-                    ),
-                });
+        let mut damage = None;
+        match fs::read(&version) {
+            Ok(bytes) if bytes == VERSION.as_bytes() => {}
+            Ok(bytes) => {
+                let text = String::from_utf8_lossy(&bytes[..bytes.len().min(64)]).into_owned();
+                if is_a_version(&text) || !has_our_folders(&root) {
+                    return Err(Error::Store {
+                        path: root,
+                        why: format!(
+                            "is of version {text:?}, this hoist reads {VERSION:?}; use another with --root"
+                        ),
+                    });
+                }
+                damage = Some(format!("has a damaged file `version`: it says {text:?}"));
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && has_our_folders(&root) => {
+                damage = Some("has lost its file `version`".to_owned());
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 if let Some(foreign) = first_foreign(&root)? {
@@ -93,7 +113,12 @@ impl Store {
             Err(e) => return Err(Error::io("read", &version)(e)),
         }
         aside::clear(&root);
-        Ok(Self { root })
+        Ok((Self { root }, damage))
+    }
+
+    /// Writes the file that says that this is a store.
+    pub(crate) fn mend_version(&self) -> Result<(), Error> {
+        write_durable(&self.root.join("version"), VERSION.as_bytes())
     }
 
     /// The root folder.
@@ -149,6 +174,22 @@ impl Store {
     pub fn distrusted(&self, index: &Digest) -> Option<String> {
         fs::read_to_string(self.root.join("distrusted").join(index.hex())).ok()
     }
+}
+
+/// Is it the version of a store, of this hoist's or another's?
+fn is_a_version(text: &str) -> bool {
+    let number = text.strip_prefix("hoist store ").and_then(|rest| rest.strip_suffix('\n'));
+    number.is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
+/// Has it all folders that a store has, with something of ours in them?
+fn has_our_folders(root: &Path) -> bool {
+    let holds = |folder: &str, mark: &str| {
+        let entries = fs::read_dir(root.join(folder)).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path().join(mark)).any(|mark| mark.exists())
+    };
+    FOLDERS.iter().all(|folder| root.join(folder).is_dir())
+        && (holds("images", "manifest.json") || holds("layers", "table"))
 }
 
 /// What in a folder without a version keeps it from becoming a store. Empty folders of ours do not: whoever
@@ -233,5 +274,31 @@ mod tests {
         Store::open(&root).unwrap();
         assert_eq!(fs::read_dir(root.join("aside")).unwrap().count(), 0);
         Store::open(&root).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_version_is_told_from_another_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let version = dir.path().join("version");
+        let opened = |text: &[u8]| {
+            fs::write(&version, text).unwrap();
+            Store::open_damaged(dir.path()).map(|(_, damage)| damage)
+        };
+        // With nothing of ours in it, it could be anybody's.
+        assert!(opened(b"garbage").is_err());
+        store.image(&Digest::of(b"")).save(b"{}", b"{}").unwrap();
+        assert!(opened(b"hoist store 2\n").unwrap_err().to_string().contains("version"));
+        for text in [&b""[..], b"\xff\xfe", b"hoist store 1", b"hoist st\0re 1\n"] {
+            let said = opened(text).unwrap().unwrap();
+            assert!(said.contains("damaged"), "{said}");
+            let said = Store::open(dir.path()).unwrap_err().to_string();
+            assert!(said.contains("fsck --repair"), "{said}");
+        }
+        fs::remove_file(&version).unwrap();
+        let (store, damage) = Store::open_damaged(dir.path()).unwrap();
+        assert!(damage.unwrap().contains("lost"));
+        store.mend_version().unwrap();
+        Store::open(dir.path()).unwrap();
     }
 }

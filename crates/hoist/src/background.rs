@@ -6,11 +6,13 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
 use hoist_engine::Progress;
 use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
 use tokio::sync::Notify;
 
 use crate::cli::{Global, Mount};
@@ -82,6 +84,9 @@ fn arguments(global: &Global, mount: &Mount) -> anyhow::Result<Vec<std::ffi::OsS
     Ok(arguments)
 }
 
+/// What the child says when it ends for that.
+pub const PARENT_GONE: &str = "the process that asked for the mount is gone";
+
 /// The child's side: progress for the parent, and at last that the mount is ready or has failed.
 #[derive(Debug, Default)]
 pub struct Reporter {
@@ -96,25 +101,34 @@ impl Reporter {
         Reporter::default()
     }
 
-    fn tell(&self, event: &Event) {
+    fn tell(&self, event: &Event) -> std::io::Result<()> {
         let told = serde_json::to_string(event).map_err(std::io::Error::from).and_then(|line| {
             let mut out = std::io::stdout().lock();
             writeln!(out, "{line}")?;
             out.flush()
         });
-        if told.is_err() {
-            self.gone.notify_one();
+        told.inspect_err(|_| self.gone.notify_one())
+    }
+
+    /// Waits until the parent is gone. Cancel safe.
+    pub async fn parent_gone(&self) {
+        let out = std::io::stdout().as_fd().try_clone_to_owned();
+        // A pipe tells when nobody reads it any more; what can't be waited for shows it at the next word.
+        match out.and_then(|out| hoist_engine::waitable(out, Interest::ERROR)) {
+            Ok(out) => tokio::select! {
+                () = self.gone.notified() => {}
+                _ = out.ready(Interest::ERROR) => {}
+            },
+            Err(_) => self.gone.notified().await,
         }
     }
 
-    /// Waits until the parent has been found gone. Cancel safe.
-    pub async fn parent_gone(&self) {
-        self.gone.notified().await;
-    }
-
     /// The mount is ready: from here on nobody listens.
+    ///
+    /// # Errors
+    /// The parent is gone: nobody knows of the mount.
     pub fn ready(&self) -> anyhow::Result<()> {
-        self.tell(&Event::Ready);
+        self.tell(&Event::Ready).context(PARENT_GONE)?;
         let null = File::options().write(true).open("/dev/null")?;
         rustix::stdio::dup2_stdout(null)?;
         Ok(())
@@ -123,25 +137,25 @@ impl Reporter {
     /// The mount can't be made.
     pub fn failed(&self, error: &anyhow::Error) {
         let text = crate::failure::describe(error);
-        self.tell(&Event::Failed { text, code: crate::engine_glue::exit_code(error) });
+        let _ = self.tell(&Event::Failed { text, code: crate::engine_glue::exit_code(error) });
     }
 }
 
 impl Progress for Reporter {
     fn begin(&self, what: &str, total_bytes: u64) {
-        self.tell(&Event::Begin { what: what.to_owned(), total_bytes });
+        let _ = self.tell(&Event::Begin { what: what.to_owned(), total_bytes });
     }
 
     fn advance(&self, bytes: u64) {
-        self.tell(&Event::Advance(bytes));
+        let _ = self.tell(&Event::Advance(bytes));
     }
 
     fn end(&self) {
-        self.tell(&Event::End);
+        let _ = self.tell(&Event::End);
     }
 
     fn note(&self, text: &str) {
-        self.tell(&Event::Note(text.to_owned()));
+        let _ = self.tell(&Event::Note(text.to_owned()));
     }
 }
 

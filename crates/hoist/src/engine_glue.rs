@@ -73,8 +73,19 @@ pub fn platform(global: &Global) -> anyhow::Result<Option<Platform>> {
     global.platform.as_deref().map(parse_platform).transpose()
 }
 
+/// The same for who mends or lets go, though the store's `version` is damaged.
+pub fn open_damaged(global: &Global) -> anyhow::Result<Engine> {
+    Ok(Engine::open_damaged(config(global)?)?)
+}
+
 /// The same, changed.
 pub fn open_with(global: &Global, change: impl FnOnce(&mut Config)) -> anyhow::Result<Engine> {
+    let mut config = config(global)?;
+    change(&mut config);
+    Ok(Engine::open(config)?)
+}
+
+fn config(global: &Global) -> anyhow::Result<Config> {
     let mut config = Config::new(global.root()?);
     config.trust = trust(global.trust_index);
     config.driver = global.driver.map(driver);
@@ -86,8 +97,7 @@ pub fn open_with(global: &Global, change: impl FnOnce(&mut Config)) -> anyhow::R
     (config.plain_http, config.min_rate) = (global.plain_http, global.min_rate);
     config.background = background(global.background);
     config.successor = Some(Successor { program: std::env::current_exe()?, arguments: successor(global)? });
-    change(&mut config);
-    Ok(Engine::open(config)?)
+    Ok(config)
 }
 
 /// The global options, spelt out for another process of this program.

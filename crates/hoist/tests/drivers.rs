@@ -151,9 +151,24 @@ fn filler_and_keeper_killed_together_leave_errors_and_never_zeros() {
             }
         }
         case.image.proxy.clear_faults();
+        is_told_to_be_dead(&node, &case, driver, mount.root());
         node.says(&["unmount", mount.root().to_str().unwrap()]);
         case.source.assert_shown(node.mount(&case.image.name, &[]).root());
     }
+}
+
+/// `status` says so, and who mounts over it is told what to do.
+fn is_told_to_be_dead(node: &Node, case: &Case, driver: &str, target: &Path) {
+    let text = node.says(&["status"]);
+    assert!(
+        text.contains("dead") && text.contains("hoist unmount") && !text.contains("lazy"),
+        "{driver}: {text}"
+    );
+    let json: serde_json::Value = serde_json::from_str(&node.says(&["status", "--json"])).unwrap();
+    assert_eq!(json["mounts"][0]["dead"], true, "{driver}: {json}");
+    let said = node.fails(&["mount", &case.image.name, target.to_str().unwrap()]);
+    assert!(said.contains("is mounted on") || said.contains("server is dead"), "{driver}: {said}");
+    assert!(said.contains("unmount"), "{driver}: {said}");
 }
 
 /// Nobody has to wait for a registry to get rid of a program that reads.

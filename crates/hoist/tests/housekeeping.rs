@@ -93,6 +93,25 @@ fn damaged_documents_are_found_and_made_anew() {
     }
 }
 
+/// The one file that says what the folder is.
+#[test]
+fn a_damaged_version_is_told_and_mended() {
+    let case = Case::new();
+    let node = Node::new();
+    let mount = node.mount(&case.image.name, &[]);
+    fs::write(node.store("version"), b"h\0ist\xff").unwrap();
+    for command in [&["images"][..], &["pull", &case.image.name], &["status"]] {
+        let said = node.fails(command);
+        assert!(said.contains("version") && said.contains("hoist fsck --repair"), "{command:?}: {said}");
+    }
+    node.says(&["unmount", mount.root().to_str().unwrap()]);
+    let (found, well) = fsck(&node, &[]);
+    assert!(!well && found["problems"][0]["path"] == "version", "{found}");
+    assert!(fsck(&node, &["--repair"]).1);
+    assert!(fsck(&node, &[]).1);
+    case.source.assert_shown(node.mount(&case.image.name, &[]).root());
+}
+
 /// A file system that came back from a crash with less than it had promised.
 #[test]
 fn what_the_disk_has_lost_is_fetched_again() {

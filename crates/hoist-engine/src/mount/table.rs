@@ -31,7 +31,10 @@ impl MountTable {
 }
 
 /// A descriptor that can be waited for.
-pub(super) fn waitable<T: AsFd + AsRawFd>(of: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+///
+/// # Errors
+/// What it is of cannot be polled.
+pub fn waitable<T: AsFd + AsRawFd>(of: T, interest: Interest) -> io::Result<AsyncFd<T>> {
     // What replaces it is `unsafe` because a T could change its descriptor; none here does.
     #[expect(deprecated)]
     AsyncFd::with_interest(of, interest)

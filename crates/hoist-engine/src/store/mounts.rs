@@ -249,9 +249,14 @@ impl Store {
     }
 
     /// Does anybody serve, or guard, the mount?
-    pub(crate) fn is_held(&self, id: &str) -> bool {
+    pub fn is_held(&self, id: &str) -> bool {
         let file = File::open(lease_path(&self.mounts_dir(), id));
         file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
+    /// Is a FUSE server of this mount's dead, and its keeper? Nothing that is not cached can be read of it any more.
+    pub fn is_dead(&self, record: &MountRecord) -> bool {
+        record.fuse.is_some() && !self.is_held(&record.id)
     }
 
     /// Forgets mounts that are gone and that nobody served to their end.

@@ -6,7 +6,7 @@ use anyhow::Context;
 use hoist_engine::store::Store;
 use hoist_engine::{Progress, Use};
 
-use crate::background::{self, Reporter};
+use crate::background::{self, PARENT_GONE, Reporter};
 use crate::cli::{Global, Mount};
 use crate::failure::{user, user_hint};
 use crate::mount_table::mounted_type;
@@ -57,11 +57,19 @@ fn free_target(global: &Global, target: &Path) -> anyhow::Result<PathBuf> {
 
 /// The same for the store at `root`.
 pub(crate) fn free_from(root: &Path, target: &Path) -> anyhow::Result<PathBuf> {
-    let path = target.canonicalize().map_err(|error| {
-        user_hint(
+    let path = target.canonicalize().map_err(|error| match dead_mount(target) {
+        Some(dead) => user_hint(
+            format!(
+                "can't mount on {}: on {} is a FUSE mount whose server is dead",
+                target.display(),
+                dead.display()
+            ),
+            format!("unmount that first: hoist unmount {}", dead.display()),
+        ),
+        None => user_hint(
             format!("can't mount on {}: {error}", target.display()),
             format!("make the folder first: mkdir -p {}", target.display()),
-        )
+        ),
     })?;
     if !path.is_dir() {
         return Err(user(format!("can't mount on {}: it is no folder", path.display())));
@@ -79,6 +87,17 @@ pub(crate) fn free_from(root: &Path, target: &Path) -> anyhow::Result<PathBuf> {
         ));
     }
     Ok(path)
+}
+
+/// The FUSE mount at or above a path of which nobody answers any more.
+fn dead_mount(target: &Path) -> Option<PathBuf> {
+    let absolute = std::path::absolute(target).ok()?;
+    let is_dead = |path: &&Path| {
+        let looked = path.symlink_metadata();
+        looked.is_err_and(|e| matches!(e.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)))
+    };
+    let above: Vec<_> = absolute.ancestors().collect();
+    above.into_iter().rev().find(is_dead).map(Path::to_owned)
 }
 
 async fn serve(
@@ -105,7 +124,7 @@ async fn serve(
     let (engine, mut mount) = tokio::select! {
         mount = mounting => mount?,
         signal = signals.next_fatal() => return Err(interrupted(signal)),
-        () = parent_gone => anyhow::bail!("the process that asked for the mount is gone"),
+        () = parent_gone => anyhow::bail!(PARENT_GONE),
     };
     // Nothing below is relative to the folder this was started in, which must stay free to unmount.
     let announced = std::env::set_current_dir("/").map_err(anyhow::Error::from);

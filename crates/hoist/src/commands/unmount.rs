@@ -17,7 +17,7 @@ pub(super) fn run(global: &Global, options: &Unmount) -> anyhow::Result<()> {
     if super::block_on(crate::worker::unmount(global, &target, options.lazy))? {
         return Ok(());
     }
-    let engine = crate::engine_glue::open(global)?;
+    let engine = crate::engine_glue::open_damaged(global)?;
     let records = engine.store().mounts().context("reading the mount records")?;
     let record = records.into_iter().filter(|record| record.target == target).max_by_key(|r| r.before);
     let record = record.ok_or_else(|| {

@@ -276,10 +276,16 @@ impl Daemon {
 
     /// False where something is mounted already.
     async fn restore_one(&self, intent: Intent) -> anyhow::Result<bool> {
-        if crate::mount_table::mounted_type(&intent.target)?.is_some() {
-            return Ok(false);
-        }
         let engine = self.engine_for(&intent.options)?;
+        if crate::mount_table::mounted_type(&intent.target)?.is_some() {
+            let records = engine.store().mounts()?;
+            let on_it: Vec<_> = records.iter().filter(|record| record.target == intent.target).collect();
+            if on_it.is_empty() || !on_it.iter().all(|record| engine.store().is_dead(record)) {
+                return Ok(false);
+            }
+            tracing::warn!(target = %intent.target.display(), "the processes that served this mount were killed: it is made anew");
+            super::mounts::unmount(&intent.target, true).await?;
+        }
         let Some(image) = engine.known(&intent.image, intent.manifest).await? else {
             return Err(user(format!("{} is not in the store any more", intent.image)));
         };

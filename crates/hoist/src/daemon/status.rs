@@ -60,6 +60,9 @@ pub struct MountStatus {
     pub keeper_pid: Option<u32>,
     /// Nobody guarded it when the process that served it died: it is out of service.
     pub lost: bool,
+    /// It is a FUSE mount, and who served it and guarded it is dead: reads of it fail.
+    #[serde(default)]
+    pub dead: bool,
     /// Its manifest.
     pub digest: Option<Digest>,
     /// What shows it.
@@ -122,6 +125,7 @@ fn mount(served: &Served, filler_pid: u32) -> MountStatus {
         filler_pid: Some(filler_pid),
         keeper_pid: None,
         lost: false,
+        dead: false,
         digest: Some(served.digest),
         driver: Some(served.driver.to_owned()),
         since: Some(since.as_secs()),
@@ -138,13 +142,14 @@ fn recorded(engine: &Engine) -> anyhow::Result<Vec<MountStatus>> {
     for record in engine.store().mounts()? {
         let servers = engine.store().servers(&record.id);
         let (layers, container) = (viewer.layers(&record), name_of(engine.store().root(), &record.target));
-        let driver = record.driver().name().to_owned();
+        let (driver, dead) = (record.driver().name().to_owned(), engine.store().is_dead(&record));
         mounts.push(MountStatus {
             target: record.target,
             image: record.image,
             filler_pid: servers.map(|servers| servers.filler_pid),
             keeper_pid: servers.and_then(|servers| servers.keeper_pid),
             lost: record.lost,
+            dead,
             digest: Some(record.manifest),
             driver: Some(driver),
             since: record.since,
@@ -197,6 +202,11 @@ impl Status {
             true => text.push_str("nothing is mounted\n"),
             false => text.push_str(&format!("\n{}", crate::human::text(&serde_json::Value::Array(rows)))),
         }
+        if self.mounts.iter().any(|mount| mount.dead) {
+            text.push_str(
+                "\ndead: the processes that served it were killed, and its reads fail; `hoist unmount` it, and mount it anew\n",
+            );
+        }
         text
     }
 }
@@ -213,6 +223,7 @@ impl MountStatus {
         let here = self.present().map(|(here, total)| of_total(here, total));
         let state = match layers {
             _ if self.lost => Some("lost"),
+            _ if self.dead => Some("dead"),
             [] => None,
             _ if layers.iter().any(|layer| layer.condemned.is_some()) => Some("out of service"),
             _ if layers.iter().all(|layer| layer.verified) => Some("verified"),
@@ -271,6 +282,7 @@ mod tests {
             filler_pid: Some(7),
             keeper_pid: None,
             lost: false,
+            dead: false,
             digest: None,
             driver: None,
             since: None,
