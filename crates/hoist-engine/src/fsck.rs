@@ -83,6 +83,11 @@ impl Engine {
             let path = self.store.root().join("layers").join(name);
             let Some(dir) = LayerDir::at(&path) else { continue };
             checked.layers += 1;
+            if let Err(why) = self.can_be_read(&dir) {
+                let outcome = Err("not checked: its data cannot be read without that process");
+                self.report(&mut checked, &path, why.to_string(), outcome);
+                continue;
+            }
             for (why, remedy) in check_layer(&dir, &mut checked) {
                 let repair = repair.then(|| self.store.clearing()).transpose()?;
                 let outcome = mend_layer(&dir, &remedy, repair);
@@ -109,6 +114,18 @@ impl Engine {
         }
         self.check_names(repair, &mut checked)?;
         Ok(checked)
+    }
+
+    /// Does everybody answer who is asked when the layer's data is read?
+    fn can_be_read(&self, dir: &LayerDir) -> Result<(), Error> {
+        let path = dir.file("data");
+        match File::open(&path).and_then(|data| Ok((data.metadata()?.len(), data))) {
+            Ok((size, data)) => {
+                crate::mount::all_answer(&self.store, (&data, &path), size, self.config.read_timeout)
+            }
+            // What that means is found out by the check.
+            Err(_) => Ok(()),
+        }
     }
 
     fn report(

@@ -12,7 +12,9 @@ mod journal;
 mod layer;
 mod lazy;
 mod lost;
+mod others;
 mod prefetch;
+mod repeat;
 mod resume;
 mod serve;
 mod slow;
@@ -46,6 +48,7 @@ use crate::store::mounts::{FuseRecord, Lease};
 use crate::store::{MountRecord, Servers};
 
 pub(crate) use lost::retire as retire_lost;
+pub(crate) use others::all_answer;
 pub(crate) use slow::Names;
 
 pub use drivers::{DriverState, drivers};

@@ -14,6 +14,7 @@ pub mod map;
 pub mod memory;
 pub mod mount;
 pub mod presence;
+pub mod process;
 pub mod shm;
 pub mod stored;
 pub mod thread;

@@ -7,9 +7,12 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 
-use hoist_testkit::process;
+use hoist_sys::process::{Activity, activity};
+use hoist_testkit::{Fault, FaultKind, When, process};
 use node::case::{Case, PATIENCE};
-use node::{Node, stderr};
+use node::pids::{send, the_one};
+use node::{Node, REPO, stderr};
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// `unmount` waits for who has the mount in another mount namespace, and says so.
@@ -40,6 +43,99 @@ fn unmount_says_what_it_waits_for() {
     elsewhere.wait().unwrap();
     assert!(unmounting.wait().unwrap().success());
     assert!(node.servers().is_empty());
+}
+
+/// Whoever asked for a mount and was killed before it was made gets none, and nobody goes on trying.
+#[test]
+fn a_killed_client_leaves_no_mount() {
+    let case = Case::new();
+    let node = Node::new();
+    let tree = &case.image.parts("tree")[0];
+    case.image.proxy.reset();
+    let of = format!("GET /v2/{REPO}/blobs/{tree}");
+    case.image.proxy.inject(Fault::new(of, When::Always, FaultKind::Hang));
+    let point = node.path("point");
+    fs::create_dir(&point).unwrap();
+    let mut client = node.hoist(&["mount", &case.image.name, point.to_str().unwrap()]).spawn().unwrap();
+    process::wait_until("a request for the tree", PATIENCE, || {
+        Ok(case.image.proxy.log().iter().any(|r| r.path.contains(tree.as_str())))
+    })
+    .unwrap();
+    client.kill().unwrap();
+    client.wait().unwrap();
+    // The registry is silent still.
+    process::wait_until("the end of the child", PATIENCE, || {
+        Ok(node.logs().contains("the process that asked for the mount is gone"))
+    })
+    .unwrap();
+    case.image.proxy.clear_faults();
+    assert_eq!(fs::read_dir(&point).unwrap().count(), 0);
+    assert!(node.says(&["status"]).contains("nothing is mounted"));
+}
+
+/// Of two who remove an image at once each has removed it, or hears that it is not there.
+#[test]
+fn images_removed_by_several_at_once() {
+    let case = Case::new();
+    let node = Node::new();
+    for _ in 0..4 {
+        node.says(&["inspect", &case.image.name]);
+        let removing: Vec<_> = (0..4)
+            .map(|_| node.hoist(&["rm", &case.image.name]).stderr(Stdio::piped()).spawn().unwrap())
+            .collect();
+        let ended: Vec<_> = removing.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+        assert!(ended.iter().any(|one| one.status.success()));
+        for one in ended.iter().filter(|one| !one.status.success()) {
+            let said = stderr(one);
+            assert!(one.status.code() == Some(1) && said.contains("no image or container"), "{said}");
+        }
+    }
+}
+
+/// Goes on when dropped.
+struct Stopped(i32);
+
+impl Stopped {
+    fn of(pid: i32) -> Stopped {
+        send(pid, Signal::STOP);
+        process::wait_until("a process that is stopped", PATIENCE, || {
+            Ok(activity(pid.unsigned_abs()) == Activity::Stopped)
+        })
+        .unwrap();
+        Stopped(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        send(self.0, Signal::CONT);
+    }
+}
+
+/// A stopped process answers nobody: who would have to wait for it is told its number instead, and what to do.
+#[test]
+fn beside_a_stopped_process_nothing_hangs() {
+    let case = Case::new();
+    let node = Node::new();
+    let mount = node.mount(&case.image.name, &["--driver", "erofs"]);
+    assert!(mount.read("etc/motd").unwrap() == case.source.read("etc/motd"));
+    let stopped = Stopped::of(the_one(node.servers()));
+    let is_told = |said: &str| {
+        let told = said.contains(&format!("process {} too, which is stopped", stopped.0));
+        assert!(told && said.contains("kill -CONT"), "{said}");
+    };
+    for driver in ["erofs", "fuse"] {
+        is_told(&node.try_mount(&case.image.name, &["--driver", driver]).err().unwrap());
+    }
+    let checked = node.hoist(&["fsck"]).output().unwrap();
+    assert_eq!(checked.status.code(), Some(1));
+    is_told(&String::from_utf8(checked.stdout).unwrap());
+    let unmounted = node.hoist(&["unmount", mount.root().to_str().unwrap()]).output().unwrap();
+    let said = stderr(&unmounted);
+    assert!(unmounted.status.success() && said.contains("is stopped and does not notice"), "{said}");
+    drop(stopped);
+    process::wait_until("the end of the mount", PATIENCE, || Ok(node.servers().is_empty())).unwrap();
+    case.source.assert_shown(node.mount(&case.image.name, &[]).root());
 }
 
 /// Mounts that are made in the same instant, by different processes, know which superblock is theirs: none waits for the

@@ -2,10 +2,13 @@
 
 mod node;
 
+use std::process::{Command, Stdio};
+
 use hoist_testkit::layout::Compression;
-use hoist_testkit::{Fault, FaultKind, When};
+use hoist_testkit::{Fault, FaultKind, When, process};
+use node::case::PATIENCE;
 use node::tree::Source;
-use node::{Node, Published, REPO, count};
+use node::{Node, Published, REPO, count, stderr};
 
 fn down(image: &Published) {
     image.proxy.inject(Fault::new("", When::Always, FaultKind::CloseAfter(0)));
@@ -55,9 +58,41 @@ fn reads_fail_in_time_and_succeed_when_the_registry_returns() {
         trouble(&image);
         let failed = mount.read("lib/b.so").unwrap_err();
         assert_eq!(failed.raw_os_error(), Some(libc::EIO), "{failed}");
-        assert!(node.logs().contains("a read failed"), "{}", node.logs());
+        process::wait_until("a word about it", PATIENCE, || Ok(node.logs().contains("a read failed")))
+            .unwrap();
         image.proxy.clear_faults();
         source.assert_shown(mount.root());
+    }
+}
+
+/// What the kernel asks twice, by readahead and then by page, is one read to the program and has one time limit.
+#[test]
+fn a_read_has_one_time_limit_however_often_the_kernel_asks() {
+    let source = Source::new();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    for driver in ["erofs", "fuse"] {
+        let node = Node::new().with_driver(driver);
+        let mount = node.mount(&image.name, &["--read-timeout", "4s"]);
+        mount.read("etc/motd").unwrap();
+        hangs(&image);
+        // A process that reads once, and nothing else meanwhile.
+        let reader = Command::new("head")
+            .args(["-c", "1"])
+            .arg(mount.root().join("lib/d.so"))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let its_own = format!(" pid={} ", reader.id());
+        let read = reader.wait_with_output().unwrap();
+        assert!(!read.status.success() && stderr(&read).contains("Input/output error"), "{read:?}");
+        let failures = || {
+            let logs = node.logs();
+            logs.lines().filter(|line| line.contains("a read failed") && line.contains(&its_own)).count()
+        };
+        process::wait_until("a word about it", PATIENCE, || Ok(failures() > 0)).unwrap();
+        image.proxy.clear_faults();
+        mount.unmount();
+        assert_eq!(failures(), 1, "{driver}: {}", node.logs());
     }
 }
 

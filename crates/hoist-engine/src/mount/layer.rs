@@ -17,6 +17,7 @@ use hoist_format::table::Table;
 use tokio::sync::{Mutex, OnceCell, Semaphore, watch};
 
 use super::filling::{Filling, Kept};
+use super::repeat::Failed;
 use super::slow::{Names, Slowest};
 use crate::convert::Again;
 use crate::counters::Counters;
@@ -130,6 +131,8 @@ pub(crate) struct LazyLayer {
     pub counts: FillCounts,
     /// The reads that waited longest.
     pub slowest: Slowest,
+    /// The reads that have just failed.
+    pub failed: Failed,
     /// Until our own first read of it, before any mount.
     probing: AtomicBool,
     /// A loop device lies between it and its readers.
@@ -165,6 +168,7 @@ impl LazyLayer {
             fill: Filling::default(),
             counts: FillCounts::default(),
             slowest: Slowest::default(),
+            failed: Failed::default(),
             probing: AtomicBool::new(true),
             looped: AtomicBool::new(false),
             complete: watch::Sender::new(false),
@@ -184,6 +188,10 @@ impl LazyLayer {
     /// The sparse data file, opened before any mark was set on it.
     pub fn data(&self) -> &File {
         &self.data
+    }
+    /// Bytes of the data file that anything stands in.
+    pub fn data_size(&self) -> u64 {
+        self.data_size
     }
     /// Of its table, as the index has it.
     pub fn table_digest(&self) -> Digest {

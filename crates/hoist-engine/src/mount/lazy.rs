@@ -11,7 +11,7 @@ use hoist_format::erofs;
 
 use super::layer::{LazyLayer, MountedLayer, TableSource};
 use super::slow::Names;
-use super::{Layers, Use, lost};
+use super::{Layers, Use, lost, others};
 use crate::config::Driver;
 use crate::convert::Again;
 use crate::engine::Engine;
@@ -76,7 +76,7 @@ impl Engine {
                     let layer = LazyLayer::open(table, size, names, known, meter, slots)?;
                     MountedLayer::Lazy(match &server {
                         Some(server) => server.add(layer)?,
-                        None => self.serving.share(layer)?,
+                        None => self.share(layer)?,
                     })
                 }
             };
@@ -128,7 +128,21 @@ impl Engine {
         let names = Names { tree: tree.to_owned(), layer };
         let known = Arc::clone(&self.known);
         let (meter, slots) = (Arc::clone(&self.meter), Arc::clone(&self.slots));
-        self.serving.share(LazyLayer::open(table, size, names, known, meter, slots)?)
+        self.share(LazyLayer::open(table, size, names, known, meter, slots)?)
+    }
+
+    /// The layer as other mounts of this process have it; of what others have marked, only if they answer.
+    fn share(&self, layer: LazyLayer) -> Result<Arc<LazyLayer>, Error> {
+        let path = layer.dir().file("data");
+        if !others::servers_of(&self.store, &path).is_empty() {
+            others::all_answer(
+                &self.store,
+                (layer.data(), &path),
+                layer.data_size(),
+                self.config.read_timeout,
+            )?;
+        }
+        self.serving.share(layer)
     }
 
     /// The data file of a layer that is here whole and laid out as the index says, if there is one: of

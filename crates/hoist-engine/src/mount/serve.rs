@@ -2,11 +2,10 @@
 //! a process. And all that those have in common that FUSE serves: the keeper, and who signs the leases.
 
 use std::collections::{HashMap, HashSet};
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hoist_sys::fanotify::{Answer, Group};
 use hoist_sys::file::identity;
@@ -14,12 +13,13 @@ use hoist_sys::keeper::{Asked, FileId, Inheritance, Table as InWork};
 
 use super::guard::Guard;
 use super::layer::LazyLayer;
+use super::others;
 use super::slow::Watch;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::fill::FillError;
-use crate::store::Servers;
 use crate::store::mounts::Lease;
+use crate::store::{Servers, Store};
 
 /// The serving half of all mounts.
 pub(crate) struct Server {
@@ -28,6 +28,7 @@ pub(crate) struct Server {
     in_work: InWork,
     files: Mutex<Files>,
     leases: Mutex<Vec<Arc<Lease>>>,
+    store: Store,
     timeout: Duration,
     runtime: tokio::runtime::Handle,
     pub(super) guard: Guard,
@@ -76,6 +77,7 @@ impl Server {
             in_work,
             files: Mutex::default(),
             leases: Mutex::default(),
+            store: engine.store.clone(),
             timeout: engine.config.read_timeout,
             runtime: tokio::runtime::Handle::current(),
             guard: Guard::new(engine),
@@ -101,7 +103,12 @@ impl Server {
         exposed.into_iter().for_each(|asked| self.answer_at_once(asked));
         self.run().map_err(Error::io("start answering for", "the mounts"))?;
         let layers: Vec<_> = lock(&self.files).lazy.values().map(|s| Arc::clone(&s.layer)).collect();
-        layers.iter().for_each(|layer| probe_writer(layer));
+        let mut answered = true;
+        for layer in &layers {
+            // A later event brings the descriptor too; and who hangs here shall not hang all others.
+            answered = answered && self.probe_writer(layer).inspect_err(|e| tracing::error!("{e}")).is_ok();
+            layer.end_probing();
+        }
         orphans.into_iter().for_each(|asked| self.take(asked));
         Ok(())
     }
@@ -148,10 +155,23 @@ impl Server {
             layer
         };
         // A resumed server does not answer yet: it probes when it does.
-        if lock(&self.thread).is_some() {
-            probe_writer(&layer);
+        if lock(&self.thread).is_some()
+            && let Err(e) = self.probe_writer(&layer)
+        {
+            self.release(&layer);
+            return Err(e);
         }
         Ok(layer)
+    }
+
+    /// A data file that was opened after another process had marked it raises events for our own writes. The
+    /// descriptor that comes with an event never does: one harmless read of our own, before anything is mounted
+    /// by this process, brings it.
+    fn probe_writer(&self, layer: &LazyLayer) -> Result<(), Error> {
+        let file = (layer.data(), &*layer.dir().file("data"));
+        let answered = others::all_answer(&self.store, file, layer.data_size(), self.timeout);
+        layer.end_probing();
+        answered
     }
 
     /// A data file of a mount that was taken over, of which nothing is absent.
@@ -253,6 +273,10 @@ impl Server {
                 layer.adopt_writer(descriptor);
             }
         }
+        if asked.range().0 >= others::behind(layer.data_size()) {
+            // Another process asks whether we answer at all.
+            return answer(asked, Answer::Allow);
+        }
         layer.counts.asked();
         if is_here(&layer, &asked) {
             return answer(asked, Answer::Allow);
@@ -284,31 +308,42 @@ impl Server {
     }
 
     async fn fill(self: Arc<Self>, layer: Arc<LazyLayer>, asked: Asked) {
-        let (start, end) = asked.range();
-        let watch = Watch::begin(&layer, start, asked.count(), asked.pid());
-        let filled = self.fill_range(&layer, start, end, true).await;
+        let ((start, end), pid) = (asked.range(), asked.pid());
+        let repeated = layer.failed.repeated(start, end, pid);
+        let began = repeated.unwrap_or_else(Instant::now);
+        let left = self.timeout.saturating_sub(began.elapsed());
+        if repeated.is_some() && left.is_zero() {
+            tracing::debug!(layer = %layer.dir().blob(), offset = start, pid, "a read that has failed is repeated");
+            return answer(asked, Answer::Deny(libc::EIO));
+        }
+        let watch = Watch::begin(&layer, start, asked.count(), pid);
+        let filled = self.fill_range(&layer, start, end, Some(left)).await;
+        if filled.is_err() && repeated.is_none() {
+            layer.failed.note((start, end), pid, began);
+        }
         answer(asked, filled.as_ref().map_or_else(|e| Answer::Deny(e.errno()), |()| Answer::Allow));
         watch.end(&layer, filled.as_ref().copied());
     }
 
+    /// `counted`: it is a read that has so much time; else it has all of it, and is none of the layer's.
     async fn fill_range(
         &self,
         layer: &LazyLayer,
         start: u64,
         end: u64,
-        counted: bool,
+        counted: Option<Duration>,
     ) -> Result<(), FillError> {
         let filling = async {
             let fill = layer.fill().await?;
             // It may have been here all along, under a table that nobody had read yet.
-            if counted && (fill.condemned().is_some() || !fill.is_present(start, end)) {
+            if counted.is_some() && (fill.condemned().is_some() || !fill.is_present(start, end)) {
                 layer.counts.stalled(end - start);
             }
             fill.fill(start, end).await?;
             fill.note_read(start, end);
             Ok(())
         };
-        let filled = tokio::time::timeout(self.timeout, filling).await;
+        let filled = tokio::time::timeout(counted.unwrap_or(self.timeout), filling).await;
         filled.unwrap_or(Err(FillError::Timeout(self.timeout)))
     }
 
@@ -317,7 +352,7 @@ impl Server {
     async fn fill_anywhere(self: Arc<Self>, asked: Asked) {
         let layers: Vec<_> = lock(&self.files).lazy.values().map(|s| Arc::clone(&s.layer)).collect();
         let (start, end) = asked.range();
-        let all = layers.iter().map(|layer| self.fill_range(layer, start, end, false));
+        let all = layers.iter().map(|layer| self.fill_range(layer, start, end, None));
         match futures_util::future::try_join_all(all).await {
             Ok(_) => answer(asked, Answer::Allow),
             Err(e) => {
@@ -342,14 +377,6 @@ impl Server {
         self.stop_answering();
         self.guard.stop();
     }
-}
-
-/// A data file that was opened after another process had marked it raises events for our own writes. The
-/// descriptor that comes with an event never does: one harmless read of our own, before anything is mounted
-/// by this process, brings it.
-fn probe_writer(layer: &LazyLayer) {
-    let _ = layer.data().read_at(&mut [0], 0);
-    layer.end_probing();
 }
 
 fn is_here(layer: &LazyLayer, asked: &Asked) -> bool {

@@ -2,8 +2,11 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::RecvTimeoutError;
 
 use anyhow::Context;
+use hoist_engine::store::{EndOfMount, Servers};
+use hoist_sys::process::{Activity, activity};
 
 use crate::cli::{Global, Unmount};
 use crate::failure::{user, user_hint};
@@ -31,23 +34,39 @@ pub(super) fn run(global: &Global, options: &Unmount) -> anyhow::Result<()> {
         unmount(&target, options.lazy)?;
     }
     if !options.lazy {
-        let (ended, waiting) = std::sync::mpsc::channel::<()>();
-        let said = target.clone();
-        let teller = std::thread::spawn(move || {
-            use std::sync::mpsc::RecvTimeoutError;
-            if waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                eprintln!(
-                    "{} is unmounted here, but another mount namespace still has it: it is served until that one lets go (interrupt this to wait no longer)",
-                    said.display()
-                );
-            }
-        });
-        let waited = end.wait();
-        drop(ended);
-        let _ = teller.join();
-        waited.context("waiting for the process that served the mount")?;
+        wait_for(end, &target, || engine.store().servers(&record.id))?;
     }
     Ok(())
+}
+
+/// Waits until nobody serves the mount any more, and says what that takes if it is long. A process that is stopped cannot
+/// notice that the mount is gone, and is not waited for.
+fn wait_for(end: EndOfMount, target: &Path, servers: impl Fn() -> Option<Servers>) -> anyhow::Result<()> {
+    let (ended, waiting) = std::sync::mpsc::channel();
+    // It ends with this process, if the wait is given up.
+    std::thread::spawn(move || ended.send(end.wait()));
+    let mut told = false;
+    loop {
+        match waiting.recv_timeout(PATIENCE) {
+            Ok(waited) => return waited.context("waiting for the process that served the mount"),
+            Err(RecvTimeoutError::Disconnected) => anyhow::bail!("a waiting thread died"),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let stopped = servers().map(|servers| servers.filler_pid);
+        if let Some(pid) = stopped.filter(|pid| activity(*pid) == Activity::Stopped) {
+            eprintln!(
+                "{} is unmounted, but process {pid}, which served it, is stopped and does not notice: it ends what it did for this mount when it goes on (kill -CONT {pid})",
+                target.display()
+            );
+            return Ok(());
+        }
+        if !std::mem::replace(&mut told, true) {
+            eprintln!(
+                "{} is unmounted here, but another mount namespace still has it: it is served until that one lets go (interrupt this to wait no longer)",
+                target.display()
+            );
+        }
+    }
 }
 
 /// Of a mount whose server is dead the folder itself may not answer: its parent does.
