@@ -142,6 +142,8 @@ pub struct LayerFill {
     /// Somebody has wanted something since [`LayerFill::was_used`] was last asked.
     used: AtomicBool,
     native: AtomicBool,
+    /// Can what is copied share its blocks with what it is copied from? Until it is found out.
+    shares: AtomicBool,
     lied: Mutex<Option<String>>,
     /// Does its index fit it?
     doubt: Arc<Doubt>,
@@ -207,6 +209,7 @@ impl LayerFill {
             ended: Notify::new(),
             used: AtomicBool::new(true),
             native: AtomicBool::new(false),
+            shares: AtomicBool::new(true),
             lied: Mutex::new(None),
             doubt,
         });

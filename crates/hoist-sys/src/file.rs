@@ -72,6 +72,30 @@ pub fn sync_range(file: &File, offset: u64, len: u64) -> io::Result<()> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Has a range of a file share the blocks of another file's range (`FICLONERANGE`): whole blocks, in one file system.
+///
+/// # Errors
+/// The kernel's: EOPNOTSUPP, ENOTTY or EXDEV where that cannot be.
+pub fn share_range(from: &File, offset: u64, len: u64, to: &File, at: u64) -> io::Result<()> {
+    /// `struct file_clone_range`.
+    #[repr(C)]
+    struct Range {
+        from: i64,
+        offset: u64,
+        len: u64,
+        at: u64,
+    }
+    const FICLONERANGE: libc::c_ulong = 0x4020_940d;
+    if len == 0 {
+        // To the kernel that is all of it.
+        return Ok(());
+    }
+    let range = Range { from: from.as_raw_fd().into(), offset, len, at };
+    // SAFETY: the kernel only reads the struct, which is the one this request takes; both descriptors are open.
+    let done = unsafe { libc::ioctl(to.as_raw_fd(), FICLONERANGE as _, &raw const range) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Device and inode number of an open file: what tells files apart.
 ///
 /// # Errors

@@ -3,9 +3,12 @@
 mod node;
 
 use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use hoist_testkit::layout::{Built, Compression};
 use hoist_testkit::{push_layout, reading};
+use node::disk::SmallDisk;
 use node::tree::{FILES, Source, noise};
 use node::{Node, Published, REPO, count};
 
@@ -83,6 +86,38 @@ fn a_rebuilt_image_costs_its_difference_beside_a_lazy_mount() {
     let mount = node.mount(&rebuilt.image.name, &[]);
     rebuilt.first.assert_shown(mount.root());
     rebuilt.second_costs_its_difference(&node, "beside a lazy mount");
+}
+
+/// Bytes of a file that stand in blocks which another has too.
+fn shared(file: &Path) -> u64 {
+    let told = Command::new("filefrag").args(["-b1", "-v"]).arg(file).output().unwrap();
+    let told = String::from_utf8(told.stdout).unwrap();
+    // "  0:   0..  262143: 1..  262144: 262144:  last,shared"
+    let lines = told.lines().filter(|line| line.contains("shared"));
+    lines.map(|line| line.split(':').nth(3).unwrap().trim().parse::<u64>().unwrap()).sum()
+}
+
+/// Where the file system can, what two layers have takes its room once.
+#[test]
+fn what_is_copied_shares_its_blocks_where_the_file_system_can() {
+    let rebuilt = Rebuilt::new(Compression::Gzip(6));
+    let wanted: usize = FILES.iter().filter(|(path, _)| *path != CHANGED.0).map(|(_, length)| length).sum();
+    for mkfs in [&["mkfs.xfs", "-q"][..], &["mkfs.btrfs", "-q"]] {
+        let disk = SmallDisk::of(mkfs, 320);
+        let node = Node::with_store(&disk.root().join("store"));
+        node.says(&["pull", &rebuilt.image.name]);
+        rebuilt.second_costs_its_difference(&node, mkfs[0]);
+        let blob = &rebuilt.layers[1].layers[0][7..];
+        let is_of = |folder: &PathBuf| folder.file_name().unwrap().to_str().unwrap().starts_with(blob);
+        let second = node.layers().into_iter().find(is_of).unwrap();
+        let shared = shared(&second.join("data"));
+        assert!(shared >= wanted as u64 - 2 * SPAN, "{mkfs:?}: {shared} of {wanted} bytes");
+        // Each stands for itself: one goes, and the other has all of its bytes.
+        node.says(&["rm", &rebuilt.image.name]);
+        node.says(&["prune"]);
+        rebuilt.second.assert_shown(node.mount(&rebuilt.second_name, &[]).root());
+        assert!(node.hoist(&["fsck"]).status().unwrap().success());
+    }
 }
 
 /// What is damaged where it is taken from is fetched, and shown as it should be.

@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use hoist_format::extent::{BLOCK, Extent};
+use hoist_sys::file::share_range;
 use hoist_sys::shm::SharedBits;
 
 use super::LayerFill;
@@ -61,15 +63,36 @@ impl LayerFill {
                     continue;
                 }
                 let named = self.digests.are_recorded();
-                let Some(bytes) = read(&mut holders, &place, extent.len as usize, named) else { continue };
+                let Some((bytes, data)) = read(&mut holders, &place, extent.len as usize, named) else {
+                    continue;
+                };
                 // Checked there like any other bytes: a stale hint or a damaged copy publishes nothing.
-                if self.publish(i, extent, &bytes).is_ok() {
+                let share = || self.share(extent, &bytes, (data, place.data_offset));
+                if self.publish_by(i, extent, &bytes, share).is_ok() {
                     self.known.copied(extent.len);
                     self.progress.notify_waiters();
                     break;
                 }
             }
         }
+    }
+
+    /// Has an extent share its blocks with the place that its verified bytes were read from, where the file system can. Gives
+    /// how many bytes now stand there, whole blocks alone: behind them nothing was verified. What the disk has there is read
+    /// once more, since those bytes may have been in memory only.
+    fn share(&self, extent: &Extent, bytes: &[u8], (from, at): (&File, u64)) -> usize {
+        let whole = extent.len / BLOCK * BLOCK;
+        if whole == 0 || !self.shares.load(Ordering::Relaxed) {
+            return 0;
+        }
+        if let Err(e) = share_range(from, at, whole, &self.data, extent.data_offset) {
+            tracing::debug!(layer = %self.dir.blob(), "copies share no blocks with what they are of: {e}");
+            self.shares.store(false, Ordering::Relaxed);
+            return 0;
+        }
+        let mut found = vec![0; whole as usize];
+        let read = self.data.read_exact_at(&mut found, extent.data_offset);
+        if read.is_ok() && found == bytes[..found.len()] { found.len() } else { 0 }
     }
 
     /// The spans of which something is missing, neighbours together.
@@ -144,14 +167,14 @@ impl Here {
     }
 }
 
-/// The bytes at a place. Where an extent has only a name (`named`), what that layer recorded when it verified them
+/// The bytes at a place, and the file that it is in. Where an extent has only a name (`named`), what that layer recorded when it verified them
 /// says whether they are still the same; else whoever publishes them finds out.
-fn read(
-    holders: &mut HashMap<PathBuf, Option<Holder>>,
+fn read<'h>(
+    holders: &'h mut HashMap<PathBuf, Option<Holder>>,
     place: &Place,
     len: usize,
     named: bool,
-) -> Option<Vec<u8>> {
+) -> Option<(Vec<u8>, &'h File)> {
     if place.extent >= place.extents {
         return None;
     }
@@ -167,7 +190,9 @@ fn read(
     holder.data.read_exact_at(&mut bytes, place.data_offset).ok()?;
     if named {
         let recorded = crate::store::recorded(holder.digests.as_ref()?, place.extent as usize)?;
-        return (*blake3::hash(&bytes).as_bytes() == recorded).then_some(bytes);
+        if *blake3::hash(&bytes).as_bytes() != recorded {
+            return None;
+        }
     }
-    Some(bytes)
+    Some((bytes, &holder.data))
 }

@@ -9,6 +9,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use hoist_format::codec::SpanDecoder;
 use hoist_format::digest::Digest;
+use hoist_format::extent::Extent;
 use hoist_format::span::Spans;
 use tokio::sync::mpsc;
 
@@ -224,11 +225,17 @@ impl LayerFill {
     }
 
     /// Verifies, writes, and only then makes readable.
-    pub(super) fn publish(
+    pub(super) fn publish(&self, i: usize, extent: &Extent, bytes: &[u8]) -> Result<(), FillError> {
+        self.publish_by(i, extent, bytes, || 0)
+    }
+
+    /// The same; `share` has put so many of the bytes there already, in another way than by writing them.
+    pub(super) fn publish_by(
         &self,
         i: usize,
-        extent: &hoist_format::extent::Extent,
+        extent: &Extent,
         bytes: &[u8],
+        share: impl FnOnce() -> usize,
     ) -> Result<(), FillError> {
         let digest = *blake3::hash(bytes).as_bytes();
         let noted = self.digests.is_right(i, extent, digest).map_err(|e| FillError::Store(Arc::new(e)))?;
@@ -242,7 +249,9 @@ impl LayerFill {
         if let Some(why) = self.condemned() {
             return Err(FillError::Lied(why));
         }
-        self.data.write_all_at(bytes, extent.data_offset).map_err(|e| FillError::Store(Arc::new(e)))?;
+        let shared = share();
+        let rest = self.data.write_all_at(&bytes[shared..], extent.data_offset + shared as u64);
+        rest.map_err(|e| FillError::Store(Arc::new(e)))?;
         self.live.set(i as u64);
         self.meter.counters.published(extent.len);
         if !self.dirty.swap(true, Ordering::AcqRel) {

@@ -11,18 +11,23 @@ use super::Node;
 use super::case::Case;
 use super::tree::FILES;
 
-/// A small ext4 of the test's own, in a file.
+/// A small file system of the test's own, in a file.
 pub struct SmallDisk {
     dir: tempfile::TempDir,
 }
 
 impl SmallDisk {
-    /// Makes and mounts it.
+    /// Makes and mounts an ext4.
     pub fn new(megabytes: u64) -> SmallDisk {
+        SmallDisk::of(&["mkfs.ext4", "-qF", "-m", "0"], megabytes)
+    }
+
+    /// The same of what this command makes.
+    pub fn of(mkfs: &[&str], megabytes: u64) -> SmallDisk {
         let disk = SmallDisk { dir: tempfile::tempdir().unwrap() };
         let image = disk.dir.path().join("image");
         fs::File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
-        process::run(Command::new("mkfs.ext4").arg("-qF").args(["-m", "0"]).arg(&image)).unwrap();
+        process::run(Command::new(mkfs[0]).args(&mkfs[1..]).arg(&image)).unwrap();
         fs::create_dir(disk.root()).unwrap();
         process::run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(disk.root())).unwrap();
         disk
