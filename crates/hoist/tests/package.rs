@@ -125,6 +125,9 @@ fn a_node_is_given_what_differs() {
     let all = "changed: /usr/local/bin/hoist /etc/systemd/system/hoist.service /etc/hoist/hoist.toml\n";
     assert_eq!(install(), all);
     assert_eq!(install(), "changed: nothing\n");
+    // Systemd was told of none of it: the next that tells it anything does.
+    let pending = fs::read_to_string(root.join("etc/hoist/.pending")).unwrap();
+    assert_eq!(all, format!("changed: {}\n", pending.trim_end().replace('\n', " ")));
     // A program that is being run is replaced, not written to.
     let mut daemon = Command::new(root.join("usr/local/bin/hoist"));
     daemon.args(["--root", dir.path().join("store").to_str().unwrap(), "daemon", "--log", "off"]);
