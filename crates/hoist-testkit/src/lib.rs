@@ -12,6 +12,7 @@ pub mod grpc;
 pub mod http;
 pub mod https;
 pub mod layout;
+pub mod overlaybd;
 pub mod process;
 pub mod proxy;
 pub mod push;

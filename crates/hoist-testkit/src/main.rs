@@ -87,6 +87,13 @@ enum Subcommands {
         #[arg(long, default_value = r#"["/bin/sh"]"#)]
         cmd: String,
     },
+    /// Make an OCI layout of an image as overlaybd stores it, from one of gzip layers without whiteouts.
+    Overlaybd {
+        /// The image's layout.
+        from: PathBuf,
+        /// The folder to make.
+        to: PathBuf,
+    },
     /// Read a tree and print seconds, paths and bytes: for benches.
     Read {
         /// walk, sequential or random.
@@ -167,6 +174,7 @@ fn main() -> Result<()> {
             println!("{}", builder.write(&tag)?.manifest);
             Ok(())
         }
+        Subcommands::Overlaybd { from, to } => hoist_testkit::overlaybd::convert(&from, &to),
         Subcommands::Read { how, root, count } => {
             let done = match how.as_str() {
                 "walk" => reading::walk(&root)?,
