@@ -163,10 +163,14 @@ impl Engine {
                 Some(index) if !own.state().complete && index.layers.contains_key(&layer.digest) => {
                     self.store.layer(&layer.digest, Some(&index.digest))
                 }
-                _ => own,
+                _ => own.clone(),
             };
             let state = dir.state();
-            let table = dir.table()?;
+            // Where the next mount goes by another layout, it takes over what stands here in our own.
+            let (dir, table) = match dir.table()? {
+                None => (own.clone(), own.table()?),
+                table => (dir, table),
+            };
             let codec = codec_of(&layer.media_type);
             let whole_first = table
                 .as_ref()
@@ -188,7 +192,7 @@ impl Engine {
             };
             let present = table.map(|t| {
                 // A table has fewer extents than 2^32.
-                let here = Here::of(&dir, &state, t.extents.extents.len() as u32);
+                let here = Here::of(&dir, &dir.state(), t.extents.extents.len() as u32);
                 let all = t.extents.extents.iter();
                 let sum =
                     all.clone().enumerate().filter(|(i, _)| here.has(*i as u32)).map(|(_, e)| e.len).sum();

@@ -61,6 +61,20 @@ impl Engine {
     /// # Errors
     /// When the name is wrong, unknown, or the image's documents do not match their digests.
     pub async fn resolve(&self, name: &str) -> Result<Image, Error> {
+        let image = self.look_up(name).await?;
+        let known = self.store.lookup(&image.name);
+        if known.as_ref().is_none_or(|record| record.manifest != image.digest) {
+            let pinned = known.is_some_and(|record| record.pinned);
+            self.store.remember(&RefRecord { name: image.name.clone(), manifest: image.digest, pinned })?;
+        }
+        Ok(image)
+    }
+
+    /// The same, but that the store does not list the name for it.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn look_up(&self, name: &str) -> Result<Image, Error> {
         let name = &*self.spelled_out(name)?;
         let source: Source = name.parse()?;
         let by_digest = match &source {
@@ -74,9 +88,6 @@ impl Engine {
             && let Some(mut image) = self.recall(name, known, &source)?
         {
             self.check_platform(name, &image.config)?;
-            if self.store.lookup(name).is_none() {
-                self.store.remember(&RefRecord { name: name.to_owned(), manifest: known, pinned: false })?;
-            }
             // Without an index the layers must come from the registry anyway.
             (image.index, image.no_index) = self.find_index(&known, &image.manifest, &source).await;
             return Ok(image);
@@ -125,8 +136,6 @@ impl Engine {
             self.check_platform(name, &parsed)?;
         }
         self.store.image(&digest).save(&bytes, &config)?;
-        let pinned = self.store.lookup(name).is_some_and(|record| record.pinned);
-        self.store.remember(&RefRecord { name: name.to_owned(), manifest: digest, pinned })?;
         Ok(Image { no_index, ..build(name, digest, bytes, &config, index, source)? })
     }
 

@@ -1,6 +1,7 @@
-//! The process behind a mount: started by `hoist mount`, it serves until unmounted.
+//! The process behind a mount or a container: started by `hoist mount`, it serves until unmounted, by `hoist run
+//! --detach`, until the program ends.
 //!
-//! While the mount is being made, the child tells its parent on its standard output, a line of JSON for
+//! While the mount or container is being made, the child tells its parent on its standard output, a line of JSON for
 //! each event; the parent shows it and leaves when the mount is ready. If the parent goes away earlier, so
 //! does the child.
 
@@ -8,6 +9,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use hoist_engine::Progress;
@@ -30,30 +33,36 @@ enum Event {
     Failed { text: String, code: u8 },
 }
 
-/// Starts the child and shows what it tells until the mount is ready.
+/// Starts the child behind a mount and shows what it tells until the mount is ready.
 ///
 /// # Errors
 /// What the child failed with, or that it ended without a word.
 pub fn start(global: &Global, mount: &Mount, progress: &dyn Progress) -> anyhow::Result<()> {
     let (log, log_path) = hoist_engine::store::new_log(&global.root()?, "mount")?;
-    let mut child = Command::new("/proc/self/exe")
-        .args(arguments(global, mount)?)
+    let mut command = Command::new("/proc/self/exe");
+    command.args(arguments(global, mount)?).stderr(log);
+    await_ready(command, progress)?
+        .with_context(|| format!("making the mount in the background; its log is {}", log_path.display()))
+}
+
+/// Starts a child and shows what it tells until it is ready. The inner error is that it ended without a word.
+///
+/// # Errors
+/// What the child failed with.
+pub fn await_ready(mut command: Command, progress: &dyn Progress) -> anyhow::Result<anyhow::Result<()>> {
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(log)
         .spawn()
-        .context("starting the background process of the mount")?;
-    let stdout = child.stdout.take().context("the background process has no standard output")?;
+        .context("starting the process in the background")?;
+    let stdout = child.stdout.take().context("the process in the background has no standard output")?;
     let outcome = follow(BufReader::new(stdout), progress);
     progress.end();
     match outcome? {
-        Some(outcome) => outcome,
+        Some(outcome) => outcome.map(Ok),
         None => {
-            let status = child.wait().context("waiting for the background process")?;
-            anyhow::bail!(
-                "the background process ended ({status}) before the mount was ready; its log is {}",
-                log_path.display()
-            )
+            let status = child.wait().context("waiting for the process in the background")?;
+            Ok(Err(anyhow::anyhow!("the process in the background ended ({status}) without a word")))
         }
     }
 }
@@ -85,12 +94,14 @@ fn arguments(global: &Global, mount: &Mount) -> anyhow::Result<Vec<std::ffi::OsS
 }
 
 /// What the child says when it ends for that.
-pub const PARENT_GONE: &str = "the process that asked for the mount is gone";
+pub const PARENT_GONE: &str = "the process that asked for it is gone";
 
-/// The child's side: progress for the parent, and at last that the mount is ready or has failed.
-#[derive(Debug, Default)]
+/// The child's side: progress for the parent, and at last that it is ready or has failed.
+#[derive(Debug, Default, Clone)]
 pub struct Reporter {
-    gone: Notify,
+    gone: Arc<Notify>,
+    /// It was told that it is ready: from then on nobody listens.
+    is_ready: Arc<AtomicBool>,
 }
 
 impl Reporter {
@@ -123,21 +134,22 @@ impl Reporter {
         }
     }
 
-    /// The mount is ready: from here on nobody listens.
+    /// It is ready: from here on nobody listens.
     ///
     /// # Errors
-    /// The parent is gone: nobody knows of the mount.
+    /// The parent is gone: nobody knows of it.
     pub fn ready(&self) -> anyhow::Result<()> {
         self.tell(&Event::Ready).context(PARENT_GONE)?;
         let null = File::options().write(true).open("/dev/null")?;
         rustix::stdio::dup2_stdout(null)?;
+        self.is_ready.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    /// The mount can't be made.
-    pub fn failed(&self, error: &anyhow::Error) {
-        let text = crate::failure::describe(error);
-        let _ = self.tell(&Event::Failed { text, code: crate::engine_glue::exit_code(error) });
+    /// It can't be made. False if nobody hears it.
+    pub fn failed(&self, error: &anyhow::Error) -> bool {
+        let (text, code) = (crate::failure::describe(error), crate::engine_glue::exit_code(error));
+        self.tell(&Event::Failed { text, code }).is_ok() && !self.is_ready.load(Ordering::Relaxed)
     }
 }
 

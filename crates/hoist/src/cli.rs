@@ -161,6 +161,32 @@ pub struct Global {
         default_value = "warn"
     )]
     pub log: String,
+    /// What the command line or the environment has said, of these and of the command's own options.
+    #[arg(skip)]
+    pub given: Given,
+}
+
+/// Names of options that were given, and not left to their defaults, as the fields that hold them.
+pub type Given = std::collections::BTreeSet<String>;
+
+impl Cli {
+    /// What was parsed.
+    ///
+    /// # Errors
+    /// clap's.
+    pub fn of(found: &clap::ArgMatches) -> Result<Cli, clap::Error> {
+        let mut cli = <Cli as clap::FromArgMatches>::from_arg_matches(found)?;
+        let mut level = Some(found);
+        while let Some(matches) = level {
+            let given = |id: &&clap::Id| {
+                let source = matches.value_source(id.as_str());
+                source.is_some_and(|source| source != clap::parser::ValueSource::DefaultValue)
+            };
+            cli.global.given.extend(matches.ids().filter(given).map(ToString::to_string));
+            level = matches.subcommand().map(|(_, below)| below);
+        }
+        Ok(cli)
+    }
 }
 
 /// See `--background`.
@@ -231,6 +257,8 @@ pub enum Command {
     Images(Images),
     Inspect(Inspect),
     Ps(Ps),
+    Exec(Exec),
+    Stop(Stop),
     Rm(Rm),
     Prune(Prune),
     Fsck(Fsck),
@@ -263,7 +291,7 @@ pub enum Command {
 Examples:
   hoist run --rm alpine echo hello
   hoist run --rm -it -v ./src:/src:ro -w /src python:3.12 python3
-  hoist run --name web -e PORT=8080 registry/app:1      then, when done: hoist rm web
+  hoist run -d --name web -e PORT=8080 registry/app:1   then, when done: hoist stop web; hoist rm web
 
 Exit code: the program's, or 128+N if signal N ended it;
 127 if the image has no such program, 126 if it can't be run;
@@ -291,9 +319,16 @@ pub struct Run {
     /// Make the root file system read-only
     #[arg(long)]
     pub read_only: bool,
-    /// Name of the container, for `hoist rm` [default: a random one]
+    /// Name of the container, for `hoist stop`, `exec` and `rm` [default: a random one]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+    /// Run it in the background, and print its name as soon as its program runs. What that says goes to the file
+    /// `containers/NAME/output` of the store
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    pub detach: bool,
+    /// Report to the process that started this one, on standard output
+    #[arg(long, hide = true, conflicts_with = "detach")]
+    pub report: bool,
     /// Pass standard input on to the program
     #[arg(short, long)]
     pub interactive: bool,
@@ -317,7 +352,7 @@ pub struct Run {
     /// The image to run, then a command and its arguments, instead of the image's
     // One list, since clap would take options between two positional arguments for its own.
     #[arg(required = true, trailing_var_arg = true, value_name = "IMAGE [CMD]")]
-    image_and_command: Vec<String>,
+    pub(crate) image_and_command: Vec<String>,
 }
 
 /// See `--net`.
@@ -472,11 +507,58 @@ pub struct Ps {
     pub json: bool,
 }
 
+/// Run one more program in a running container
+///
+/// The container's OCI runtime starts it, in the container's namespaces and with its environment.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "hoist exec [OPTIONS] NAME CMD...",
+    after_help = "Example:\n  hoist exec -it web sh\n\nExit code: the program's; the runtime's own where it can't start it."
+)]
+pub struct Exec {
+    /// Set an environment variable; NAME alone passes on this process's value
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Working folder
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User, by name or number, from the container's /etc/passwd and /etc/group
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Pass standard input on to the program
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the program a terminal (standard input must be one)
+    #[arg(short, long)]
+    pub tty: bool,
+    /// The container, then a command and its arguments
+    // One list, as with `Run`.
+    #[arg(required = true, trailing_var_arg = true, num_args = 2.., value_names = ["NAME", "CMD"])]
+    name_and_command: Vec<String>,
+}
+
+/// End the programs of running containers
+///
+/// Each is asked to end by SIGTERM (or by the signal that its image names), and killed when its time is over. Returns
+/// when nobody runs it any more.
+#[derive(Debug, Args)]
+pub struct Stop {
+    /// How long it has to end by itself, as 30s (bare numbers are seconds); 0 kills it at once
+    #[arg(short, long, value_name = "TIME", default_value = "10s", value_parser = crate::units::time_or_none)]
+    pub time: std::time::Duration,
+    /// Names of containers, as `hoist ps` lists them
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+}
+
 /// Remove ended containers, or images' names from the store
 ///
 /// `hoist ps` and `hoist images` list them. Data that no image names any more is freed by `hoist prune`.
 #[derive(Debug, Args)]
 pub struct Rm {
+    /// Kill containers that run first
+    #[arg(short, long)]
+    pub force: bool,
     /// Names of containers or images, or images' digests (the first 6 digits or more will do)
     #[arg(required = true, value_name = "NAME")]
     pub names: Vec<String>,
@@ -612,6 +694,18 @@ impl Run {
     /// The command given instead of the image's; empty if none is.
     pub fn command(&self) -> &[String] {
         self.image_and_command.get(1..).unwrap_or_default()
+    }
+}
+
+impl Exec {
+    /// The container's name.
+    pub fn name(&self) -> &str {
+        self.name_and_command.first().map_or("", String::as_str)
+    }
+
+    /// The command.
+    pub fn command(&self) -> &[String] {
+        self.name_and_command.get(1..).unwrap_or_default()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The commands, one module each.
 
 mod daemon;
+mod exec;
 mod fsck;
 mod images;
 mod index;
@@ -14,6 +15,7 @@ mod rm;
 mod run;
 mod serve;
 mod status;
+mod stop;
 pub(crate) mod top;
 mod unmount;
 mod why;
@@ -31,6 +33,7 @@ pub fn run(cli: Cli, inheritance: Option<Inheritance>) -> anyhow::Result<u8> {
     let global = &cli.global;
     match cli.command {
         Command::Run(options) => return run::run(global, &options),
+        Command::Exec(options) => return exec::run(global, &options),
         Command::Doctor(options) => return crate::doctor::run(global, options.json),
         Command::Serve(options) => serve::run(global, &options, inheritance)?,
         Command::Mount(options) => mount::run(global, &options)?,
@@ -40,6 +43,7 @@ pub fn run(cli: Cli, inheritance: Option<Inheritance>) -> anyhow::Result<u8> {
         Command::Images(options) => images::run(global, &options)?,
         Command::Inspect(options) => inspect::run(global, &options)?,
         Command::Ps(options) => ps::run(global, &options)?,
+        Command::Stop(options) => stop::run(global, &options)?,
         Command::Rm(options) => rm::run(global, &options)?,
         Command::Fsck(options) => return fsck::run(global, &options),
         Command::Pin(options) => pin::run(global, &options, true)?,
@@ -74,7 +78,12 @@ fn print_value<T: Serialize>(value: &T, json: bool) -> anyhow::Result<()> {
     if json {
         return print_json(value);
     }
-    print(crate::human::text(&serde_json::to_value(value)?).trim_end())
+    print_fitted(&serde_json::to_value(value)?, &[])
+}
+
+/// For a person, on the terminal there is; `optional` as with [`crate::human::fitted`].
+fn print_fitted(value: &serde_json::Value, optional: &[&str]) -> anyhow::Result<()> {
+    print(crate::human::fitted(value, crate::human::terminal_width(), optional).trim_end())
 }
 
 pub(crate) fn print_json<T: Serialize>(value: &T) -> anyhow::Result<()> {

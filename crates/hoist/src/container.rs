@@ -1,7 +1,10 @@
-//! A container on disk: `containers/<name>/{container.json,image,upper,work,rootfs,bundle,state}` in the store.
+//! A container on disk: `containers/<name>/{container.json,image,upper,work,rootfs,bundle,state,output}` in the store.
 //!
 //! The image is mounted on `image`; an overlay of `upper` over it on `rootfs` is what the program sees.
 //! A container that was not run with `--rm` keeps its `upper` until `hoist rm`.
+
+mod program;
+mod stop;
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, TryLockError};
@@ -18,7 +21,10 @@ use rustix::mount::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::failure::{user, user_hint};
+use crate::failure::user_hint;
+
+pub use program::Program;
+pub use stop::stop;
 
 /// The folder of a container, locked for as long as the container runs: by this process, and by the OCI
 /// runtime's, which outlives this one if that is killed.
@@ -79,6 +85,10 @@ pub struct Record {
     pub exit_code: Option<u8>,
     /// Reads of its image that had to wait for data.
     pub demand_stalls: Option<u64>,
+    /// The OCI runtime that runs it.
+    pub runtime: Option<PathBuf>,
+    /// The signal that asks its program to end, if its image names one.
+    pub stop_signal: Option<String>,
 }
 
 /// A container of the store.
@@ -88,6 +98,8 @@ pub struct Listed {
     pub name: String,
     /// Somebody runs it.
     pub running: bool,
+    /// Its first process, while that lives.
+    pub program: Option<Program>,
     /// None where it has none: it never ran.
     pub record: Option<Record>,
 }
@@ -110,9 +122,8 @@ pub fn list(root: &Path) -> anyhow::Result<Vec<Listed>> {
             let lock = File::open(dir.join("lock"));
             let running =
                 lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)));
-            let record = std::fs::read(dir.join(RECORD)).ok();
-            let record = record.and_then(|text| serde_json::from_slice(&text).ok());
-            Listed { name, running, record }
+            let program = Program::of(&dir).filter(|_| running);
+            Listed { record: record(&dir), name, running, program }
         })
         .collect();
     listed.sort_by(|a, b| a.name.cmp(&b.name));
@@ -120,6 +131,40 @@ pub fn list(root: &Path) -> anyhow::Result<Vec<Listed>> {
 }
 
 const RECORD: &str = "container.json";
+
+fn record(dir: &Path) -> Option<Record> {
+    serde_json::from_slice(&std::fs::read(dir.join(RECORD)).ok()?).ok()
+}
+
+/// A container that runs: its program, and what is known of it.
+///
+/// # Errors
+/// There is none of this name, or it does not run: the user's to mend.
+pub fn running(root: &Path, name: &str) -> anyhow::Result<(Program, Record)> {
+    let dir = folder(root, name).ok_or_else(|| unknown(name))?;
+    let program = Program::of(&dir).ok_or_else(|| {
+        user_hint(format!("the container {name:?} does not run"), "`hoist ps` tells how it ended")
+    })?;
+    Ok((program, record(&dir).unwrap_or_default()))
+}
+
+fn unknown(name: &str) -> anyhow::Error {
+    user_hint(
+        format!("there is no container {name:?}"),
+        "`hoist ps` lists those of the store; --root names another store",
+    )
+}
+
+/// The runtime's folder for the container of this name.
+pub fn state_of(root: &Path, name: &str) -> PathBuf {
+    containers(root).join(name).join("state")
+}
+
+/// The folder of a container that is there.
+fn folder(root: &Path, name: &str) -> Option<PathBuf> {
+    check_name(name).ok()?;
+    Some(containers(root).join(name)).filter(|dir| dir.is_dir())
+}
 
 impl Container {
     /// Makes the folders of a new container; without a name it gets a random one.
@@ -215,6 +260,21 @@ impl Container {
         self.dir.join("bundle")
     }
 
+    /// Where its output goes where it has no terminal.
+    pub fn output_path(&self) -> PathBuf {
+        self.dir.join("output")
+    }
+
+    /// Makes that file.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn output(&self) -> anyhow::Result<File> {
+        let path = self.output_path();
+        let file = File::options().create(true).append(true).open(&path);
+        file.with_context(|| format!("making {}", path.display()))
+    }
+
     /// The runtime's folder for this container.
     pub fn state(&self) -> PathBuf {
         self.dir.join("state")
@@ -280,24 +340,34 @@ pub enum Removal {
     Unknown,
 }
 
-/// Removes an ended container.
+/// Removes an ended container; with `force` one that runs, which is killed.
 ///
 /// # Errors
 /// It is still running (the user's to mend), or its folder can't be removed.
-pub fn remove(root: &Path, name: &str) -> anyhow::Result<Removal> {
-    let dir = containers(root).join(name);
-    if check_name(name).is_err() || !dir.is_dir() {
-        return Ok(Removal::Unknown);
-    }
-    let Some(_lock) = lock(&dir).with_context(|| format!("locking the container {name}"))? else {
-        let still = format!("the container {name:?} is still running");
-        let pid = std::fs::read_to_string(dir.join("bundle/pid"))
-            .ok()
-            .and_then(|pid| pid.trim().parse::<u32>().ok());
-        return Err(match pid {
-            Some(pid) => user_hint(still, format!("end its program first: kill {pid}, or kill -9 {pid}")),
-            None => user(still),
-        });
+pub fn remove(root: &Path, name: &str, force: bool) -> anyhow::Result<Removal> {
+    let Some(dir) = folder(root, name) else { return Ok(Removal::Unknown) };
+    let locked = || lock(&dir).with_context(|| format!("locking the container {name}"));
+    let _lock = match locked() {
+        Ok(Some(lock)) => lock,
+        Ok(None) if force => {
+            stop::stop(root, name, std::time::Duration::ZERO)?;
+            match locked() {
+                Ok(Some(lock)) => lock,
+                Ok(None) => {
+                    return Err(user_hint(format!("the container {name:?} was started anew"), "try again"));
+                }
+                // It was one that is removed at its end.
+                Err(_) if !dir.exists() => return Ok(Removal::Removed),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None) => {
+            return Err(user_hint(
+                format!("the container {name:?} is still running"),
+                format!("stop it first: hoist stop {name}; or have it killed: hoist rm --force {name}"),
+            ));
+        }
+        Err(error) => return Err(error),
     };
     // A killed `hoist run` leaves its mounts.
     detach(&dir.join("rootfs"))?;
@@ -345,7 +415,8 @@ fn remove_tree(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn random_name() -> anyhow::Result<String> {
+/// A name for a container that was given none.
+pub fn random_name() -> anyhow::Result<String> {
     let uuid =
         std::fs::read_to_string("/proc/sys/kernel/random/uuid").context("choosing a container's name")?;
     Ok(uuid.bytes().filter(u8::is_ascii_hexdigit).take(12).map(char::from).collect())
@@ -370,12 +441,12 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let container = Container::create(root.path(), Some("web")).unwrap();
         assert!(Container::create(root.path(), Some("web")).is_err());
-        assert!(remove(root.path(), "web").is_err());
+        assert!(remove(root.path(), "web", false).is_err());
         container.clean(false).unwrap();
         assert!(root.path().join("containers/web/upper").is_dir());
-        assert_eq!(remove(root.path(), "web").unwrap(), Removal::Removed);
-        assert_eq!(remove(root.path(), "web").unwrap(), Removal::Unknown);
-        assert_eq!(remove(root.path(), "../containers").unwrap(), Removal::Unknown);
+        assert_eq!(remove(root.path(), "web", false).unwrap(), Removal::Removed);
+        assert_eq!(remove(root.path(), "web", false).unwrap(), Removal::Unknown);
+        assert_eq!(remove(root.path(), "../containers", true).unwrap(), Removal::Unknown);
     }
 
     #[test]

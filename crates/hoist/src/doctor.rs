@@ -239,7 +239,11 @@ fn space(root: &Path) -> Finding {
 
 fn runtime() -> Finding {
     match crate::runtime::Runtime::find(None) {
-        Ok(runtime) => Finding::ok("OCI runtime", runtime.program().display().to_string()),
+        Ok(runtime) => {
+            let found = runtime.program().display().to_string();
+            let instead = runtime.instead().map_or(String::new(), |why| format!(" ({why})"));
+            Finding::ok("OCI runtime", found + &instead)
+        }
         Err(_) => Finding::worse(
             "OCI runtime",
             State::Warning,

@@ -102,30 +102,42 @@ fn config(global: &Global) -> anyhow::Result<Config> {
 
 /// The global options, spelt out for another process of this program.
 pub fn arguments(global: &Global) -> anyhow::Result<Vec<OsString>> {
+    spelt_out(global, |_| true)
+}
+
+/// The same, without what is left to its default.
+pub fn given_arguments(global: &Global) -> anyhow::Result<Vec<OsString>> {
+    spelt_out(global, |name| global.given.contains(name))
+}
+
+fn spelt_out(global: &Global, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<OsString>> {
     let trust = match global.trust_index {
         TrustIndex::Registry => "registry",
         TrustIndex::Local => "local",
         TrustIndex::None => "none",
     };
     let root = std::path::absolute(global.root()?)?;
-    let mut arguments: Vec<OsString> =
-        vec!["--root".into(), root.into(), "--trust-index".into(), trust.into()];
-    arguments.extend(["--background".into(), global.background.to_string().into()]);
-    if let Some(driver) = global.driver.as_ref().and_then(clap::ValueEnum::to_possible_value) {
-        arguments.extend(["--driver".into(), driver.get_name().into()]);
+    let mut arguments: Vec<OsString> = vec!["--root".into(), root.into()];
+    let driver = global.driver.as_ref().and_then(clap::ValueEnum::to_possible_value);
+    let values = [
+        ("trust_index", Some(trust.to_owned())),
+        ("background", Some(global.background.to_string())),
+        ("driver", driver.map(|driver| driver.get_name().to_owned())),
+        ("platform", global.platform.clone()),
+        ("read_timeout", Some(format!("{}ms", global.read_timeout.as_millis()))),
+        ("min_rate", Some(global.min_rate.to_string())),
+        ("store_limit", global.store_limit.map(|limit| limit.to_string())),
+        ("plain_http", global.plain_http.map(|plain| plain.to_string())),
+        ("log", Some(global.log.clone())),
+    ];
+    for (name, value) in values {
+        if let Some(value) = value.filter(|_| wanted(name)) {
+            arguments.push(format!("--{}={value}", name.replace('_', "-")).into());
+        }
     }
-    if let Some(platform) = &global.platform {
-        arguments.extend(["--platform".into(), platform.into()]);
+    if global.no_daemon {
+        arguments.push("--no-daemon".into());
     }
-    arguments.extend(["--read-timeout".into(), format!("{}ms", global.read_timeout.as_millis()).into()]);
-    arguments.extend(["--min-rate".into(), global.min_rate.to_string().into()]);
-    if let Some(limit) = global.store_limit {
-        arguments.extend(["--store-limit".into(), limit.to_string().into()]);
-    }
-    if let Some(plain) = global.plain_http {
-        arguments.push(format!("--plain-http={plain}").into());
-    }
-    arguments.extend(["--log".into(), (&global.log).into()]);
     Ok(arguments)
 }
 
@@ -144,6 +156,7 @@ pub fn process_of(image: &Image) -> ImageProcess {
         env: config.env.unwrap_or_default(),
         working_dir: config.working_dir,
         user: config.user,
+        stop_signal: config.stop_signal,
     }
 }
 

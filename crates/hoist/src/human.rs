@@ -3,19 +3,32 @@
 use hoist_format::digest::Digest;
 use serde_json::Value;
 
+/// Columns that hold names and sentences: they can be shortened.
+const TEXTS: [&str; 12] = [
+    "target", "mount", "image", "name", "file", "command", "note", "why", "path", "outcome", "from", "source",
+];
+/// What is left of them at least.
+const LEAST: usize = 12;
+
 /// Lines of `name: value`; a list of objects becomes a table of its own.
 pub fn text(value: &Value) -> String {
+    fitted(value, None, &[])
+}
+
+/// The same, with tables no wider than `width`: names are shortened in their middle, and where that does not do, the
+/// columns `optional` are left out, first things first.
+pub fn fitted(value: &Value, width: Option<usize>, optional: &[&str]) -> String {
     match value {
         Value::Object(fields) => {
             let mut lines = String::new();
             let mut tables = String::new();
-            let width = fields.keys().map(String::len).max().unwrap_or(0) + 1;
+            let longest = fields.keys().map(String::len).max().unwrap_or(0) + 1;
             for (name, value) in fields {
                 if is_table(value) {
-                    tables.push_str(&format!("\n{}:\n{}", title(name), text(value)));
+                    tables.push_str(&format!("\n{}:\n{}", title(name), fitted(value, width, optional)));
                 } else {
                     lines.push_str(&format!(
-                        "{:<width$} {}\n",
+                        "{:<longest$} {}\n",
                         format!("{}:", title(name)),
                         cell(name, value)
                     ));
@@ -23,17 +36,27 @@ pub fn text(value: &Value) -> String {
             }
             lines + &tables
         }
-        Value::Array(rows) if is_table(value) => table(rows),
+        Value::Array(rows) if is_table(value) => table(rows, width, optional),
         Value::Array(items) if items.is_empty() => "none\n".to_owned(),
         other => format!("{}\n", cell("", other)),
     }
+}
+
+/// How wide the terminal is that shows what is printed; None where there is none.
+pub fn terminal_width() -> Option<usize> {
+    use std::io::IsTerminal;
+    let out = std::io::stdout();
+    let size = out.is_terminal().then(|| rustix::termios::tcgetwinsize(&out).ok())?;
+    // A terminal that does not say is one of the old size.
+    Some(size.map_or(0, |size| usize::from(size.ws_col)))
+        .map(|columns| if columns == 0 { 80 } else { columns })
 }
 
 fn is_table(value: &Value) -> bool {
     value.as_array().is_some_and(|rows| !rows.is_empty() && rows.iter().all(Value::is_object))
 }
 
-fn table(rows: &[Value]) -> String {
+fn table(rows: &[Value], width: Option<usize>, optional: &[&str]) -> String {
     let mut names: Vec<&str> = Vec::new();
     for name in rows.iter().filter_map(Value::as_object).flat_map(|row| row.keys()) {
         if !names.contains(&name.as_str()) {
@@ -43,16 +66,59 @@ fn table(rows: &[Value]) -> String {
     let mut lines = vec![names.iter().map(|name| title(name).to_uppercase()).collect::<Vec<_>>()];
     let cells = |row: &Value| names.iter().map(|name| shortened(cell(name, &row[*name]))).collect();
     lines.extend(rows.iter().map(cells));
-    let widths: Vec<usize> = (0..names.len())
-        .map(|at| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or(0))
-        .collect();
+    let widest = |at: usize| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or(0);
+    let mut shown: Vec<Column<'_>> =
+        names.iter().enumerate().map(|(at, name)| Column { at, name, width: widest(at) }).collect();
+    fit(&mut shown, width.unwrap_or(usize::MAX), optional);
     let mut text = String::new();
     for line in lines {
-        let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        let cells = shown.iter().map(|column| {
+            let width = column.width;
+            format!("{:<width$}", elided(&line[column.at], width))
+        });
         text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
         text.push('\n');
     }
     text
+}
+
+/// A column of a table.
+struct Column<'a> {
+    at: usize,
+    name: &'a str,
+    width: usize,
+}
+
+/// See [`fitted`]. What can't be had is left too wide.
+fn fit(columns: &mut Vec<Column<'_>>, width: usize, optional: &[&str]) {
+    let total = |columns: &[Column<'_>], least: bool| {
+        let of = |column: &Column<'_>| match least && TEXTS.contains(&column.name) {
+            true => column.width.min(LEAST),
+            false => column.width,
+        };
+        columns.iter().map(of).sum::<usize>() + 2 * columns.len().saturating_sub(1)
+    };
+    for name in optional {
+        if total(columns, true) > width {
+            columns.retain(|column| column.name != *name);
+        }
+    }
+    while total(columns, false) > width {
+        let texts = columns.iter_mut().filter(|column| TEXTS.contains(&column.name) && column.width > LEAST);
+        let Some(longest) = texts.max_by_key(|column| column.width) else { return };
+        longest.width -= 1;
+    }
+}
+
+/// At most so many characters, without the middle: the end of a name tells most.
+fn elided(text: &str, width: usize) -> String {
+    let length = text.chars().count();
+    if length <= width {
+        return text.to_owned();
+    }
+    let head = width.saturating_sub(1) / 3;
+    let tail = width.saturating_sub(1) - head;
+    text.chars().take(head).chain(['…']).chain(text.chars().skip(length - tail)).collect()
 }
 
 /// Of a digest a table shows as much as `hoist rm` needs.
@@ -72,6 +138,8 @@ fn title(name: &str) -> String {
 
 fn cell(name: &str, value: &Value) -> String {
     match value {
+        // No table of it is here yet.
+        Value::Null if name == "present" => "nothing".to_owned(),
         Value::Null => "-".to_owned(),
         Value::Bool(yes) => if *yes { "yes" } else { "no" }.to_owned(),
         Value::Number(number) if is_bytes(name) => {
@@ -99,7 +167,7 @@ fn is_bytes(name: &str) -> bool {
 }
 
 /// Names from an image may hold escape sequences that would play with the terminal.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
@@ -134,5 +202,23 @@ mod tests {
         );
         assert_eq!(text(&json!([])), "none\n");
         assert_eq!(text(&json!("x")), "x\n");
+    }
+
+    #[test]
+    fn tables_fit() {
+        let row = json!({"image": "registry.example/team/app:1.2.3", "here": "1 of 2", "process": 12345, "note": "x"});
+        let rows = Value::Array(vec![row]);
+        let at = |width| fitted(&rows, width, &["process"]);
+        let whole = at(None);
+        assert_eq!(at(Some(80)), whole);
+        let tail = "registry…ple/team/app:1.2.3  1 of 2  12345    x\n";
+        assert!(at(Some(50)).ends_with(tail), "{}", at(Some(50)));
+        let narrow = at(Some(32));
+        assert_eq!(narrow, "IMAGE               HERE    NOTE\nregis…am/app:1.2.3  1 of 2  x\n");
+        for width in [30, 36, 40, 45, 60] {
+            assert!(at(Some(width)).lines().all(|line| line.chars().count() <= width), "{}", at(Some(width)));
+        }
+        // Never without the rest, however narrow.
+        assert_eq!(at(Some(10)).lines().next(), Some("IMAGE         HERE    NOTE"));
     }
 }

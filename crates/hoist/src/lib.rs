@@ -23,22 +23,26 @@ pub mod serving;
 pub mod signals;
 pub mod stats_file;
 pub mod units;
+pub mod unknown_option;
 pub mod worker;
 
+use std::io::Write;
 use std::process::ExitCode;
 
-use clap::FromArgMatches;
 use clap::error::ErrorKind;
 use hoist_sys::keeper::Inheritance;
 
 /// Reads the command line, does what it says, and gives the exit code. A successor of a process that served
 /// mounts has an inheritance.
 pub fn main(inheritance: Option<Inheritance>) -> ExitCode {
-    let parsed = cli::command().try_get_matches().and_then(|found| cli::Cli::from_arg_matches(&found));
+    let parsed = cli::command().try_get_matches().and_then(|found| cli::Cli::of(&found));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
+            if let Some(hint) = unknown_option::hint(&error) {
+                let _ = writeln!(std::io::stderr(), "\n  hint: {hint}");
+            }
             // Asking for help or the version is no failure; a wrong option is the user's.
             let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
             return ExitCode::from(if asked { 0 } else { failure::EXIT_USER });
@@ -47,6 +51,9 @@ pub fn main(inheritance: Option<Inheritance>) -> ExitCode {
     // The daemon's configuration may say how it is to log.
     let log = match &cli.command {
         cli::Command::Daemon(_) => Ok(()),
+        cli::Command::Run(_) if !cli.global.given.contains("log") => {
+            log::start(log::BESIDE_A_PROGRAM, cli::LogFormat::Text).map(drop)
+        }
         _ => log::start(&cli.global.log, cli::LogFormat::Text).map(drop),
     };
     let outcome = log.and_then(|()| commands::run(cli, inheritance));

@@ -1,5 +1,7 @@
-//! Progress on stderr: a bar with bytes and rate for what takes longer than a moment, nothing at all when
-//! stderr is no terminal.
+//! Progress on stderr: a bar with bytes and rate for what takes longer than a moment; when stderr is no terminal, nothing
+//! at all, or a line now and then where there is nothing else to be seen of long work.
+
+mod sparse;
 
 use std::io::IsTerminal;
 use std::sync::Mutex;
@@ -7,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use hoist_engine::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use self::sparse::Sparse;
 
 /// How long work may take unseen.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -16,6 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub struct Printer {
     terminal: bool,
     current: Mutex<Option<Bar>>,
+    sparse: Option<Sparse>,
 }
 
 #[derive(Debug)]
@@ -28,7 +33,13 @@ struct Bar {
 impl Printer {
     /// A printer to stderr, silent if that is no terminal.
     pub fn new() -> Printer {
-        Printer { terminal: std::io::stderr().is_terminal(), current: Mutex::new(None) }
+        Printer { terminal: std::io::stderr().is_terminal(), current: Mutex::new(None), sparse: None }
+    }
+
+    /// The same, but that it tells of long work where there is no terminal.
+    pub fn telling() -> Printer {
+        let printer = Printer::new();
+        Printer { sparse: (!printer.terminal).then(Sparse::default), ..printer }
     }
 
     fn with_bar(&self, act: impl FnOnce(&mut Option<Bar>)) {
@@ -54,6 +65,9 @@ fn style(known_length: bool) -> ProgressStyle {
 
 impl Progress for Printer {
     fn begin(&self, what: &str, total_bytes: u64) {
+        if let Some(sparse) = &self.sparse {
+            sparse.begin(what, total_bytes);
+        }
         if !self.terminal {
             return;
         }
@@ -68,6 +82,9 @@ impl Progress for Printer {
     }
 
     fn advance(&self, bytes: u64) {
+        if let Some(line) = self.sparse.as_ref().and_then(|sparse| sparse.advance(bytes, Instant::now())) {
+            eprintln!("{line}");
+        }
         if !self.terminal {
             return;
         }
@@ -83,6 +100,9 @@ impl Progress for Printer {
     }
 
     fn end(&self) {
+        if let Some(sparse) = &self.sparse {
+            sparse.end();
+        }
         self.with_bar(|current| {
             if let Some(old) = current.take() {
                 old.bar.finish_and_clear();

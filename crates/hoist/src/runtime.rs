@@ -1,10 +1,11 @@
 //! The OCI runtime that starts containers: found on PATH, run in the foreground, its signals passed on.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal};
@@ -16,12 +17,28 @@ use crate::signals::Signals;
 /// Runtimes in the order of preference: the fastest to start first.
 const KNOWN: [&str; 3] = ["crun", "runc", "youki"];
 
+/// Between two looks whether a container has started.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
 /// A program that speaks the OCI runtime command line.
 #[derive(Debug, Clone)]
 pub struct Runtime {
     program: PathBuf,
     options: &'static [&'static str],
+    instead: Option<&'static str>,
 }
+
+/// What the program has for standard input and output.
+#[derive(Debug)]
+pub struct Streams {
+    /// Standard input.
+    pub input: Stdio,
+    /// Standard output.
+    pub output: Stdio,
+}
+
+/// What is to be done once the program runs.
+pub type Started<'a> = Box<dyn FnOnce() -> anyhow::Result<()> + Send + 'a>;
 
 /// The runtime failed before the program began; it has said why on stderr.
 #[derive(Debug)]
@@ -51,6 +68,10 @@ pub fn find_program(name: &str, path: Option<&OsStr>) -> Option<PathBuf> {
         .find(|path| runs(path))
 }
 
+/// What is said of a runtime that such a machine has first.
+const MIXED: &str =
+    "crun is passed over: it refuses cgroups v1 and v2 with controllers in both, as they are mounted here";
+
 /// Whether cgroups v1 and v2 are mixed with controllers in both, which crun refuses.
 fn mixed_cgroups(sys_fs_cgroup: &Path) -> bool {
     std::fs::read_to_string(sys_fs_cgroup.join("unified/cgroup.controllers"))
@@ -71,17 +92,29 @@ impl Runtime {
                     "give --runtime a program on PATH or a path",
                 )
             })?;
-            return Ok(Runtime { program: std::path::absolute(program)?, options: &[] });
+            return Ok(Runtime { program: std::path::absolute(program)?, options: &[], instead: None });
         }
         let mut found: Vec<PathBuf> =
             KNOWN.iter().filter_map(|name| find_program(name, path.as_deref())).collect();
+        let mut instead = None;
         if found.len() > 1 && found[0].ends_with("crun") && mixed_cgroups(Path::new("/sys/fs/cgroup")) {
             found.remove(0);
+            instead = Some(MIXED);
         }
         let program = found.into_iter().next().ok_or_else(|| {
             user_hint("there is no OCI runtime on PATH", "install one: apt install crun (or runc, or youki)")
         })?;
-        Ok(Runtime { program, options: &[] })
+        Ok(Runtime { program, options: &[], instead })
+    }
+
+    /// That of a container which it runs.
+    pub fn of(program: PathBuf) -> Runtime {
+        Runtime { program, options: &[], instead: None }
+    }
+
+    /// Why it was taken before one that is usually preferred.
+    pub fn instead(&self) -> Option<&'static str> {
+        self.instead
     }
 
     /// From now on it is told to go without control groups.
@@ -94,7 +127,8 @@ impl Runtime {
         &self.program
     }
 
-    /// Runs the container's bundle until it ends; returns the exit code (128+N for signal N).
+    /// Runs the container's bundle until it ends; returns the exit code (128+N for signal N). `started` is
+    /// called once its program runs.
     ///
     /// The container's lock is held by the runtime too, until it ends, whatever becomes of this process.
     /// Signals that arrive are passed on to the runtime, which in the foreground passes them on to the program.
@@ -104,9 +138,10 @@ impl Runtime {
     pub async fn run(
         &self,
         container: &Container,
-        stdin: Stdio,
+        streams: Streams,
         terminal: bool,
         signals: &mut Signals,
+        mut started: Option<Started<'_>>,
     ) -> anyhow::Result<u8> {
         let (bundle, state) = (container.bundle(), container.state());
         let pid_file = bundle.join("pid");
@@ -121,7 +156,8 @@ impl Runtime {
             .arg("--pid-file")
             .arg(&pid_file)
             .arg(container.name())
-            .stdin(stdin)
+            .stdin(streams.input)
+            .stdout(streams.output)
             .spawn()
             .with_context(|| format!("starting the OCI runtime {}", self.program.display()))?;
         drop(inherited);
@@ -129,6 +165,11 @@ impl Runtime {
         let status = loop {
             tokio::select! {
                 status = child.wait() => break status.context("waiting for the OCI runtime")?,
+                () = appears(&pid_file), if started.is_some() => {
+                    if let Some(started) = started.take() {
+                        started()?;
+                    }
+                }
                 signal = signals.next() => {
                     if let Some(pid) = pid.filter(|_| !sent_to_group_too(signal, terminal)) {
                         tracing::debug!(?signal, "passing a signal on");
@@ -141,7 +182,25 @@ impl Runtime {
         if !status.success() && !pid_file.exists() && status.signal().is_none() {
             return Err(NotStarted(self.program.clone()).into());
         }
+        if let Some(started) = started {
+            // It ran, and that was over before anybody looked.
+            started()?;
+        }
         Ok(exit_code(status))
+    }
+
+    /// Becomes the runtime, which runs one more program in a container of that id; returns only why it can't.
+    pub fn exec(&self, id: &str, state: &Path, options: &[OsString], command: &[String]) -> std::io::Error {
+        use std::os::unix::process::CommandExt;
+        let mut exec = std::process::Command::new(&self.program);
+        exec.args(self.options)
+            .arg("--root")
+            .arg(state)
+            .arg("exec")
+            .args(options)
+            .arg(id)
+            .args(command)
+            .exec()
     }
 
     /// Removes what the runtime keeps of a container, and kills what still runs in it.
@@ -157,6 +216,13 @@ impl Runtime {
             .status()
             .await;
         tracing::debug!(?command, id, "deleted the container's remains");
+    }
+}
+
+/// Returns once the file is there.
+async fn appears(file: &Path) {
+    while !file.exists() {
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

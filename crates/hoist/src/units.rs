@@ -20,6 +20,14 @@ pub fn time(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_millis(all))
 }
 
+/// The same, or none: `0`.
+///
+/// # Errors
+/// Anything else.
+pub fn time_or_none(text: &str) -> Result<Duration, String> {
+    if ["0", "0s"].contains(&text) { Ok(Duration::ZERO) } else { time(text) }
+}
+
 /// `20G`, `512M`, `1T`, binary like all sizes of memory and files here; a bare number is bytes.
 ///
 /// # Errors
@@ -57,6 +65,7 @@ mod tests {
         for bad in ["", "s", "0", "-1s", "1.5s", "3 s", "9999999999999999999h", "1d"] {
             assert!(time(bad).is_err(), "{bad}");
         }
+        assert_eq!((time_or_none("0"), time_or_none("7")), (Ok(Duration::ZERO), time("7s")));
         assert_eq!((size("0"), size("7"), size("3k")), (Ok(0), Ok(7), Ok(3072)));
         assert_eq!((size("20G"), size("20GiB")), (Ok(20 << 30), Ok(20 << 30)));
         for bad in ["", "G", "-1G", "1.5G", "20 G", "9999999999999T", "1X"] {

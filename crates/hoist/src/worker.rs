@@ -30,16 +30,20 @@ pub async fn daemon(global: &Global) -> anyhow::Result<Option<Client>> {
     Client::find(&store(global)?).await
 }
 
-/// Says of options that a daemon cannot have for one mount that they do not count.
+/// Options that a daemon cannot have for one mount.
+const OF_THE_DAEMON: [&str; 3] = ["read_timeout", "min_rate", "store_limit"];
+
+/// Says of those that were given that they do not count.
 pub fn tell_what_is_the_daemon_s(global: &Global) {
-    let default = hoist_engine::Config::new("");
-    let usual = (default.read_timeout, default.min_rate, default.store_limit);
-    if (global.read_timeout, global.min_rate, global.store_limit) != usual {
-        tracing::warn!(
-            "--read-timeout, --min-rate and --store-limit are the daemon's, which goes by its own: set them there, or use \
-             --no-daemon"
-        );
+    let given: Vec<_> = OF_THE_DAEMON.iter().filter(|name| global.given.contains(**name)).collect();
+    if given.is_empty() {
+        return;
     }
+    let names: Vec<_> = given.iter().map(|name| format!("--{}", name.replace('_', "-"))).collect();
+    eprintln!(
+        "note: not used: {}: the daemon of this store goes by its own; set it there, or use --no-daemon",
+        names.join(", ")
+    );
 }
 
 /// The store's folder, as the daemon spells it.
@@ -105,7 +109,7 @@ impl Worker {
     pub async fn inspect(&mut self, image: &str) -> anyhow::Result<Value> {
         match self {
             Worker::Own(engine) => {
-                let image = engine.resolve(image).await?;
+                let image = engine.look_up(image).await?;
                 Ok(serde_json::to_value(engine.inspect(&image).await?)?)
             }
             Worker::Daemon(client, options) => {

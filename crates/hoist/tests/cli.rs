@@ -22,8 +22,8 @@ fn stderr(output: &Output) -> String {
 #[test]
 fn help_is_as_reviewed() {
     let commands = [
-        "", "run", "mount", "unmount", "pull", "index", "images", "inspect", "ps", "rm", "prune", "fsck",
-        "pin", "unpin", "status", "top", "why", "daemon", "doctor",
+        "", "run", "mount", "unmount", "pull", "index", "images", "inspect", "ps", "exec", "stop", "rm",
+        "prune", "fsck", "pin", "unpin", "status", "top", "why", "daemon", "doctor",
     ];
     for command in commands {
         let mut args = vec![command, "--help"];
@@ -45,13 +45,16 @@ fn help_is_as_reviewed() {
 fn wrong_use_is_the_user_s_failure() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path().to_str().unwrap();
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 11] = [
         (&[], "requires a subcommand"),
         (&["fly"], "unrecognized subcommand"),
         (&["run"], "IMAGE"),
         (&["run", "-v", "bad", "img"], "SOURCE:TARGET"),
         (&["run", "-t", "img"], "-t needs a terminal"),
         (&["run", "--runtime", "no-such-runtime", "img"], "no OCI runtime"),
+        (&["run", "-p", "80:80", "img"], "hint: a container has the host's network"),
+        (&["run", "-dt", "img"], "cannot be used with"),
+        (&["images", "--log", "loud"], "--log can't be \"loud\"; it is a level (\"error\","),
         (&["unmount", "/proc"], "/proc is no mount of hoist's"),
         (&["mount", "img", "/no/such/folder"], "mkdir -p /no/such/folder"),
     ];
@@ -93,6 +96,9 @@ fn doctor_tells_machines_too() {
     let of = |what: &str| findings.iter().find(|finding| finding["what"] == what).unwrap();
     let kernel = String::from_utf8(Command::new("uname").arg("-r").output().unwrap().stdout).unwrap();
     assert_eq!(of("kernel")["found"], format!("Linux {}", kernel.trim()));
+    let runtime = of("OCI runtime")["found"].as_str().unwrap();
+    let has_crun = Command::new("sh").args(["-c", "command -v crun"]).output().unwrap().status.success();
+    assert!(!has_crun || runtime.contains("/crun") || runtime.contains("crun is passed over"), "{runtime}");
     for finding in findings {
         assert_eq!(finding["state"] != "ok", finding["change"].is_string(), "{finding}");
     }

@@ -51,6 +51,8 @@ fn containers_are_listed_while_they_run_and_after() {
         assert_eq!((&web["image"], &web["digest"]), (&json!(image.name), &json!(image.digest)), "{web}");
         assert_eq!(web["command"], json!(["sh", "-c", "echo up; read wait; exit 3"]));
         assert!(web["exit_code"].is_null() && web["ended"].is_null(), "{web}");
+        let program = std::fs::read(format!("/proc/{}/cmdline", web["pid"])).unwrap();
+        assert_eq!(program, b"sh\0-c\0echo up; read wait; exit 3\0");
         // What the kernel says of the mount.
         let point = node.store("containers/web/image");
         let kind = process::run(Command::new("findmnt").args(["-no", "FSTYPE"]).arg(&point)).unwrap();
@@ -63,13 +65,14 @@ fn containers_are_listed_while_they_run_and_after() {
             "{shown}"
         );
         let said = node.fails(&["rm", "web"]);
-        assert!(said.contains("still running"), "{said}");
+        assert!(said.contains("still running") && said.contains("hoist stop web"), "{said}");
 
         drop(running.stdin.take());
         assert_eq!(running.wait().unwrap().code(), Some(3));
         let listed = ps(&node);
         let [web] = &listed[..] else { panic!("{listed:?}") };
         assert_eq!((&web["state"], &web["exit_code"]), (&json!("exited"), &json!(3)), "{web}");
+        assert!(web["pid"].is_null(), "{web}");
         assert!(web["ended"].is_u64() && count(web, "present_bytes") >= here, "{web}");
         assert_eq!(count(web, "total_bytes"), total);
         assert!(node.says(&["ps"]).contains("exited (3)"));
@@ -80,6 +83,150 @@ fn containers_are_listed_while_they_run_and_after() {
         assert_eq!(ps(&node).len(), 0);
         node.says(&["run", "--rm", &image.name, "sh", "-c", ":"]);
         assert_eq!(ps(&node).len(), 0);
+    }
+}
+
+/// What a container's program has said, once that is as much as this.
+fn wait_for_output(node: &Node, name: &str, wanted: &str) {
+    let file = node.store("containers").join(name).join("output");
+    let said = || std::fs::read_to_string(&file).unwrap_or_default();
+    let waited = process::wait_until(wanted, node::case::PATIENCE, || Ok(said().contains(wanted)));
+    waited.unwrap_or_else(|e| panic!("{e}: {:?}", said()));
+}
+
+#[test]
+fn a_container_in_the_background_is_entered_stopped_and_removed() {
+    let image = programs();
+    let asked = "trap 'echo bye; exit 3' TERM; echo up $X; while :; do sleep 0.05; done";
+    for with_daemon in [false, true] {
+        let node = Node::new();
+        let _daemon = with_daemon.then(|| Daemon::start(&node, &[]));
+        let run = ["run", "-d", "--name", "web", "-e", "X=it is", &image.name, "sh", "-c", asked];
+        assert_eq!(node.says(&run), "web\n");
+        assert!(node.fails(&run).contains("a container \"web\" already"));
+        wait_for_output(&node, "web", "up it is\n");
+        assert_eq!(ps(&node)[0]["state"], json!("running"));
+
+        let inside = ["-e", "Y=too", "-w", "/tmp", "-u", "app", "web", "sh", "-c"];
+        let exec = |script: &str| node.hoist(&[&["exec"], &inside[..], &[script]].concat()).output().unwrap();
+        let said = exec("echo $X $Y $HOME; pwd; id -u; id -g; exit 7");
+        assert_eq!(said.status.code(), Some(7), "{}", stderr(&said));
+        assert_eq!(String::from_utf8(said.stdout).unwrap(), "it is too /home/app\n/tmp\n1000\n1001\n");
+        // As the container has it: the program is its first process.
+        assert_eq!(node.says(&["exec", "web", "sh", "-c", "read -r name </proc/1/comm; echo $name"]), "sh\n");
+
+        node.says(&["stop", "web"]);
+        wait_for_output(&node, "web", "bye\n");
+        let web = &ps(&node)[0];
+        assert_eq!((&web["state"], &web["exit_code"]), (&json!("exited"), &json!(3)), "{web}");
+        node.says(&["stop", "web"]);
+        assert!(node.fails(&["exec", "web", "true"]).contains("does not run"));
+        node.says(&["rm", "web"]);
+        for command in [&["stop", "web"][..], &["exec", "web", "true"]] {
+            assert!(node.fails(command).contains("no container \"web\""), "{command:?}");
+        }
+    }
+}
+
+/// Whoever does not heed SIGTERM is killed, and what was to be thrown away is.
+#[test]
+fn a_stubborn_program_is_killed() {
+    let image = programs();
+    let node = Node::new();
+    let stubborn = "trap '' TERM; echo up; while :; do sleep 0.05; done";
+    let start = |options: &[&str]| {
+        let said = node.says(&[&["run", "-d"], options, &[&image.name, "sh", "-c", stubborn]].concat());
+        let name = said.trim().to_owned();
+        wait_for_output(&node, &name, "up\n");
+        name
+    };
+    let name = start(&[]);
+    node.says(&["stop", "--time", "200ms", &name]);
+    assert_eq!(ps(&node)[0]["exit_code"], json!(137));
+    node.says(&["rm", &name]);
+    for options in [&["--name", "a"][..], &["--name", "a", "--rm"]] {
+        start(options);
+        node.says(&["rm", "--force", "a"]);
+        assert_eq!(ps(&node).len(), 0, "{options:?}");
+    }
+    start(&["--rm", "--name", "gone"]);
+    node.says(&["stop", "-t", "0", "gone"]);
+    assert_eq!(ps(&node).len(), 0);
+}
+
+/// The image's own word for it, as web servers have one.
+#[test]
+fn a_program_is_asked_by_the_signal_its_image_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, tar) = (dir.path().join("root"), dir.path().join("layer.tar"));
+    common::make_rootfs(&root);
+    common::output(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&root).arg("."));
+    let script = "trap 'exit 5' QUIT; trap 'exit 6' TERM; echo up; while :; do sleep 0.05; done";
+    let builder = Builder::new(dir.path().join("layout")).unwrap().config("StopSignal", json!("SIGQUIT"));
+    let builder = builder.config("Env", json!(["PATH=/bin"])).config("Cmd", json!(["sh", "-c", script]));
+    let layout = builder.layer(&tar, Compression::Gzip(1)).unwrap().write("v1").unwrap();
+    let node = Node::new();
+    node.says(&["run", "-d", "--name", "web", &format!("oci:{}", layout.directory.display())]);
+    wait_for_output(&node, "web", "up\n");
+    node.says(&["stop", "web"]);
+    assert_eq!(ps(&node)[0]["exit_code"], json!(5));
+    // What can't be started is told by who asked for it, and nothing is left of it.
+    let output =
+        node.hoist(&["run", "-d", &format!("oci:{}", layout.directory.display()), "no-such"]).output();
+    let output = output.unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(127), 0));
+    let said = stderr(&output);
+    assert!(said.starts_with("error: the image has no program \"no-such\""), "{said}");
+    assert_eq!(said.matches("error: ").count(), 1, "{said}");
+    assert_eq!(ps(&node).len(), 1);
+}
+
+/// What a command shows on a terminal of 80 columns.
+fn on_terminal(node: &Node, command: &str) -> String {
+    let hoist = node.hoist(&[]);
+    let mut script = Command::new("script");
+    script.args(["-qec", &format!("stty cols 80 && exec \"$HOIST\" {command}"), "/dev/null"]);
+    script.env("HOIST", hoist.get_program()).stdin(Stdio::null());
+    script.envs(hoist.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    process::run(&mut script).unwrap().replace("\x1b[2J\x1b[H", "").replace('\r', "")
+}
+
+#[test]
+fn tables_fit_the_terminal() {
+    let image = Published::indexed(&Source::small().layout(Compression::Gzip(6)).directory);
+    let node = Node::new();
+    let mount = node.mount(&image.name, &[]);
+    let tail = mount.root().file_name().unwrap().to_str().unwrap().trim_start_matches('.');
+    // Where nobody looks, nothing is left out.
+    assert!(node.says(&["status"]).contains(mount.root().to_str().unwrap()));
+    for command in ["status", "top -n 1", "images"] {
+        let shown = on_terminal(&node, command);
+        let table: Vec<_> = shown.lines().skip_while(|line| !line.contains("  ")).collect();
+        assert!(table.len() >= 2, "{command}: {shown}");
+        assert!(table.iter().all(|line| line.chars().count() <= 80), "{command}: {shown}");
+        assert!(command == "images" || shown.contains(tail), "{command}: {shown}");
+    }
+}
+
+/// Looking at an image is not having it.
+#[test]
+fn inspecting_lists_no_image() {
+    let image = Published::indexed(&Source::small().layout(Compression::Gzip(6)).directory);
+    for with_daemon in [false, true] {
+        let node = Node::new();
+        let _daemon = with_daemon.then(|| Daemon::start(&node, &[]));
+        for name in [image.name.clone(), format!("{}/{REPO}@{}", image.proxy.host(), image.digest)] {
+            let told: Value = serde_json::from_str(&node.says(&["inspect", "--json", &name])).unwrap();
+            assert_eq!((&told["lazy"], &told["digest"]), (&json!(true), &json!(image.digest)));
+            assert!(node.says(&["inspect", &name]).contains("nothing"));
+            assert_eq!(node.says(&["images", "--json"]).trim(), "[]");
+        }
+        let said = node.says(&["pull", &image.name]);
+        let fetched = format!("{} ({}): 1 of 1 layer fetched; ", image.name, &image.digest[7..19]);
+        assert!(said.starts_with(&fetched) && said.lines().count() == 1, "{said}");
+        let said = node.says(&["pull", &image.name]);
+        assert!(said.contains(": all of it was here already, 1 layer; "), "{said}");
+        assert!(node.says(&["images", "--json"]).contains(&image.name));
     }
 }
 
@@ -295,4 +442,30 @@ fn a_pull_does_not_believe_what_an_earlier_one_left() {
     assert!(!layer.join("begun").exists());
     let mount = node.mount(&image.name, &[]);
     assert!(mount.read("lib/c.so").unwrap() == node::tree::noise(4, 3_000_000));
+}
+
+/// Of a registry that is down whoever starts a program hears once, whatever has tried to read the image.
+#[test]
+fn an_image_that_cannot_be_read_is_one_error() {
+    let image = programs();
+    for with_daemon in [false, true] {
+        let node = Node::new();
+        let _daemon = with_daemon.then(|| Daemon::start(&node, &[]));
+        // Known, and next to nothing of it here.
+        drop(node.mount(&image.name, &[]));
+        let name = format!("{}@{}", image.name, image.digest);
+        node.says(&["inspect", &name]);
+        down(&image);
+        for detached in [&["-d"][..], &[]] {
+            let output =
+                node.hoist(&[&["run"], detached, &[&name, "sh", "-c", ":"]].concat()).output().unwrap();
+            let said = stderr(&output);
+            assert!(matches!(output.status.code(), Some(1 | 2)) && output.stdout.is_empty(), "{said}");
+            assert!(said.starts_with("error: ") && said.contains("of the image failed, "), "{said}");
+            assert!(said.contains("cannot reach") && said.matches("error: ").count() == 1, "{said}");
+            assert!(said.lines().skip(1).all(|line| line.starts_with("  ")), "{said}");
+            assert_eq!(ps(&node).len(), 0);
+        }
+        image.proxy.clear_faults();
+    }
 }

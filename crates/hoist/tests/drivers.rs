@@ -291,6 +291,26 @@ fn an_ordinary_user_with_subordinate_numbers_has_users() {
         let written = fs::metadata(node.store("containers/app/upper/home/x")).unwrap();
         assert_eq!((written.uid(), written.gid()), (100_999, 101_000));
         node.says(&["rm", "app"]);
+        node.says(&[
+            "run",
+            "-d",
+            "--name",
+            "web",
+            "-u",
+            "app",
+            &image,
+            "sh",
+            "-c",
+            "trap 'exit 3' TERM; while :; do sleep 0.05; done",
+        ]);
+        assert_eq!(
+            node.says(&["exec", "web", "sh", "-c", "id -u; cat /etc/secret"]),
+            "1000\nfor app alone\n"
+        );
+        assert_eq!(node.says(&["exec", "-u", "0", "web", "id", "-u"]), "0\n");
+        node.says(&["stop", "web"]);
+        assert!(node.says(&["ps"]).contains("exited ("));
+        node.says(&["rm", "web"]);
         let said = node.says(&["run", "--rm", &image, "sh", "-c", "id -u && cat /etc/secret"]);
         return assert_eq!(said, "0\nfor app alone\n");
     }

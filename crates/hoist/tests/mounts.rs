@@ -65,7 +65,7 @@ fn a_killed_client_leaves_no_mount() {
     client.wait().unwrap();
     // The registry is silent still.
     process::wait_until("the end of the child", PATIENCE, || {
-        Ok(node.logs().contains("the process that asked for the mount is gone"))
+        Ok(node.logs().contains("the process that asked for it is gone"))
     })
     .unwrap();
     case.image.proxy.clear_faults();

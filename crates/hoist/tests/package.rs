@@ -3,21 +3,12 @@
 mod node;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use hoist_testkit::process::run;
+use node::deb::{build, top};
 use serde_json::Value;
-
-fn top() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
-}
-
-fn build(out: &Path, version: &str) -> PathBuf {
-    let mut script = Command::new(top().join("scripts/deb"));
-    script.arg(node::user::program()).arg(out).env("HOIST_DEB_VERSION", version);
-    PathBuf::from(run(&mut script).unwrap().trim())
-}
 
 /// Without the services that a folder has none of, and without what the package depends on.
 fn dpkg(root: &Path) -> Command {

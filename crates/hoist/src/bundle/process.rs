@@ -20,6 +20,9 @@ pub struct ImageProcess {
     pub working_dir: String,
     /// `User`, empty for root.
     pub user: String,
+    /// `StopSignal`.
+    #[serde(default)]
+    pub stop_signal: Option<String>,
 }
 
 /// The argument vector: a command replaces the image's, an entrypoint replaces both of the image's.

@@ -19,6 +19,8 @@ struct Row {
     command: Vec<String>,
     /// `running` or `exited`.
     state: &'static str,
+    /// Its first process, while it runs.
+    pid: Option<i32>,
     /// Of its end; None while it runs, and where `hoist run` did not live to see it.
     exit_code: Option<u8>,
     /// Seconds since 1970.
@@ -54,11 +56,11 @@ pub(super) fn run(global: &Global, options: &Ps) -> anyhow::Result<()> {
         return super::print("no containers");
     }
     let rows: Vec<Value> = rows.iter().map(Row::shown).collect();
-    super::print(crate::human::text(&Value::Array(rows)).trim_end())
+    super::print_fitted(&Value::Array(rows), &["driver", "stalls", "here"])
 }
 
 async fn row(global: &Global, root: &Path, container: Listed, mounts: &[MountStatus]) -> anyhow::Result<Row> {
-    let Listed { name, running, record } = container;
+    let Listed { name, running, program, record } = container;
     let target = container::image_of(root, &name)?;
     let mount = mounts.iter().find(|mount| mount.target == target);
     let record = record.unwrap_or_default();
@@ -68,6 +70,7 @@ async fn row(global: &Global, root: &Path, container: Listed, mounts: &[MountSta
     };
     Ok(Row {
         state: if running { "running" } else { "exited" },
+        pid: program.map(|program| program.pid()),
         image: record.image,
         digest: record.digest,
         command: record.command,
@@ -109,6 +112,7 @@ impl Row {
             "image": self.image,
             "command": shortened(&self.command.join(" ")),
             "state": state,
+            "pid": self.pid,
             "driver": self.driver,
             "here": here.map(|(here, total)| of_total(here, total)),
             "stalls": self.demand_stalls,

@@ -11,7 +11,7 @@ pub(super) fn run(global: &Global, options: &Rm) -> anyhow::Result<()> {
     // A folder that is no store has nothing of ours to remove.
     hoist_engine::store::Store::open(&root)?;
     for name in &options.names {
-        if container::remove(&root, name)? == Removal::Unknown {
+        if container::remove(&root, name, options.force)? == Removal::Unknown {
             super::block_on(async { Worker::find(&global).await?.remove(name).await })?;
         }
     }

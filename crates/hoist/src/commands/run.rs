@@ -2,6 +2,11 @@
 //!
 //! Start latency is what this command is for, so what does not depend on the mount is done while it is
 //! being made, and what reads the image reads at once, in parallel.
+//!
+//! With `--detach` a process in the background does the work (`detached.rs`), and this one leaves when the program
+//! runs.
+
+mod detached;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,7 +15,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use hoist_engine::Progress;
+use hoist_engine::store::Store;
+use hoist_engine::store::history::History;
 
+use crate::background::{PARENT_GONE, Reporter};
 use crate::bundle::process::{self, DEFAULT_PATH, ImageProcess};
 use crate::bundle::user::{self, User};
 use crate::bundle::volume::{self, Volume};
@@ -24,7 +32,7 @@ use crate::printer::Printer;
 use crate::program::{self, Found};
 use crate::rootdir::RootDir;
 use crate::rootless::{self, Root};
-use crate::runtime::{NotStarted, Runtime};
+use crate::runtime::{NotStarted, Runtime, Started, Streams};
 use crate::signals::{Signals, interrupted};
 
 /// What will be run, as far as finding its files takes.
@@ -44,15 +52,37 @@ struct Plan<'a> {
     /// The program has ended.
     over: Arc<AtomicBool>,
     root: Root,
+    /// Who waits for the program to run, where this process is in the background.
+    reporter: Option<Reporter>,
 }
 
 pub(super) fn run(global: &Global, options: &Run) -> anyhow::Result<u8> {
-    if options.tty && !rustix::termios::isatty(std::io::stdin()) {
+    if options.detach {
+        return detached::start(global, options).map(|()| 0);
+    }
+    let reporter = options.report.then(Reporter::detach);
+    let told = reporter.clone();
+    let outcome = run_here(global, options, reporter);
+    match (told, outcome) {
+        // Whoever asked for it tells of it.
+        (Some(reporter), Err(error)) if reporter.failed(&error) => Ok(crate::engine_glue::exit_code(&error)),
+        (_, outcome) => outcome,
+    }
+}
+
+/// Says that there is no terminal where one is wanted.
+pub(super) fn check_terminal(wanted: bool) -> anyhow::Result<()> {
+    if wanted && !rustix::termios::isatty(std::io::stdin()) {
         return Err(user_hint(
             "-t needs a terminal on standard input",
             "leave out -t; -i alone passes input on",
         ));
     }
+    Ok(())
+}
+
+fn run_here(global: &Global, options: &Run, reporter: Option<Reporter>) -> anyhow::Result<u8> {
+    check_terminal(options.tty)?;
     crate::stats_file::check(options.stats.path.as_deref())?;
     let cwd = std::env::current_dir().context("finding the current folder")?;
     let volumes =
@@ -62,7 +92,7 @@ pub(super) fn run(global: &Global, options: &Run) -> anyhow::Result<u8> {
     if root.is_rootless() {
         runtime.without_cgroups();
     }
-    let plan = Plan { global: &global, options, runtime, volumes, root, over: Arc::default() };
+    let plan = Plan { global: &global, options, runtime, volumes, root, over: Arc::default(), reporter };
     let runtime = crate::engine_glue::tokio_runtime()?;
     let outcome = runtime.block_on(plan.run());
     // What was fetched ahead and is still being decoded serves nobody any more.
@@ -76,7 +106,7 @@ impl Plan<'_> {
         let resolving = Resolved::find(self.global, self.root, self.options.image());
         let (image, image_process) = tokio::select! {
             resolved = resolving => resolved?,
-            signal = signals.next_fatal() => return Err(interrupted(signal)),
+            why = self.called_off(&mut signals) => return Err(why),
         };
         let command =
             process::args(&image_process, self.options.entrypoint.as_deref(), self.options.command())?;
@@ -84,6 +114,8 @@ impl Plan<'_> {
         let mut record = Record {
             image: Some(self.options.image().to_owned()),
             command: command.clone(),
+            runtime: Some(self.runtime.program().to_owned()),
+            stop_signal: image_process.stop_signal.clone(),
             ..Record::default()
         };
         let outcome =
@@ -94,6 +126,10 @@ impl Plan<'_> {
             // Only for who asks later.
             let _ = container.note(&record).inspect_err(|error| tracing::warn!("{error:#}"));
         }
+        let outcome = match (outcome, self.reporter.is_some()) {
+            (Err(error), true) => Err(with_output(error, &container)),
+            (outcome, _) => outcome,
+        };
         // A container that never ran is kept for nobody.
         let never_ran = outcome.is_err() && record.exit_code.is_none();
         let cleaned = container.clean(self.options.rm || never_ran);
@@ -112,12 +148,13 @@ impl Plan<'_> {
         record: &mut Record,
     ) -> anyhow::Result<u8> {
         let printer = Printer::new();
+        let progress: &dyn Progress = self.reporter.as_ref().map_or(&printer, |reporter| reporter);
         let hostname = self.hostname(container)?;
         let mounting = async {
             let files = async { self.write_bound_files(&container.bundle(), &hostname) };
-            let mount = image.mount(container, self.options.rm, self.runtime.program(), &printer);
+            let mount = image.mount(container, self.options.rm, self.runtime.program(), progress);
             let (mount, files) = tokio::join!(mount, files);
-            printer.end();
+            progress.end();
             let (mut mount, facts) = mount?;
             record.digest = facts.digest;
             record.driver = facts.driver;
@@ -130,7 +167,7 @@ impl Plan<'_> {
         };
         let mut mount: Mounted = tokio::select! {
             mount = mounting => mount?,
-            signal = signals.next_fatal() => return Err(interrupted(signal)),
+            why = self.called_off(signals) => return Err(why),
         };
         let outcome = self.run_mounted(container, image_process, command, &hostname, signals).await;
         record.exit_code = outcome.as_ref().ok().copied();
@@ -140,7 +177,14 @@ impl Plan<'_> {
         }
         let unmounted = container.unmount_overlay();
         let stats = mount.unmount().await;
-        let code = outcome?;
+        let code = match (outcome, self.unread(container)) {
+            (Err(error), Some(unread)) => return Err(error.context(unread)),
+            (Ok(code), Some(unread)) => {
+                eprintln!("note: {unread}; `hoist why {}` tells more", self.options.image());
+                code
+            }
+            (outcome, None) => outcome?,
+        };
         unmounted?;
         let stats = stats?;
         record.demand_stalls = stats["demand_stalls"].as_u64();
@@ -173,7 +217,7 @@ impl Plan<'_> {
         let preparing = self.read_image(container, image_process, &command);
         let user = tokio::select! {
             user = preparing => user?,
-            signal = signals.next_fatal() => return Err(interrupted(signal)),
+            why = self.called_off(signals) => return Err(why),
         };
         if !env.iter().any(|entry| entry.starts_with("HOME=")) {
             env.push(format!("HOME={}", user.home));
@@ -200,9 +244,9 @@ impl Plan<'_> {
         }
         std::fs::write(container.bundle().join("config.json"), serde_json::to_vec(&config)?)
             .context("writing the container's config.json")?;
-        let stdin = if options.interactive || options.tty { Stdio::inherit() } else { Stdio::null() };
+        let (streams, started) = self.streams(container)?;
         let in_volume = self.may_be_in_a_volume(&args[0], &path, cwd.as_ref());
-        match self.runtime.run(container, stdin, options.tty, signals).await {
+        match self.runtime.run(container, streams, options.tty, signals, started).await {
             Ok(0) => Ok(0),
             // Some runtimes call it the program's own end that the kernel refused to run it.
             ended => match why_not_started(container, args[0].clone(), path, cwd.to_owned()).await {
@@ -215,6 +259,38 @@ impl Plan<'_> {
                 }
                 _ => ended,
             },
+        }
+    }
+
+    /// What the program reads and writes, and what is to be done once it runs.
+    fn streams(&self, container: &Container) -> anyhow::Result<(Streams, Option<Started<'_>>)> {
+        let Some(reporter) = &self.reporter else {
+            let passed_on = self.options.interactive || self.options.tty;
+            let input = if passed_on { Stdio::inherit() } else { Stdio::null() };
+            return Ok((Streams { input, output: Stdio::inherit() }, None));
+        };
+        let output = container.output()?;
+        // From here on this process speaks to whoever reads that, as the runtime and the program do.
+        rustix::stdio::dup2_stderr(&output)?;
+        let started = || {
+            // Nothing below is relative to the folder this was started in, which somebody may want to unmount.
+            std::env::set_current_dir("/")?;
+            reporter.ready()
+        };
+        Ok((Streams { input: Stdio::null(), output: output.into() }, Some(Box::new(started))))
+    }
+
+    /// Waits until the container is not wanted any more; gives why.
+    async fn called_off(&self, signals: &mut Signals) -> anyhow::Error {
+        let parent_gone = async {
+            match &self.reporter {
+                Some(reporter) => reporter.parent_gone().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            signal = signals.next_fatal() => interrupted(signal),
+            () = parent_gone => anyhow::anyhow!(PARENT_GONE),
         }
     }
 
@@ -288,6 +364,19 @@ impl Plan<'_> {
         Ok(user)
     }
 
+    /// What could not be read of the image while the container ran: so much is told at the end, and not each time.
+    fn unread(&self, container: &Container) -> Option<String> {
+        let store = Store::open(&self.global.root().ok()?).ok()?;
+        let of = |history: &History| history.target == container.image();
+        let history = store.histories().into_iter().find(of)?;
+        let read = history.slowest.iter().find(|read| read.failed.is_some())?;
+        let (file, why) = (read.file(), read.failed.as_deref()?);
+        Some(match history.failed {
+            0 | 1 => format!("a read of the image failed, of {file}: {why}"),
+            failed => format!("{failed} reads of the image failed, one of {file}: {why}"),
+        })
+    }
+
     fn hostname(&self, container: &Container) -> anyhow::Result<String> {
         match (&self.options.hostname, self.options.net) {
             // HOST_NAME_MAX of limits.h
@@ -316,6 +405,15 @@ impl Plan<'_> {
             std::fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
         }
         Ok(())
+    }
+}
+
+/// What the OCI runtime has said goes with the container: whoever asked for it hears it with the error.
+fn with_output(error: anyhow::Error, container: &Container) -> anyhow::Error {
+    let said = std::fs::read_to_string(container.output_path()).unwrap_or_default();
+    match said.trim() {
+        "" => error,
+        said => error.context(said.lines().collect::<Vec<_>>().join("; ")),
     }
 }
 

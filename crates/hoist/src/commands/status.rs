@@ -9,5 +9,5 @@ pub(super) fn run(global: &Global, options: &Status) -> anyhow::Result<()> {
         return super::print_json(&status);
     }
     let status: crate::daemon::status::Status = serde_json::from_value(status)?;
-    super::print(status.text().trim_end())
+    super::print(status.text(crate::human::terminal_width()).trim_end())
 }

@@ -14,9 +14,11 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::cli::{Global, Top};
-use crate::daemon::status::{now, of_total};
+use crate::daemon::status::{now, share};
 use crate::human::bytes;
 
+/// Columns that a narrow terminal does without, first things first.
+const OPTIONAL: [&str; 7] = ["driver", "+stalls", "+here", "image", "failed", "fetched", "waited"];
 /// Slow reads that are shown.
 const SLOW: usize = 8;
 
@@ -73,7 +75,7 @@ pub(super) fn run(global: &Global, options: &Top) -> anyhow::Result<()> {
         let clear = if terminal { "\x1b[2J\x1b[H" } else { "" };
         let text = match options.json {
             true => serde_json::to_string(&moment)?,
-            false => format!("{clear}{}", moment.text()),
+            false => format!("{clear}{}", moment.text(crate::human::terminal_width())),
         };
         if !super::print_if_read(&text)? {
             return Ok(());
@@ -176,7 +178,7 @@ impl Row {
             "mount": self.container.as_ref().unwrap_or(&self.target),
             "image": self.image,
             "driver": self.driver,
-            "here": of_total(self.present_bytes, self.total_bytes),
+            "here": share(self.present_bytes, self.total_bytes),
             "+here": format!("{}/s", bytes(self.present_bytes_per_second)),
             "fetched": bytes(self.wire_bytes),
             "+fetched": format!("{}/s", bytes(self.wire_bytes_per_second)),
@@ -190,15 +192,18 @@ impl Row {
 }
 
 impl Moment {
-    fn text(&self) -> String {
+    fn text(&self, width: Option<usize>) -> String {
         if self.mounts.is_empty() {
             return "nothing is mounted\n".to_owned();
         }
         let rows: Vec<_> = self.mounts.iter().map(Row::shown).collect();
-        let mut text = crate::human::text(&Value::Array(rows));
+        let mut text = crate::human::fitted(&Value::Array(rows), width, &OPTIONAL);
         for (title, rows) in [("", &self.sources), ("the slowest reads:\n", &self.slowest)] {
             if !rows.is_empty() {
-                text.push_str(&format!("\n{title}{}", crate::human::text(&Value::Array(rows.clone()))));
+                text.push_str(&format!(
+                    "\n{title}{}",
+                    crate::human::fitted(&Value::Array(rows.clone()), width, &[])
+                ));
             }
         }
         text

@@ -4,15 +4,13 @@
 //! The client's connection is the lease. The OCI runtime inherits it, so that it ends when both are gone; a
 //! container that has outlived both is waited for by the process that the runtime has noted.
 
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::process::{Pid, PidfdFlags};
 use tokio::sync::oneshot;
 
 use super::mounts::{Mounts, Served};
-use crate::container::Container;
+use crate::container::{Container, Program};
 use crate::runtime::Runtime;
 
 /// A container whose client may be killed.
@@ -41,8 +39,8 @@ impl Running {
 
     async fn try_bury(&self, root: &Path, mounts: &Arc<Mounts>) -> anyhow::Result<()> {
         let dir = root.join("containers").join(&self.name);
-        if let Some(process) = process_of(&dir) {
-            aside(move || ended(&process)).await?;
+        if let Some(program) = Program::of(&dir) {
+            aside(move || program.wait(None)).await?;
         }
         let (folder, name) = (root.to_owned(), self.name.clone());
         let container = aside(move || Container::reopen(&folder, &name)).await?;
@@ -67,20 +65,4 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
     let (done, waited) = oneshot::channel();
     std::thread::Builder::new().name("hoist-waits".into()).spawn(move || drop(done.send(work())))?;
     Ok(waited.await?)
-}
-
-/// Returns once the process has ended: then its pidfd is readable.
-fn ended(process: &OwnedFd) {
-    let mut fds = [rustix::event::PollFd::new(process, rustix::event::PollFlags::IN)];
-    while rustix::event::poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
-}
-
-/// The container's first process, if it still lives: its number may be another's by now, so its root is
-/// looked at.
-fn process_of(dir: &Path) -> Option<OwnedFd> {
-    let pid: i32 = std::fs::read_to_string(dir.join("bundle/pid")).ok()?.trim().parse().ok()?;
-    let process = rustix::process::pidfd_open(Pid::from_raw(pid)?, PidfdFlags::NONBLOCK).ok()?;
-    let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
-    let upper = format!("upperdir={}", dir.join("upper").display());
-    mounts.contains(&upper).then_some(process)
 }

@@ -150,7 +150,7 @@ impl Daemon {
             }
             Request::Inspect { image, options } => {
                 let engine = self.engine_for(&options)?;
-                let image = engine.resolve(&image).await?;
+                let image = engine.look_up(&image).await?;
                 value(&engine.inspect(&image).await?)
             }
             Request::Snapshot { name } => {

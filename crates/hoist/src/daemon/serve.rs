@@ -46,6 +46,7 @@ pub fn run(global: &Global, options: &cli::Daemon) -> anyhow::Result<()> {
         None => settings,
     };
     let log = crate::log::start(&settings.log, settings.log_format)?;
+    tell_overridden(&settings);
     let runtime = crate::engine_glue::tokio_runtime()?;
     let outcome = runtime.block_on(async {
         let mut signals = Signals::catch().context("catching signals")?;
@@ -158,6 +159,15 @@ pub fn inherit(
     }
 }
 
+/// Says what of the configuration does not count.
+fn tell_overridden(settings: &Settings) {
+    for key in &settings.overridden {
+        tracing::warn!(
+            "{key} of the configuration does not count: an option or the environment says otherwise"
+        );
+    }
+}
+
 /// While it hands its mounts over, it looks this often whether any is left.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -214,6 +224,7 @@ impl Running<'_> {
         if new.metrics != old.metrics {
             self.metrics.change(&self.daemon, new.metrics.clone()).await?;
         }
+        tell_overridden(&new);
         for key in old.fixed_that_differ(&new) {
             tracing::warn!("a reload does not change {key}: it takes a restart");
         }

@@ -16,7 +16,7 @@ use toml::de::DeTable;
 pub use self::keys::choice;
 use self::keys::{KEYS, Set};
 use super::policy::{self, Mode, Rule};
-use crate::cli::{self, BackgroundFetch, Global, LogFormat, TrustIndex};
+use crate::cli::{self, BackgroundFetch, Given, Global, LogFormat, TrustIndex};
 use crate::failure::user;
 
 /// What the daemon goes by.
@@ -66,6 +66,10 @@ pub struct Settings {
     pub credential_provider_bin_dir: PathBuf,
     /// The cluster whose pull secrets are used.
     pub pull_secrets: Option<Cluster>,
+    /// Keys that options or the environment have said: the file does not change them.
+    pub given: Given,
+    /// Those of them that the file has too.
+    pub overridden: Vec<&'static str>,
 }
 
 /// See `full_below`: about what comes in the time in which a lazy mount is ready.
@@ -122,10 +126,12 @@ impl Settings {
             credential_provider_config: None,
             credential_provider_bin_dir: PROVIDER_PROGRAMS.into(),
             pull_secrets: None,
+            given: global.given.clone(),
+            overridden: Vec::new(),
         })
     }
 
-    /// What the file says on top of that.
+    /// What the file says of what they leave out.
     ///
     /// # Errors
     /// It can't be read or something in it is wrong: the user's to mend.
@@ -152,10 +158,19 @@ impl Settings {
                     format!("there is no key {:?}; the keys are {}", name.get_ref(), known.join(", ")),
                 ));
             };
+            // It has to be right, though it may not count.
+            let mut unused = self.clone();
+            let into = match self.given.contains(key.name) {
+                true => {
+                    self.overridden.push(key.name);
+                    &mut unused
+                }
+                false => &mut *self,
+            };
             let taken = match key.set {
-                Set::Value(set) => set(self, value.get_ref()),
+                Set::Value(set) => set(into, value.get_ref()),
                 Set::Rules if value.get_ref().is_array() => {
-                    self.images = policy::parse(value.get_ref())?;
+                    into.images = policy::parse(value.get_ref())?;
                     Some(())
                 }
                 Set::Rules => None,
@@ -205,8 +220,7 @@ impl Settings {
 /// For `hoist daemon --help`.
 pub fn help() -> String {
     let mut text =
-        "Keys of the configuration file (TOML); what it says counts, options count for the rest:\n"
-            .to_owned();
+        "Keys of the configuration file (TOML); options and environment count before it:\n".to_owned();
     for key in KEYS {
         text.push_str(&format!(
             "  {}\n      {}\n      {} [default: {}]\n",
@@ -230,8 +244,8 @@ fn page() -> String {
     let mut page = "\
 # Configuration of the daemon
 
-`hoist daemon --config FILE` reads TOML. What the file says counts; options and environment count for what it
-leaves out. An unknown key or a wrong value is an error that names file, line and what is allowed, and the daemon
+`hoist daemon --config FILE` reads TOML. Of what is said twice the command line counts, then the environment
+(`HOIST_ROOT` and its like), then the file; the log tells which keys of the file do not count. An unknown key or a wrong value is an error that names file, line and what is allowed, and the daemon
 does not start; at a reload (SIGHUP, `systemctl reload hoist`) it is logged and everything stays as it was.
 
 This page is made from the table in `crates/hoist/src/daemon/settings/keys.rs`.
@@ -261,10 +275,38 @@ mod tests {
     use super::*;
 
     fn settings() -> Settings {
-        let args = ["hoist", "--root", "/store", "daemon"];
-        let cli = <crate::cli::Cli as clap::Parser>::parse_from(args);
+        // What the file says counts: nothing was given.
+        Settings { given: Given::new(), ..of(&["--root", "/store", "daemon"]) }
+    }
+
+    fn of(args: &[&str]) -> Settings {
+        let found = cli::command().get_matches_from(["hoist"].iter().chain(args));
+        let cli = cli::Cli::of(&found).unwrap();
         let cli::Command::Daemon(options) = cli.command else { panic!("not the daemon") };
         Settings::of(&cli.global, &options).unwrap()
+    }
+
+    #[test]
+    fn the_command_line_counts_before_the_file() {
+        let mut read =
+            of(&["--store-limit", "1G", "daemon", "--log-format", "json", "--trust-index", "none"]);
+        let text =
+            "store_limit = \"2G\"\nlog_format = \"text\"\ntrust_index = \"local\"\nread_timeout = \"5s\"";
+        read.apply(text).unwrap();
+        assert_eq!((read.store_limit, read.log_format), (Some(1 << 30), LogFormat::Json));
+        assert_eq!((read.trust_index, read.read_timeout), (TrustIndex::None, Duration::from_secs(5)));
+        assert_eq!(read.overridden, ["log_format", "store_limit", "trust_index"]);
+        // Wrong is wrong all the same.
+        assert!(of(&["--store-limit", "1G", "daemon"]).apply("store_limit = 5").is_err());
+        // Every option that has a key goes by the key's name.
+        let options = cli::command();
+        let daemon = options.find_subcommand("daemon").unwrap();
+        let known: Vec<_> = daemon.get_arguments().map(|arg| arg.get_id().as_str()).collect();
+        for key in KEYS {
+            let option = key.name.replace('_', "-");
+            let is_one = daemon.get_arguments().any(|arg| arg.get_long() == Some(&option));
+            assert_eq!(is_one, known.contains(&key.name), "{}", key.name);
+        }
     }
 
     fn error(text: &str) -> String {

@@ -179,8 +179,8 @@ pub fn disk_bytes(root: &Path) -> u64 {
 }
 
 impl Status {
-    /// For a person: a line for each mount.
-    pub fn text(&self) -> String {
+    /// For a person, on a terminal of this width: a line for each mount.
+    pub fn text(&self, width: Option<usize>) -> String {
         let mut text = match &self.daemon {
             Some(daemon) => format!(
                 "hoist {} serves {} since {} (process {}{})\n",
@@ -200,7 +200,11 @@ impl Status {
         let rows: Vec<_> = self.mounts.iter().map(MountStatus::row).collect();
         match rows.is_empty() {
             true => text.push_str("nothing is mounted\n"),
-            false => text.push_str(&format!("\n{}", crate::human::text(&serde_json::Value::Array(rows)))),
+            false => {
+                let rows = serde_json::Value::Array(rows);
+                let table = crate::human::fitted(&rows, width, &["process", "stalls", "for"]);
+                text.push_str(&format!("\n{table}"));
+            }
         }
         if self.mounts.iter().any(|mount| mount.dead) {
             text.push_str(
@@ -231,7 +235,7 @@ impl MountStatus {
             _ => Some("lazy"),
         };
         serde_json::json!({
-            "target": self.target,
+            "mount": self.container.clone().unwrap_or_else(|| self.target.display().to_string()),
             "image": self.image,
             "for": self.since.map(|since| age(now().saturating_sub(since))),
             "here": here,
@@ -250,6 +254,12 @@ pub fn now() -> u64 {
 /// So much of so much, for a person.
 pub fn of_total(here: u64, total: u64) -> String {
     format!("{} of {}", crate::human::bytes(here), crate::human::bytes(total))
+}
+
+/// So much of so much, as a share.
+pub fn share(here: u64, total: u64) -> String {
+    let percent = if total == 0 { 100 } else { u128::from(here) * 100 / u128::from(total) };
+    format!("{percent}% of {}", crate::human::bytes(total))
 }
 
 /// A time for a person.
@@ -293,20 +303,23 @@ mod tests {
         let store = StoreStatus { root: "/store".into(), disk_bytes: 4096, unpacked_bytes: Some(2048) };
         let daemon =
             DaemonStatus { filler_pid: 7, keeper_pid: Some(8), version: "1".into(), uptime_seconds: 7200 };
-        let mounts = vec![mount(Some(vec![layer(1024, false), layer(2048, true)])), mount(None)];
+        let web = MountStatus { container: Some("web".to_owned()), ..mount(None) };
+        let mounts = vec![mount(Some(vec![layer(1024, false), layer(2048, true)])), web];
         let status = Status { daemon: Some(daemon), store, mounts };
         assert_eq!(
-            status.text(),
+            status.text(None),
             "hoist 1 serves /store since 2 h (process 7, kept by 8)\nimages and layers take 4.00 KiB\n\
              layers that containerd has unpacked take 2.00 KiB\n\n\
-             TARGET  IMAGE  FOR  HERE                  STATE  STALLS  PROCESS\n\
-             /mnt    app:1  -    3.00 KiB of 4.00 KiB  lazy   3       7\n\
-             /mnt    app:1  -    -                     -      3       7\n"
+             MOUNT  IMAGE  FOR  HERE                  STATE  STALLS  PROCESS\n\
+             /mnt   app:1  -    3.00 KiB of 4.00 KiB  lazy   3       7\n\
+             web    app:1  -    -                     -      3       7\n"
         );
+        let narrow = status.text(Some(50));
+        assert!(narrow.contains("MOUNT  IMAGE  FOR  HERE                  STATE\n"), "{narrow}");
         let store = StoreStatus { unpacked_bytes: None, ..status.store };
         let none = Status { daemon: None, mounts: Vec::new(), store };
         assert_eq!(
-            none.text(),
+            none.text(None),
             "no daemon serves /store\nimages and layers take 4.00 KiB\nnothing is mounted\n"
         );
     }

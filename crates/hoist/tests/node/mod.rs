@@ -4,6 +4,7 @@
 
 pub mod case;
 pub mod daemon;
+pub mod deb;
 pub mod disk;
 pub mod pids;
 pub mod tar;

@@ -42,13 +42,13 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "log",
-        allowed: "a level (\"error\", \"warn\", \"info\", \"debug\", \"trace\") or target=level filters, as \"info,hoist_engine=debug\"",
+        allowed: crate::log::ALLOWED,
         default: "that of --log",
         reloads: true,
         help: "What to log to stderr.",
         set: Set::Value(|settings, value| {
             let filter = value.as_str()?;
-            tracing_subscriber::EnvFilter::try_new(filter).ok()?;
+            crate::log::parse(filter)?;
             put(&mut settings.log, Some(filter.to_owned()))
         }),
     },

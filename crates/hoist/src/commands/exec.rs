@@ -1,0 +1,84 @@
+//! `hoist exec`: becomes the OCI runtime that runs the container, which does it all.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+
+use crate::bundle::process::{self, ImageProcess};
+use crate::bundle::user;
+use crate::cli::{Exec, Global};
+use crate::container::{self, Program};
+use crate::failure::user_hint;
+use crate::rootdir::RootDir;
+use crate::runtime::Runtime;
+
+pub(super) fn run(global: &Global, options: &Exec) -> anyhow::Result<u8> {
+    super::run::check_terminal(options.tty)?;
+    let root = global.root()?;
+    hoist_engine::store::Store::open(&root)?;
+    let (program, record) = container::running(&root, options.name())?;
+    let known = record.runtime.ok_or_else(|| {
+        user_hint(
+            format!("who runs the container {:?} is not known: an older hoist started it", options.name()),
+            "start it anew",
+        )
+    })?;
+    let mut runtime = Runtime::of(known);
+    let arguments = arguments(options, &program)?;
+    if enter(&program)? {
+        runtime.without_cgroups();
+    }
+    if !options.interactive && !options.tty {
+        let null = std::fs::File::open("/dev/null").context("opening /dev/null")?;
+        rustix::stdio::dup2_stdin(null)?;
+    }
+    let state = container::state_of(&root, options.name());
+    let error = runtime.exec(options.name(), &state, &arguments, options.command());
+    Err(error).with_context(|| format!("starting the OCI runtime {}", runtime.program().display()))
+}
+
+/// The runtime's own options.
+fn arguments(options: &Exec, program: &Program) -> anyhow::Result<Vec<OsString>> {
+    let mut arguments: Vec<OsString> = Vec::new();
+    let mut give = |name: &str, value: &str| arguments.extend([name.into(), value.into()]);
+    if let Some(spec) = &options.user {
+        let root =
+            RootDir::open(&of_process(program, "root")).context("opening the container's root folder")?;
+        let read = |file: &str| {
+            root.read(Path::new(file)).with_context(|| format!("reading the container's {file}"))
+        };
+        let [passwd, group] = [read("/etc/passwd")?, read("/etc/group")?].map(Option::unwrap_or_default);
+        let user = user::resolve(spec, &passwd, &group)?;
+        give("--user", &format!("{}:{}", user.uid, user.gid));
+        give("--env", &format!("HOME={}", user.home));
+    }
+    let own = |name: &str| std::env::var(name).ok();
+    for variable in process::env(&ImageProcess::default(), &options.env, own, &[])? {
+        give("--env", &variable);
+    }
+    if let Some(dir) = &options.workdir {
+        give("--cwd", dir);
+    }
+    if options.tty {
+        arguments.push("--tty".into());
+    }
+    Ok(arguments)
+}
+
+fn of_process(program: &Program, what: &str) -> PathBuf {
+    Path::new("/proc").join(program.pid().to_string()).join(what)
+}
+
+/// Becomes root of the container's user namespace, where it is an ordinary user's; false if it has none of its own.
+fn enter(program: &Program) -> anyhow::Result<bool> {
+    let namespace =
+        |link: PathBuf| std::fs::read_link(&link).with_context(|| format!("looking at {}", link.display()));
+    if namespace("/proc/self/ns/user".into())? == namespace(of_process(program, "ns/user"))? {
+        return Ok(false);
+    }
+    move_into_thread_name_spaces(program.process(), ThreadNameSpaceType::USER)
+        .context("entering the container's user namespace")?;
+    Ok(true)
+}
