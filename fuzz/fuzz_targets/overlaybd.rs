@@ -12,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
     let digest = Digest::of(b"");
     overlaybd(bytes);
     let _ = recorded(bytes);
-    let _ = describe_turbo(&[TurboLayer { meta: bytes.to_vec(), target: digest }]);
+    let _ = describe_turbo(&[TurboLayer { meta: bytes.to_vec(), target: digest, size: 1 << 40 }]);
     if let Ok(index) = GzipIndex::read(bytes.to_vec()) {
         for span in 0..index.spans.len() {
             let _ = (index.window(span), index.stream_range(span), index.blob_range(span));

@@ -56,7 +56,8 @@ impl Engine {
         // One that was damaged here accuses nobody: the next mount fetches it again.
         let Some(theirs) = dir.read_tree(Some(index)) else { return Ok(()) };
         // A layer is here in our own layout after a pull, in the index's after a lazy mount.
-        let own = self.merged(image, |blob| {
+        let layers: Vec<_> = image.manifest.layers.iter().map(|layer| layer.digest).collect();
+        let own = self.merged(&layers, &image.digest, |blob| {
             let own = self.store.layer(blob, None);
             if own.is_whole() { own } else { self.store.layer(blob, Some(index)) }
         })?;

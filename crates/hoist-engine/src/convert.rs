@@ -5,16 +5,21 @@
 
 mod again;
 mod ask;
+mod held;
+mod indexed;
+mod instead;
 mod keep;
 mod notes;
+mod unvouched;
+mod verified;
 mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 pub(crate) use again::Again;
 pub(crate) use keep::PREFETCH;
 pub(crate) use notes::{Note, Notes};
-pub(crate) use whole::UNVERIFIED;
 
 use futures_util::StreamExt;
 use hoist_format::digest::Digest;
@@ -28,6 +33,7 @@ use crate::progress::Progress;
 use crate::publish::PublishedIndex;
 use crate::pull::LAYERS;
 use crate::store::usage::Choosing;
+use verified::Verified;
 
 /// Readers that are asked side by side.
 const READERS: usize = 8;
@@ -64,20 +70,33 @@ impl Image {
         let annotations = self.manifest.annotations.clone();
         ImageFacts { digest: self.digest, annotations, layers: layers.collect(), unpinned }
     }
+
+    /// Does nothing less than all of its blobs vouch for what is in them?
+    pub(crate) fn is_unvouched(&self) -> bool {
+        formats::is_unvouched(&self.facts(true))
+    }
 }
 
 impl Engine {
     /// The image in the layout of its own format: as it was converted before, or now. Layers that cannot be read lazily
     /// are fetched whole, where others can.
     pub(crate) async fn converted(&self, image: &Image, progress: &dyn Progress) -> Result<Converted, Error> {
+        let whole_first = self.config.trust != Trust::Registry && image.is_unvouched();
+        if whole_first {
+            self.pull_unvouched(image, progress).await?;
+        }
         let choosing = self.store.choosing()?;
         if let Some(kept) = self.kept_conversion(&image.digest, &image.manifest.layers) {
             return Ok(Converted::Kept { index: Box::new(kept), choosing });
         }
+        if whole_first {
+            let why = "it was taken out of the store just when it was fetched: try again";
+            return Err(Error::NotFound(why.into()));
+        }
         // Long, and nothing of it is in the store yet.
         drop(choosing);
-        let (conversion, mut notes) = self.convert(image).await;
-        let Some(conversion) = conversion else { return Ok(Converted::Plain(notes)) };
+        let (conversion, mut notes) = self.convert(image, None).await;
+        let Some(conversion) = conversion else { return self.instead(image, notes, progress).await };
         if let Parts::Layers(described) = &conversion.parts {
             let all = image.manifest.layers.iter().enumerate();
             let left = all.filter(|(number, _)| !described.contains_key(number));
@@ -114,10 +133,11 @@ impl Engine {
     /// that is what a mount would do.
     pub(crate) async fn notes(&self, image: &Image, asked: bool) -> (Notes, bool) {
         if let Some(kept) = self.kept_conversion(&image.digest, &image.manifest.layers) {
-            return (kept.notes(), true);
+            return (kept.notes(), kept.instead().is_empty());
         }
-        if asked && self.config.trust != Trust::None {
-            let (conversion, notes) = self.convert(image).await;
+        let whole_first = self.config.trust != Trust::Registry && image.is_unvouched();
+        if asked && !whole_first && (self.config.trust != Trust::None || image.originals().is_some()) {
+            let (conversion, notes) = self.convert(image, None).await;
             return (notes, conversion.is_some());
         }
         let mut notes = Notes::whole_first(image);
@@ -130,12 +150,13 @@ impl Engine {
         (notes, false)
     }
 
-    /// Can any of its layers be read as it is? What was found out is kept for the mount that follows.
+    /// Can any of its layers be read as it is, or by nobody else? What was found out is kept for the mount that follows.
     pub(crate) async fn reads_as_it_is(&self, image: &Image) -> bool {
-        if self.kept_conversion(&image.digest, &image.manifest.layers).is_some() {
+        let whole_first = self.config.trust != Trust::Registry && image.is_unvouched();
+        if whole_first || self.kept_conversion(&image.digest, &image.manifest.layers).is_some() {
             return true;
         }
-        let Some(conversion) = self.convert(image).await.0 else { return false };
+        let Some(conversion) = self.convert(image, None).await.0 else { return image.originals().is_some() };
         let all = match &conversion.parts {
             Parts::Layers(described) => described.len() == image.manifest.layers.len(),
             Parts::Image(_) => true,
@@ -148,25 +169,32 @@ impl Engine {
         kept.inspect_err(|e| tracing::warn!(image = image.name, "{e}")).is_ok()
     }
 
-    async fn convert(&self, image: &Image) -> (Option<Conversion>, Notes) {
-        convert(image, self.config.trust).await
+    async fn convert(&self, image: &Image, verified: Option<Arc<Verified>>) -> (Option<Conversion>, Notes) {
+        convert(image, self.config.trust, verified).await
     }
 }
 
 /// Asks each format that the image may be of. A layer is of the first that can read it.
-async fn convert(image: &Image, trust: Trust) -> (Option<Conversion>, Notes) {
+/// `verified`: all its blobs, whose word alone counts then.
+async fn convert(
+    image: &Image,
+    trust: Trust,
+    verified: Option<Arc<Verified>>,
+) -> (Option<Conversion>, Notes) {
     let mut notes = Notes::whole_first(image);
-    let readers = formats::readers(&image.facts(trust == Trust::Registry));
-    if trust == Trust::None {
+    let facts = image.facts(trust == Trust::Registry || verified.is_some());
+    let readers = formats::readers(&facts);
+    if trust == Trust::None && verified.is_none() {
         let why = "--trust-index=none trusts no metadata, only whole layers";
         for reader in readers.iter().filter(|reader| reader.covers() == Covers::Image) {
             notes.add(image, Covers::Image, reader.format(), Some(why));
         }
         return (None, notes);
     }
-    let limits = ask::Limits::new();
+    let limits = ask::Limits::new(verified);
+    let readers = readers.into_iter().zip(formats::readers(&facts));
     // Collected, for a closure with borrows could not be sent to another thread while it runs.
-    let asking: Vec<_> = readers.into_iter().map(|reader| ask::ask(reader, image, &limits)).collect();
+    let asking: Vec<_> = readers.map(|reader| ask::ask(reader, image, &limits)).collect();
     let mut asked = futures_util::stream::iter(asking).buffered(READERS);
     let mut layers = BTreeMap::new();
     let (mut whole, mut pinned) = (None, true);

@@ -78,7 +78,7 @@ impl Engine {
                 continue;
             };
             let manifest: Manifest = crate::image::parse("manifest", &record.manifest, &manifest)?;
-            let blobs: Vec<String> = manifest.layers.iter().map(|l| l.digest.hex()).collect();
+            let blobs = self.blobs_of(&record.manifest, &manifest);
             if record.pinned {
                 pinned.extend(blobs.iter().cloned());
             }

@@ -14,6 +14,7 @@ mod here;
 mod job;
 mod keep;
 mod plan;
+mod prove;
 mod sweep;
 mod windows;
 
@@ -38,6 +39,7 @@ pub use doubt::Doubt;
 pub(crate) use here::Here;
 pub use plan::Meter;
 use plan::Pace;
+pub use prove::Blobs;
 
 /// Why bytes that were wanted are not there.
 #[derive(Debug, Clone, thiserror::Error)]

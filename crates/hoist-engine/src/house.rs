@@ -91,17 +91,21 @@ impl Engine {
                 name: known.name,
                 digest: known.manifest,
                 layer_bytes: manifest.layers.iter().map(|l| l.size).sum(),
-                complete: self.has_own_layout(&known.manifest),
+                complete: self.is_all_here(&known.manifest),
                 pinned: known.pinned,
             });
         }
         Ok(records)
     }
 
+    /// Is every layer here, verified?
+    pub(crate) fn is_all_here(&self, manifest: &Digest) -> bool {
+        self.has_own_layout(manifest) || self.complete_conversion(manifest).is_some()
+    }
+
     /// Whether a mount of the image would be lazy, and why, or why not.
     pub(crate) fn would_be_lazy(&self, image: &Image) -> (bool, String) {
-        let own = self.has_own_layout(&image.digest);
-        match (own, self.config.trust, image.index.as_ref()) {
+        match (self.is_all_here(&image.digest), self.config.trust, image.index.as_ref()) {
             (true, _, _) => (false, "every layer is here, verified: nothing is left to fetch".to_owned()),
             (_, Trust::Registry, Some(_)) => {
                 (true, "a published index is trusted (--trust-index=registry)".into())
@@ -120,6 +124,12 @@ impl Engine {
     /// The same of one that is read by its own format's metadata.
     pub(crate) fn lazy_as_it_is(&self, image: &Image, notes: &Notes) -> String {
         let lazy = notes.0.values().filter(|note| note.refused.is_none()).count();
+        if let Some(why) = notes.0.values().find_map(|note| note.refused.as_ref()).filter(|_| lazy == 0) {
+            return format!("its original layers are here instead of its own, whole and verified: {why}");
+        }
+        if self.is_all_here(&image.digest) {
+            return self.would_be_lazy(image).1;
+        }
         let all = image.manifest.layers.len();
         format!("{lazy} of {all} layers are read as they are, by their own format's metadata")
     }
@@ -148,14 +158,23 @@ impl Engine {
 
     fn look(&self, image: &Image, notes: &Notes, as_it_is: bool) -> Result<Inspection, Error> {
         let index = image.index.as_ref();
-        let own = self.has_own_layout(&image.digest);
+        let all_here = self.is_all_here(&image.digest);
         let converted =
             self.kept_conversion(&image.digest, &image.manifest.layers).filter(|_| index.is_none());
-        let (lazy, why) = match as_it_is && !own && index.is_none() {
-            true => (true, self.lazy_as_it_is(image, notes)),
-            false => self.would_be_lazy(image),
+        let of_originals = image.originals().is_some();
+        let is_refused = !notes.0.is_empty() && notes.0.values().all(|note| note.refused.is_some());
+        let (lazy, why) = match index.is_none() && !all_here {
+            true if as_it_is => (true, self.lazy_as_it_is(image, notes)),
+            true if of_originals && is_refused => (
+                false,
+                "its own metadata is not used: its original layers are fetched whole, and verified first"
+                    .into(),
+            ),
+            _ => self.would_be_lazy(image),
         };
         let of_layers = image.is_of_layers();
+        // The folder of one layer speaks for all, or others do in their place.
+        let one_for_all = all_here && converted.is_some() && !of_layers;
         let mut layers = Vec::new();
         for layer in &image.manifest.layers {
             let own = self.store.layer(&layer.digest, None);
@@ -183,6 +202,7 @@ impl Engine {
                 (Some(lied), _, _) => Some(format!("out of service: {lied}")),
                 _ if refused.is_some() => refused.map(|why| match of_layers {
                     true => format!("fetched whole first: {why}"),
+                    false if of_originals => format!("its original layers are fetched whole instead: {why}"),
                     // There is no other way to read it.
                     false => why.clone(),
                 }),
@@ -212,12 +232,19 @@ impl Engine {
                 }),
                 size: layer.size,
                 present,
-                verified: state.verified,
+                verified: state.verified || one_for_all,
                 note,
             });
         }
         let index = index.map(|i| i.digest);
         Ok(Inspection { image: image.name.clone(), digest: image.digest, index, lazy, why, layers })
+    }
+
+    /// The layers that an image has in the store: its manifest's, and those that are shown instead.
+    pub(crate) fn blobs_of(&self, digest: &Digest, manifest: &Manifest) -> Vec<String> {
+        let instead = self.noted_conversion(digest).map(|index| index.instead()).unwrap_or_default();
+        let own = manifest.layers.iter().map(|layer| layer.digest);
+        own.chain(instead).map(|blob| blob.hex()).collect()
     }
 
     /// Forgets a name, in any of its spellings, or all names of the image that a digest or its beginning
@@ -272,7 +299,7 @@ impl Engine {
             if named.contains(&digest) || clearing.uses_image(&digest) {
                 if let Some((manifest, _)) = dir.load(&digest) {
                     let manifest: Manifest = crate::image::parse("manifest", &digest, &manifest)?;
-                    kept.extend(manifest.layers.iter().map(|l| l.digest.hex()));
+                    kept.extend(self.blobs_of(&digest, &manifest));
                 }
                 continue;
             }

@@ -175,7 +175,7 @@ impl Engine {
         manifest: &Manifest,
         source: &ImageSource,
     ) -> (Option<PublishedIndex>, Option<String>) {
-        if self.config.trust != Trust::Registry || self.has_own_layout(digest) {
+        if self.config.trust != Trust::Registry || self.is_all_here(digest) {
             return (None, None);
         }
         if let Some(kept) = self.kept_index(digest) {
@@ -209,8 +209,11 @@ impl Engine {
         }
     }
 
-    /// The published index that the store remembers of an image, unless it has lied.
+    /// The published index that the store remembers of an image, unless it has lied or is not needed any more.
     fn kept_index(&self, digest: &Digest) -> Option<PublishedIndex> {
+        if self.complete_conversion(digest).is_some() {
+            return None;
+        }
         let bytes = std::fs::read(self.store.image(digest).path().join("index.json")).ok()?;
         let index = PublishedIndex::parse(bytes.into(), digest).ok()?;
         (self.config.trust == Trust::Registry && self.store.distrusted(&index.digest).is_none())
@@ -320,7 +323,7 @@ impl Image {
                     let why = format!("its media type {:?} is no layer that hoist reads", layer.media_type);
                     Error::image("layer", layer.digest, why)
                 })?;
-                Ok(Expected { blob: layer.digest, size: layer.size, diff_id: *diff_id, codec, stream })
+                Ok(Expected { blob: layer.digest, size: layer.size, diff_id: Some(*diff_id), codec, stream })
             })
             .collect()
     }

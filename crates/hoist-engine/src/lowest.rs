@@ -33,7 +33,7 @@ impl Engine {
     pub async fn mounts_at_once(&self, image: &Image) -> bool {
         let trusted = self.config.trust == Trust::Registry && image.index.is_some();
         let no_tar = image.manifest.layers.iter().any(|layer| codec_of(&layer.media_type).is_none());
-        trusted || no_tar || self.has_own_layout(&image.digest) || self.reads_as_it_is(image).await
+        trusted || no_tar || self.is_all_here(&image.digest) || self.reads_as_it_is(image).await
     }
 
     /// An image of the lowest `layers` layers alone. Nothing is fetched.

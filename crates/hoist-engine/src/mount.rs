@@ -240,7 +240,8 @@ impl Engine {
             },
             false => None,
         };
-        let index = image.index.as_ref().filter(|_| self.config.trust == Trust::Registry && own.is_none());
+        let all_here = own.is_some() || self.complete_conversion(&image.digest).is_some();
+        let index = image.index.as_ref().filter(|_| self.config.trust == Trust::Registry && !all_here);
         let (_, mut why) = self.would_be_lazy(image);
         let lazy = match index {
             Some(index) => match self.lazy(image, index, purpose, driver).await {

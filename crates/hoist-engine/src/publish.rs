@@ -171,6 +171,14 @@ pub struct Part {
     pub bytes: Bytes,
 }
 
+impl Part {
+    /// A merged tree, compressed.
+    pub(crate) fn tree(erofs: &[u8]) -> std::io::Result<Self> {
+        let bytes = zstd::bulk::compress(erofs, 15)?.into();
+        Ok(Self { media_type: TREE, layer: None, bytes })
+    }
+}
+
 /// The empty config of an artifact (image-spec `manifest.md`).
 const EMPTY: Bytes = Bytes::from_static(b"{}");
 
@@ -190,8 +198,14 @@ fn registry_of(source: &ImageSource) -> Result<(&Client, &Reference), Error> {
     }
 }
 
-/// Pushes the parts and the artifact that names them. Returns its digest.
-pub async fn push(source: &ImageSource, subject: &Descriptor, parts: Vec<Part>) -> Result<Digest, Error> {
+/// Pushes the parts and the artifact that names them. Returns its digest. `of_image`: its tree has one data file for the
+/// whole image.
+pub async fn push(
+    source: &ImageSource,
+    subject: &Descriptor,
+    parts: Vec<Part>,
+    of_image: bool,
+) -> Result<Digest, Error> {
     let (client, reference) = registry_of(source)?;
     let repo = &reference.repo;
     let mut layers = Vec::new();
@@ -236,6 +250,9 @@ pub async fn push(source: &ImageSource, subject: &Descriptor, parts: Vec<Part>) 
     };
     let created = created.unwrap_or_else(|| date::to_rfc3339(date::now()));
     manifest.annotations.insert(CREATED.to_owned(), created);
+    if of_image {
+        manifest.annotations.insert(OF_IMAGE.to_owned(), "yes".to_owned());
+    }
     let bytes = Bytes::from(serde_json::to_vec(&manifest).map_err(|e| Error::Internal(e.to_string()))?);
     client.push_referrer(repo, bytes.clone()).await?;
     let pushed: Result<_, RegistryError> =

@@ -251,25 +251,28 @@ impl Engine {
         if let Some(path) = dir.sound_tree(None) {
             return Ok(path);
         }
-        dir.save_tree(None, &self.merged(image, |blob| self.store.layer(blob, None))?)
+        let layers: Vec<_> = image.manifest.layers.iter().map(|layer| layer.digest).collect();
+        dir.save_tree(None, &self.merged(&layers, &image.digest, |blob| self.store.layer(blob, None))?)
     }
 
-    /// The image's tree, merged anew from its layers' own trees in the folders that `layout` names.
+    /// The tree of these layers, lowest first, merged anew from their own trees in the folders that `layout` names.
+    /// `image`: the manifest that they are of.
     pub(crate) fn merged(
         &self,
-        image: &Image,
+        layers: &[Digest],
+        image: &Digest,
         layout: impl Fn(&Digest) -> LayerDir,
     ) -> Result<Vec<u8>, Error> {
         let mut trees = Vec::new();
         let mut devices = Vec::new();
-        for layer in &image.manifest.layers {
-            let (tree, size) = layer_tree(&layout(&layer.digest))?;
+        for layer in layers {
+            let (tree, size) = layer_tree(&layout(layer))?;
             trees.push(tree);
-            devices.push(erofs::Device { tag: layer.digest.hex(), size });
+            devices.push(erofs::Device { tag: layer.hex(), size });
         }
         let refs: Vec<_> = trees.iter().collect();
-        let merged = merge::merge(&refs).map_err(|source| Error::Merge { image: image.digest, source })?;
-        erofs::encode(&merged, &devices).map_err(|e| Error::image("image", image.digest, e))
+        let merged = merge::merge(&refs).map_err(|source| Error::Merge { image: *image, source })?;
+        erofs::encode(&merged, &devices).map_err(|e| Error::image("image", image, e))
     }
 
     /// Builds the index of an image, and publishes it if asked.
@@ -281,33 +284,16 @@ impl Engine {
             // Before the work, not after it.
             publish::may_push(&image.source).await?;
         }
-        self.pull_as(image, true, progress).await?;
-        let tree_path = self.own_tree(image)?;
-        let tree = std::fs::read(&tree_path).map_err(Error::io("read", &tree_path))?;
-        let tree = zstd::bulk::compress(&tree, 15).map_err(Error::io("compress", &tree_path))?;
-        let (mut tables, mut windows, mut layer_bytes) = (0, 0, 0);
-        let mut parts =
-            vec![publish::Part { media_type: publish::TREE, layer: None, bytes: tree.clone().into() }];
-        for layer in &image.manifest.layers {
-            layer_bytes += layer.size;
-            if parts.iter().any(|p| p.layer == Some(layer.digest)) {
-                continue;
-            }
-            let dir = self.store.layer(&layer.digest, None);
-            for (name, media_type, total) in
-                [("table", publish::TABLE, &mut tables), ("windows", publish::WINDOWS, &mut windows)]
-            {
-                // The table was held against its digest when the tree was merged; a window names its own.
-                let bytes = std::fs::read(dir.file(name)).map_err(Error::io("read", dir.file(name)))?;
-                if name == "table" {
-                    fetchable(image, &layer.digest, &bytes)?;
-                }
-                *total += bytes.len() as u64;
-                if !bytes.is_empty() {
-                    parts.push(publish::Part { media_type, layer: Some(layer.digest), bytes: bytes.into() });
-                }
-            }
-        }
+        let of_layers = image.is_of_layers();
+        let parts = match of_layers {
+            true => self.parts_of_layers(image, progress).await?,
+            false => self.parts_of_image(image, progress).await?,
+        };
+        let bytes = |of: &str| {
+            parts.iter().filter(|part| part.media_type == of).map(|part| part.bytes.len() as u64).sum()
+        };
+        let (tree, tables, windows) = (bytes(publish::TREE), bytes(publish::TABLE), bytes(publish::WINDOWS));
+        let layer_bytes = image.manifest.layers.iter().map(|layer| layer.size).sum();
         let mut pushed = None;
         if push {
             let subject = crate::oci::Descriptor {
@@ -323,18 +309,46 @@ impl Engine {
                 artifact_type: None,
             };
             progress.begin(&format!("publishing the index of {}", image.name), tables + windows);
-            pushed = Some(publish::push(&image.source, &subject, parts).await?);
+            pushed = Some(publish::push(&image.source, &subject, parts, !of_layers).await?);
             progress.end();
         }
         Ok(Indexed {
             image: image.name.clone(),
             digest: image.digest,
-            tree_bytes: tree.len() as u64,
+            tree_bytes: tree,
             table_bytes: tables,
             window_bytes: windows,
             layer_bytes,
             pushed,
         })
+    }
+    /// The parts of the index of an image whose layers are unpacked each by itself.
+    async fn parts_of_layers(
+        &self,
+        image: &Image,
+        progress: &dyn Progress,
+    ) -> Result<Vec<publish::Part>, Error> {
+        self.pull_as(image, true, progress).await?;
+        let tree_path = self.own_tree(image)?;
+        let tree = std::fs::read(&tree_path).map_err(Error::io("read", &tree_path))?;
+        let mut parts = vec![publish::Part::tree(&tree).map_err(Error::io("compress", &tree_path))?];
+        for layer in &image.manifest.layers {
+            if parts.iter().any(|p| p.layer == Some(layer.digest)) {
+                continue;
+            }
+            let dir = self.store.layer(&layer.digest, None);
+            for (name, media_type) in [("table", publish::TABLE), ("windows", publish::WINDOWS)] {
+                // The table was held against its digest when the tree was merged; a window names its own.
+                let bytes = std::fs::read(dir.file(name)).map_err(Error::io("read", dir.file(name)))?;
+                if name == "table" {
+                    fetchable(image, &layer.digest, &bytes)?;
+                }
+                if !bytes.is_empty() {
+                    parts.push(publish::Part { media_type, layer: Some(layer.digest), bytes: bytes.into() });
+                }
+            }
+        }
+        Ok(parts)
     }
 }
 

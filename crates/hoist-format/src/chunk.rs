@@ -200,6 +200,15 @@ impl ChunkTable {
     pub fn stored_digest(&self, i: usize) -> Option<&[u8; 32]> {
         self.stored_digests.get(self.chunks[i].stored_digest? as usize)
     }
+    /// Its extents have digests of their own from now on: those of parts and stored bytes are not needed any more.
+    pub fn rest_on_extents(&mut self) {
+        self.check = Check::Extents;
+        self.parts.clear();
+        self.stored_digests.clear();
+        for chunk in &mut self.chunks {
+            (chunk.first_part, chunk.stored_digest) = (0, None);
+        }
+    }
     /// The state that chunk `i` needs.
     pub fn state(&self, i: usize) -> Option<&State> {
         self.states.get(self.chunks[i].state? as usize)

@@ -66,6 +66,8 @@ pub enum Want {
         /// Bytes, at most [`MAX_ANSWER`].
         size: u64,
     },
+    /// How many bytes a blob has that no manifest tells it of, as a little-endian u64.
+    Size(Digest),
     /// A manifest; the bytes have its digest.
     Manifest(Digest),
     /// What stands in the image's repository under its tag with this behind it.
@@ -184,6 +186,27 @@ pub fn readers(image: &ImageFacts) -> Vec<Box<dyn Reader>> {
     let taken: HashSet<Covers> = certain.map(|reader| reader.covers()).collect();
     readers.extend(soci::reader(image, |number| taken.contains(&Covers::Layer(number))));
     readers
+}
+
+/// Does nothing less than all of an image's blobs vouch for what is in them? What is read of one by parts is taken on
+/// trust.
+pub fn is_unvouched(image: &ImageFacts) -> bool {
+    nydus::reader(image).is_none() && overlaybd::reader(image).is_some()
+}
+
+/// A layer of the image that another was made of, which still has its contents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Original {
+    /// Digest of its blob.
+    pub digest: Digest,
+    /// Media type.
+    pub media_type: String,
+}
+
+/// The layers that an image was made of, lowest first, where its manifest names all of them: with them the image can be
+/// shown without its own metadata.
+pub fn originals(image: &ImageFacts) -> Option<Vec<Original>> {
+    nydus::originals(image).or_else(|| overlaybd::originals(image))
 }
 
 /// What a manifest in an image index is.

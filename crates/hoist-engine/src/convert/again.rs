@@ -33,7 +33,8 @@ impl Again {
             is_pinned: index.is_pinned(),
             making: Mutex::default(),
         };
-        index.converted.then(|| Arc::new(again()))
+        // What is shown instead is no conversion's.
+        (index.converted && index.instead().is_empty()).then(|| Arc::new(again()))
     }
 
     /// Makes it anew, if `is_here` does not find that somebody just has.
@@ -55,7 +56,7 @@ impl Again {
             if self.is_pinned { [Trust::Local, Trust::Registry] } else { [Trust::Registry, Trust::Local] };
         let mut why = None;
         for trust in trust {
-            let (conversion, notes) = convert(image, trust).await;
+            let (conversion, notes) = convert(image, trust, None).await;
             let Some(conversion) = conversion else {
                 why.get_or_insert_with(|| notes.refusal(image));
                 continue;

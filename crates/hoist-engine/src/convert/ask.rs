@@ -1,14 +1,19 @@
 //! Asks one format's reader what an image is: fetches what it wants, and lets it think where nobody waits.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::BytesMut;
 use futures_util::{StreamExt, TryStreamExt};
 use hoist_format::build::Described;
+use hoist_format::digest::Digest;
 use hoist_format::formats::{Covers, Found, Left, MAX_ANSWER, Reader, Refusal, Step, Want};
 use hoist_format::table::Table;
 use tokio::sync::Semaphore;
 
+use super::verified::Verified;
+use crate::fill::Blobs;
 use crate::image::Image;
 use crate::reference::Reference;
 use crate::registry::{ImageSource, RegistryError};
@@ -25,11 +30,13 @@ const AT_ONCE: usize = 12;
 pub(super) struct Limits {
     left: AtomicU64,
     slots: Semaphore,
+    /// All there is to ask, where nothing else is trusted.
+    verified: Option<Arc<Verified>>,
 }
 
 impl Limits {
-    pub fn new() -> Self {
-        Self { left: AtomicU64::new(MAX_TOTAL), slots: Semaphore::new(AT_ONCE) }
+    pub fn new(verified: Option<Arc<Verified>>) -> Self {
+        Self { left: AtomicU64::new(MAX_TOTAL), slots: Semaphore::new(AT_ONCE), verified }
     }
 
     fn take(&self, bytes: u64) -> Option<()> {
@@ -54,14 +61,27 @@ pub(super) struct Part {
     pub table: Vec<u8>,
 }
 
-/// What a reader covers, its format, and what it found.
+/// What a reader covers, its format, and what it found. `again`: the same reader anew. Bytes that nothing has verified
+/// may have been damaged on their way: they are fetched once more before the image is blamed.
 pub(super) async fn ask(
-    reader: Box<dyn Reader>,
+    (reader, again): (Box<dyn Reader>, Box<dyn Reader>),
     image: &Image,
     limits: &Limits,
 ) -> (Covers, String, Result<Asked, Refusal>) {
     let (covers, format) = (reader.covers(), reader.format().to_owned());
-    let found = match drive(reader, image, limits).await {
+    let mut unverified = BTreeSet::new();
+    let mut found = drive(reader, image, limits, &mut unverified).await;
+    if let Err(Refusal::Unusable(why)) = &found
+        && !unverified.is_empty()
+        && limits.verified.is_none()
+    {
+        tracing::warn!(image = image.name, ?covers, "fetching its metadata again: {why}");
+        for blob in &unverified {
+            image.source.lied(blob);
+        }
+        found = drive(again, image, limits, &mut unverified).await;
+    }
+    let found = match found {
         Ok(found) => encoded(found).await,
         Err(refusal) => Err(refusal),
     };
@@ -88,7 +108,13 @@ async fn encoded(found: Found) -> Result<Asked, Refusal> {
     encoding.await.unwrap_or_else(|_| Err(Refusal::Unusable("its table cannot be made".into())))
 }
 
-async fn drive(mut reader: Box<dyn Reader>, image: &Image, limits: &Limits) -> Result<Found, Refusal> {
+/// `unverified`: blobs of which parts came.
+async fn drive(
+    mut reader: Box<dyn Reader>,
+    image: &Image,
+    limits: &Limits,
+    unverified: &mut BTreeSet<Digest>,
+) -> Result<Found, Refusal> {
     let failed = |what: String| Refusal::Unusable(what);
     let mut answers = Vec::new();
     for _ in 0..MAX_STEPS {
@@ -105,13 +131,21 @@ async fn drive(mut reader: Box<dyn Reader>, image: &Image, limits: &Limits) -> R
         };
         let bytes = wants.iter().map(size).fold(0, u64::saturating_add);
         limits.take(bytes).ok_or_else(|| failed("the image's metadata has more than 512 MiB".into()))?;
+        unverified.extend(wants.iter().filter_map(|want| match want {
+            Want::Range { blob, .. } => Some(*blob),
+            _ => None,
+        }));
         // Collected, for a closure with borrows could not be sent to another thread while it runs.
         let fetching: Vec<_> = wants.into_iter().map(|want| fetch(want, image, limits)).collect();
         let fetched = futures_util::stream::iter(fetching).buffered(AT_ONCE).try_collect().await;
         answers = match fetched {
             Ok(answers) => answers,
             Err(_) if !reader.is_certain() => return Err(Refusal::Other),
-            Err(e) => return Err(failed(format!("its metadata cannot be fetched: {e}"))),
+            Err(e) => {
+                // What did not come is not wrong.
+                unverified.clear();
+                return Err(failed(format!("its metadata cannot be fetched: {e}")));
+            }
         };
     }
     Err(failed(format!("its metadata is not at an end after {MAX_STEPS} steps")))
@@ -121,7 +155,7 @@ fn size(want: &Want) -> u64 {
     match want {
         Want::Range { range, .. } => range.end.saturating_sub(range.start),
         Want::Blob { size, .. } => *size,
-        Want::Manifest(_) | Want::Beside(_) | Want::Referrers(_) => 0,
+        Want::Size(_) | Want::Manifest(_) | Want::Beside(_) | Want::Referrers(_) => 0,
     }
 }
 
@@ -129,6 +163,16 @@ fn size(want: &Want) -> u64 {
 async fn fetch(want: Want, image: &Image, limits: &Limits) -> Result<Option<Vec<u8>>, RegistryError> {
     if size(&want) > MAX_ANSWER {
         return Ok(None);
+    }
+    if let Some(verified) = &limits.verified {
+        let range = match &want {
+            Want::Range { blob, range } => Some((blob, range.clone())),
+            Want::Blob { blob, size } => Some((blob, 0..*size)),
+            Want::Size(_) | Want::Manifest(_) | Want::Beside(_) | Want::Referrers(_) => None,
+        };
+        if !matches!(want, Want::Size(_)) {
+            return Ok(range.and_then(|(blob, range)| verified.get(blob, range)).map(<[u8]>::to_vec));
+        }
     }
     let _slot = limits.slots.acquire().await;
     let source = &image.source;
@@ -142,6 +186,7 @@ async fn fetch(want: Want, image: &Image, limits: &Limits) -> Result<Option<Vec<
             return Ok(Some(all.into()));
         }
         Want::Blob { blob, size } => source.blob(&blob, Some(size)).await.map(Vec::from),
+        Want::Size(blob) => source.blob_size(&blob).await.map(|size| size.to_le_bytes().to_vec()),
         Want::Manifest(digest) => source.manifest_by_digest(&digest).await.map(|m| m.bytes.into()),
         Want::Beside(suffix) => match source {
             ImageSource::Registry { client, reference } => {

@@ -23,10 +23,14 @@ use crate::store::{LayerDir, Store, write_atomic};
 
 /// The document's name in an image's folder.
 const CONVERTED: &str = "converted.json";
+/// Beside it, its digest: metadata and contents were held against blobs whose digests are the image's.
+const PROVEN: &str = "converted.proven";
 /// Annotations of the document: how much of it the manifest's digest holds right; and, with a layer's digest behind, its format, and why it is not lazy.
 const PINNED: &str = "dev.hoist.pinned";
 const FORMAT: &str = "dev.hoist.format.";
 const REFUSED: &str = "dev.hoist.refused.";
+/// The layers that are shown instead of the manifest's, lowest first: their digests, with commas between.
+const INSTEAD: &str = "dev.hoist.instead";
 /// Ranges of a layer's data file that are read first: pairs of numbers, as JSON.
 pub(crate) const PREFETCH: &str = "prefetch";
 
@@ -46,28 +50,74 @@ impl PublishedIndex {
         Notes(annotations.iter().filter_map(note).collect())
     }
 
-    /// Does the image's manifest hold all of it right?
+    /// Does the image's manifest hold all of it right? What others have published can say so, but is not known to be so.
     pub(crate) fn is_pinned(&self) -> bool {
-        let manifest: Option<Manifest> = serde_json::from_slice(&self.bytes).ok();
-        manifest.is_some_and(|m| m.annotations.get(PINNED).is_some_and(|pinned| pinned == "yes"))
+        self.converted && self.annotation(PINNED).is_some_and(|pinned| pinned == "yes")
+    }
+
+    /// The layers that are shown instead of the manifest's, where the image's own metadata is of no use.
+    pub(crate) fn instead(&self) -> Vec<Digest> {
+        let told = self.annotation(INSTEAD).filter(|_| self.converted).unwrap_or_default();
+        told.split(',').filter_map(|digest| digest.parse().ok()).collect()
+    }
+
+    fn annotation(&self, name: &str) -> Option<String> {
+        let manifest: Manifest = serde_json::from_slice(&self.bytes).ok()?;
+        manifest.annotations.get(name).cloned()
     }
 }
 
 impl Engine {
     /// A conversion that is here and whole, and may be used.
     pub(crate) fn kept_conversion(&self, manifest: &Digest, layers: &[Descriptor]) -> Option<PublishedIndex> {
-        let dir = self.store.image(manifest);
-        let bytes = std::fs::read(dir.path().join(CONVERTED)).ok()?;
-        let index = PublishedIndex::parse_converted(bytes.into(), manifest).ok()?;
+        let index = self.noted_conversion(manifest)?;
+        // What is shown instead was verified whole.
+        let vouched = || self.is_noted_as_proven(manifest, &index) || !index.instead().is_empty();
         let trusted = match self.config.trust {
             Trust::Registry => true,
-            Trust::Local => index.is_pinned(),
-            Trust::None => false,
+            Trust::Local => index.is_pinned() || vouched(),
+            Trust::None => vouched(),
         };
-        if !trusted
-            || self.store.distrusted(&index.digest).is_some()
-            || dir.sound_tree(Some(&index.digest)).is_none()
-        {
+        self.sound_conversion(manifest, layers, index).filter(|_| trusted)
+    }
+
+    /// A conversion of which all is here and was verified by the image's own digests: whatever is trusted, nothing else
+    /// need be asked.
+    pub(crate) fn complete_conversion(&self, manifest: &Digest) -> Option<PublishedIndex> {
+        let index = self.noted_conversion(manifest)?;
+        let (bytes, _) = self.store.image(manifest).load(manifest)?;
+        let layers = serde_json::from_slice::<Manifest>(&bytes).ok()?.layers;
+        if !index.is_pinned() && !self.is_noted_as_proven(manifest, &index) {
+            return None;
+        }
+        let index = self.sound_conversion(manifest, &layers, index)?;
+        let verified = |blob: &Digest| {
+            let dir = self.store.layer(blob, Some(&index.digest));
+            dir.state().verified && dir.is_whole()
+        };
+        index.layers.keys().all(verified).then_some(index)
+    }
+
+    /// What the document says that is here, whatever else is.
+    pub(crate) fn noted_conversion(&self, manifest: &Digest) -> Option<PublishedIndex> {
+        let bytes = std::fs::read(self.store.image(manifest).path().join(CONVERTED)).ok()?;
+        PublishedIndex::parse_converted(bytes.into(), manifest).ok()
+    }
+
+    fn is_noted_as_proven(&self, manifest: &Digest, index: &PublishedIndex) -> bool {
+        let noted = std::fs::read(self.store.image(manifest).path().join(PROVEN));
+        noted.is_ok_and(|noted| noted == index.digest.to_string().as_bytes())
+    }
+
+    /// The same, if all that it needs is here.
+    fn sound_conversion(
+        &self,
+        manifest: &Digest,
+        layers: &[Descriptor],
+        index: PublishedIndex,
+    ) -> Option<PublishedIndex> {
+        let dir = self.store.image(manifest);
+        if self.store.distrusted(&index.digest).is_some() || dir.sound_tree(Some(&index.digest)).is_none() {
             return None;
         }
         let here = |(blob, (table, windows)): (&Digest, &(Descriptor, Option<Descriptor>))| {
@@ -78,12 +128,21 @@ impl Engine {
                 && dir.table_bytes().is_some_and(|bytes| Digest::of(&bytes) == table.digest)
                 && windows.as_ref().is_none_or(|w| has(w, "windows"))
         };
-        let whole = |layer: &Descriptor| {
-            index.layers.contains_key(&layer.digest) || self.store.layer(&layer.digest, None).is_whole()
+        let whole =
+            |layer: &Digest| index.layers.contains_key(layer) || self.store.layer(layer, None).is_whole();
+        let instead = index.instead();
+        let rest = match instead.is_empty() {
+            true => index.of_image || layers.iter().all(|layer| whole(&layer.digest)),
+            false => instead.iter().all(whole),
         };
-        let of_image = index.of_image;
-        let all = index.layers.iter().all(here) && (of_image || layers.iter().all(whole));
+        let all = rest && index.layers.iter().all(here);
         all.then_some(index)
+    }
+
+    /// All of a conversion was held against the image's own digests.
+    pub(super) fn keep_proven(&self, image: &Image, index: &Digest) -> Result<(), Error> {
+        let path = self.store.image(&image.digest).path().join(PROVEN);
+        write_atomic(&path, index.to_string().as_bytes())
     }
 
     /// The next mount converts the image anew. What is here of it stays in use, and is found again if its metadata is the
@@ -114,6 +173,22 @@ impl Engine {
             expected.ok_or_else(|| Error::Internal(format!("layer {blob} is not in its image")))?;
         progress.note(&format!("layer {} cannot be read lazily: fetching all of it first", blob.short()));
         self.pull_layer(&expected, &image.source, progress).await
+    }
+
+    /// Keeps that an image is shown as these layers, which are here whole; `notes` say why.
+    pub(super) fn keep_instead(
+        &self,
+        image: &Image,
+        layers: &[Digest],
+        notes: &Notes,
+    ) -> Result<PublishedIndex, Error> {
+        let tree = self.merged(layers, &image.digest, |blob| self.store.layer(blob, None))?;
+        let mut manifest = document(image, &tree, notes, true);
+        let digests: Vec<_> = layers.iter().map(Digest::to_string).collect();
+        manifest.annotations.insert(INSTEAD.into(), digests.join(","));
+        let index = parsed(&manifest, image)?;
+        keep_document(&self.store, image, &index, &tree)?;
+        Ok(index)
     }
 }
 
@@ -150,23 +225,9 @@ fn keep_blocking(
         }
         Parts::Layers(layers) => merge_described(store, image, layers)?,
     };
-    let mut manifest = Manifest {
-        schema_version: 2,
-        media_type: Some(media::MANIFEST.into()),
-        artifact_type: Some(publish::CONVERTED.into()),
-        config: descriptor(media::EMPTY, b"{}", None),
-        layers: vec![descriptor(publish::TREE, &tree, None)],
-        subject: Some(descriptor(media::MANIFEST, &image.manifest_bytes, None)),
-        annotations: BTreeMap::new(),
-    };
-    manifest.annotations.insert(PINNED.into(), if pinned { "yes" } else { "no" }.into());
+    let mut manifest = document(image, &tree, &notes, pinned);
     if of_image {
         manifest.annotations.insert(publish::OF_IMAGE.into(), "yes".into());
-    }
-    for (blob, note) in &notes.0 {
-        manifest.annotations.insert(format!("{FORMAT}{blob}"), note.format.clone());
-        let refused = note.refused.iter();
-        manifest.annotations.extend(refused.map(|why| (format!("{REFUSED}{blob}"), why.clone())));
     }
     for (blob, Part { described, table }) in &parts {
         manifest.layers.push(descriptor(publish::TABLE, table, Some(blob)));
@@ -174,8 +235,7 @@ fn keep_blocking(
             manifest.layers.push(descriptor(publish::WINDOWS, &described.windows, Some(blob)));
         }
     }
-    let bytes = Bytes::from(serde_json::to_vec(&manifest).map_err(|e| Error::Internal(e.to_string()))?);
-    let index = PublishedIndex::parse_converted(bytes, &image.digest)?;
+    let index = parsed(&manifest, image)?;
     if wanted.is_some_and(|wanted| wanted != index.digest) {
         return Err(bad(
             &"what its metadata makes now is not what is mounted: unmount it, and mount it again",
@@ -184,10 +244,14 @@ fn keep_blocking(
     for (blob, Part { described, table }) in &parts {
         keep_layer(&store.layer(blob, Some(&index.digest)), described, table)?;
     }
-    let dir = store.image(&image.digest);
-    dir.save_tree(Some(&index.digest), &tree)?;
-    write_atomic(&dir.path().join(CONVERTED), &index.bytes)?;
+    keep_document(store, image, &index, &tree)?;
     Ok(index)
+}
+
+fn keep_document(store: &Store, image: &Image, index: &PublishedIndex, tree: &[u8]) -> Result<(), Error> {
+    let dir = store.image(&image.digest);
+    dir.save_tree(Some(&index.digest), tree)?;
+    write_atomic(&dir.path().join(CONVERTED), &index.bytes)
 }
 
 fn keep_layer(dir: &LayerDir, described: &Described, table: &[u8]) -> Result<(), Error> {
@@ -234,6 +298,30 @@ fn merge_described(
         }
     }
     Ok((parts, tree))
+}
+
+/// A conversion's document, but for its tables.
+fn document(image: &Image, tree: &[u8], notes: &Notes, pinned: bool) -> Manifest {
+    let mut annotations = BTreeMap::new();
+    annotations.insert(PINNED.into(), if pinned { "yes" } else { "no" }.into());
+    for (blob, note) in &notes.0 {
+        annotations.insert(format!("{FORMAT}{blob}"), note.format.clone());
+        annotations.extend(note.refused.iter().map(|why| (format!("{REFUSED}{blob}"), why.clone())));
+    }
+    Manifest {
+        schema_version: 2,
+        media_type: Some(media::MANIFEST.into()),
+        artifact_type: Some(publish::CONVERTED.into()),
+        config: descriptor(media::EMPTY, b"{}", None),
+        layers: vec![descriptor(publish::TREE, tree, None)],
+        subject: Some(descriptor(media::MANIFEST, &image.manifest_bytes, None)),
+        annotations,
+    }
+}
+
+fn parsed(document: &Manifest, image: &Image) -> Result<PublishedIndex, Error> {
+    let bytes = serde_json::to_vec(document).map_err(|e| Error::Internal(e.to_string()))?;
+    PublishedIndex::parse_converted(Bytes::from(bytes), &image.digest)
 }
 
 fn descriptor(media_type: &str, bytes: &[u8], layer: Option<&Digest>) -> Descriptor {

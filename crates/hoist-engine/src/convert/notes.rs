@@ -57,12 +57,16 @@ impl Notes {
 
     /// Why nothing of an image can be read whose layers say nothing each by itself.
     pub fn refusal(&self, image: &Image) -> Error {
+        Error::image("image", image.digest, self.why(image))
+    }
+
+    /// The same, as a part of a sentence.
+    pub fn why(&self, image: &Image) -> String {
         let read_whole = Self::whole_first(image);
         let told = self.0.iter().filter(|(layer, _)| !read_whole.0.contains_key(layer));
         let why = told.filter_map(|(_, note)| note.refused.clone()).next();
         // Or it is of no format at all.
         let why = why.or_else(|| image.expected().err().map(|e| e.to_string()));
-        let why = why.unwrap_or_else(|| "its layers are of no format that hoist reads".into());
-        Error::image("image", image.digest, why)
+        why.unwrap_or_else(|| "its layers are of no format that hoist reads".into())
     }
 }

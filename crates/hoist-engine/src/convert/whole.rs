@@ -1,5 +1,7 @@
 //! The full pull of an image whose layers say nothing each by itself: what was converted is filled to its end.
 
+use std::collections::BTreeSet;
+
 use hoist_format::formats::{self, Covers};
 
 use super::Converted;
@@ -11,8 +13,6 @@ use crate::progress::Progress;
 
 /// Bytes of a data file that are asked for at once.
 const STEP: u64 = 32 << 20;
-/// Why what is complete is not called verified.
-pub(crate) const UNVERIFIED: &str = "its format has no digest of its contents that the image's manifest holds right, only its own checksums were compared";
 
 impl Image {
     /// Can its layers be unpacked, each by itself?
@@ -32,6 +32,12 @@ impl Engine {
         image: &Image,
         progress: &dyn Progress,
     ) -> Result<usize, Error> {
+        if image.is_unvouched() {
+            return self.pull_unvouched(image, progress).await;
+        }
+        let before = image.originals().into_iter().flatten();
+        let before: BTreeSet<_> =
+            before.map(|o| o.digest).filter(|blob| self.store.layer(blob, None).is_whole()).collect();
         let (index, choosing) = match self.converted(image, progress).await? {
             Converted::Kept { index, choosing } => (index, choosing),
             Converted::Plain(notes) => return Err(notes.refusal(image)),
@@ -47,7 +53,8 @@ impl Engine {
         }
         drop(choosing);
         let spared = devices.iter().map(|(blob, _)| blob.hex()).collect();
-        let mut fetched = 0;
+        let instead = index.instead();
+        let mut fetched = instead.iter().filter(|blob| !before.contains(blob)).count();
         for (number, (blob, size)) in devices.into_iter().enumerate() {
             let dir = self.store.layer(&blob, Some(&index.digest));
             let state = dir.state();
@@ -64,11 +71,11 @@ impl Engine {
                 progress.advance(end - at);
             }
             verify::finish(&fill, layer.dir(), index.is_pinned()).await?;
-            if !index.is_pinned() {
-                tracing::warn!(image = image.name, layer = %blob, "complete, but not verified: {UNVERIFIED}");
-            }
             progress.end();
             fetched += 1;
+        }
+        if index.of_image && index.is_pinned() {
+            self.hold_others(image, &index, None)?;
         }
         drop(held);
         crate::evict::keep_limit(self, spared).await;

@@ -96,7 +96,8 @@ impl Engine {
         let parts = index.layers.get(blob).cloned();
         let parts =
             parts.ok_or_else(|| bad(format!("index {} has no table of layer {blob}", index.digest)))?;
-        let expected = match index.converted {
+        // Of an image that is one file system its layers say nothing each by itself.
+        let expected = match index.converted || index.of_image {
             true => None,
             false => image.expected()?.into_iter().find(|e| e.blob == *blob),
         };

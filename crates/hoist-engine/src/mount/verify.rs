@@ -6,7 +6,6 @@ use std::time::Duration;
 use hoist_format::digest::Digest;
 
 use super::layer::LazyLayer;
-use crate::convert::UNVERIFIED;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::fill::{FillError, LayerFill};
@@ -85,6 +84,9 @@ pub(super) async fn settle_doubts(layers: Vec<Arc<LazyLayer>>, engine: Engine, i
 async fn settle(engine: &Engine, image: &Image, index: &Digest, layer: &LazyLayer) {
     let (blob, silent) = (layer.dir().blob(), &crate::progress::Silent);
     let Some(expected) = layer.expected() else {
+        if image.index.as_ref().is_some_and(|index| !index.converted) {
+            return settle_by_pull(engine, image, layer).await;
+        }
         // Of chunks only their digests can tell; but the metadata that leads to them may have come wrong.
         layer.doubt().raised().await.settle();
         return engine.forget_conversion(image, index);
@@ -115,6 +117,23 @@ async fn settle(engine: &Engine, image: &Image, index: &Digest, layer: &LazyLaye
     }
 }
 
+/// The same of an image that is one file system: all of it, read by its own format, tells.
+async fn settle_by_pull(engine: &Engine, image: &Image, layer: &LazyLayer) {
+    loop {
+        let doubt = layer.doubt().raised().await;
+        match Box::pin(engine.pull_converted(image, &crate::progress::Silent)).await {
+            Ok(_) => {
+                layer.hear();
+                return doubt.settle();
+            }
+            Err(e) => {
+                tracing::warn!(layer = %layer.dir().blob(), "nothing was found out about the index: {e}");
+                tokio::time::sleep(DOUBT_AGAIN).await;
+            }
+        }
+    }
+}
+
 /// Why a layer could not be checked.
 enum Trouble {
     /// Not now.
@@ -133,11 +152,7 @@ async fn check(
     let fill = layer.fill().await.map_err(Trouble::Fetching)?;
     if layer.expected().is_none() {
         if !image.index.as_ref().is_some_and(PublishedIndex::is_pinned) {
-            let then = match image.index.as_ref().is_some_and(|index| index.of_image) {
-                true => UNVERIFIED,
-                false => "`hoist pull` checks it against the image",
-            };
-            tracing::info!(layer = %layer.dir().blob(), "complete; {then}");
+            tracing::info!(layer = %layer.dir().blob(), "complete; `hoist pull` checks it against the image");
             return Ok(false);
         }
         // Every chunk was held to its digest when it came.

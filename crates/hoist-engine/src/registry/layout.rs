@@ -215,6 +215,23 @@ impl Layout {
         .await
     }
 
+    /// How many bytes a blob has.
+    ///
+    /// # Errors
+    /// `NotFound`, or `Layout` when it cannot be looked at.
+    pub async fn blob_size(self: &Arc<Self>, digest: &Digest) -> Result<u64, RegistryError> {
+        let (this, name) = (self.clone(), blob_path(digest));
+        blocking(move || {
+            let missing = || RegistryError::NotFound {
+                doing: format!("reading {name}"),
+                host: format!("layout {}", this.path.display()),
+            };
+            let (_, range) = this.find(&name)?.ok_or_else(missing)?;
+            Ok(range.end - range.start)
+        })
+        .await
+    }
+
     /// What refers to the manifest `digest`: manifests of index.json, or of indexes in it, with
     /// that subject, and the entries of the fallback tag.
     ///

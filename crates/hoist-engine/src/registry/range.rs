@@ -118,6 +118,38 @@ impl Client {
         Ok(RangeBody(Kind::Http(Box::new(body))))
     }
 
+    /// How many bytes a blob has. Asked for with its first byte: where a registry sends its readers elsewhere for blobs,
+    /// what it gives them is good for reading alone.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn blob_size(&self, repo: &Repo, digest: &Digest) -> Result<u64, RegistryError> {
+        let doing = format!("asking for the size of blob {digest} of {repo}");
+        let mut ask = Ask::get(doing, repo, Need::Pull, format!("blobs/{digest}"));
+        ask.blob = Some(*digest);
+        ask.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
+        let endpoints = self.honest(repo, digest)?;
+        let mut turn = self.turn(&endpoints);
+        loop {
+            let asked = self.ask(turn.endpoint(), &ask, turn.last()).await.and_then(|response| {
+                let header = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+                let size = match response.status() {
+                    StatusCode::PARTIAL_CONTENT => header.and_then(total),
+                    _ => response.content_length(),
+                };
+                size.ok_or_else(|| RegistryError::BadAnswer {
+                    doing: ask.doing.clone(),
+                    host: authority(response.url()),
+                    what: "an answer that does not tell the blob's size".to_owned(),
+                })
+            });
+            match asked {
+                Ok(size) => return Ok(size),
+                Err(error) => turn.next(error)?,
+            }
+        }
+    }
+
     /// Says that parts of a blob were not what they should be. True if another server may have them
     /// right: those that served any are not asked for this blob again, except the registry itself.
     pub fn lied(&self, repo: &Repo, digest: &Digest) -> bool {
@@ -318,6 +350,11 @@ impl Open {
         self.promised -= piece.len() as u64;
         (!piece.is_empty()).then_some(piece)
     }
+}
+
+/// The size in `bytes 0-9/100`.
+fn total(value: &str) -> Option<u64> {
+    value.trim().strip_prefix("bytes ")?.split_once('/')?.1.trim().parse().ok()
 }
 
 /// First and last byte of `bytes 0-9/100` (RFC 9110 section 14.4).

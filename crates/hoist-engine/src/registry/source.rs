@@ -102,6 +102,17 @@ impl ImageSource {
         }
     }
 
+    /// How many bytes a blob has.
+    ///
+    /// # Errors
+    /// See [`Client::blob_size`] and [`Layout::blob_size`].
+    pub async fn blob_size(&self, digest: &Digest) -> Result<u64, RegistryError> {
+        match self {
+            Self::Registry { client, reference } => client.blob_size(&reference.repo, digest).await,
+            Self::Layout { layout, .. } => layout.blob_size(digest).await,
+        }
+    }
+
     /// Says that parts of a blob were not what they should be: true if asking again may bring them
     /// from another server.
     pub fn lied(&self, digest: &Digest) -> bool {

@@ -69,6 +69,11 @@ impl Digests {
         }
     }
 
+    /// Extent `i` is `digest`, whatever was recorded of it.
+    pub fn correct(&self, i: usize, digest: [u8; 32]) -> io::Result<()> {
+        self.recorded.iter().flatten().try_for_each(|file| record(file, i, digest).map(drop))
+    }
+
     /// Has the records outlive a power cut.
     pub fn sync(&self) -> io::Result<()> {
         self.recorded.iter().flatten().try_for_each(File::sync_data)

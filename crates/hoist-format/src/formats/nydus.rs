@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::{Covers, ImageFacts, LayerFacts, MAX_ANSWER, Reader, Refusal, Step, Want, of_image};
+use super::{Covers, ImageFacts, LayerFacts, MAX_ANSWER, Original, Reader, Refusal, Step, Want, of_image};
 use crate::build::{Builder, ChunkId, Described, Run, StoredChunk};
 use crate::chunk::{ChunkCodec, ContentDigest};
 use crate::codec::{CodecError, StreamDecoder};
@@ -20,6 +20,8 @@ const BOOTSTRAP: &str = "containerd.io/snapshot/nydus-bootstrap";
 const BLOB: &str = "containerd.io/snapshot/nydus-blob";
 /// On a layer of contexts alone (zran): the layer of another image that they are about.
 const ORIGINAL: &str = "containerd.io/snapshot/nydus-ref";
+/// What such a layer is: contexts are of gzip.
+const ORIGINAL_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 /// Marks a bootstrap that is encrypted.
 const ENCRYPTED: &str = "containerd.io/snapshot/nydus-encrypted-blob";
 /// Media type of blobs with chunks.
@@ -34,12 +36,29 @@ pub(super) fn is_marked(os_features: &[String], artifact_type: Option<&str>) -> 
     os_features.iter().any(|feature| feature == OS_FEATURE) || artifact_type == Some(ARTIFACT)
 }
 
+fn says(layer: &LayerFacts, key: &str) -> bool {
+    layer.annotations.get(key).is_some_and(|v| v == "true")
+}
+
+fn has_chunks(layer: &LayerFacts) -> bool {
+    says(layer, BLOB) || layer.media_type == BLOB_TYPE
+}
+
+/// The layers that an image was made of, where its blobs are contexts alone (zran).
+pub(super) fn originals(image: &ImageFacts) -> Option<Vec<Original>> {
+    let original = |layer: &LayerFacts| {
+        let digest = layer.annotations.get(ORIGINAL)?.parse().ok()?;
+        Some(Original { digest, media_type: ORIGINAL_TYPE.to_owned() })
+    };
+    let blobs = image.layers.iter().filter(|layer| has_chunks(layer));
+    let all: Vec<_> = blobs.map(original).collect::<Option<_>>()?;
+    (!all.is_empty()).then_some(all)
+}
+
 /// The reader of an image, if a layer of it says that it is nydus's.
 pub(super) fn reader(image: &ImageFacts) -> Option<Box<dyn Reader>> {
-    let says = |layer: &LayerFacts, key| layer.annotations.get(key).is_some_and(|v| v == "true");
     let bootstrap = image.layers.iter().rfind(|layer| says(layer, BOOTSTRAP));
-    let blobs = |layer: &LayerFacts| says(layer, BLOB) || layer.media_type == BLOB_TYPE;
-    if bootstrap.is_none() && !image.layers.iter().any(blobs) {
+    if bootstrap.is_none() && !image.layers.iter().any(has_chunks) {
         return None;
     }
     let bootstrap = bootstrap.cloned();
@@ -105,14 +124,13 @@ impl Reader for Nydus {
     }
 
     fn step(&mut self, answers: Vec<Option<Vec<u8>>>) -> Result<Step, Refusal> {
-        let stepped = match std::mem::replace(&mut self.at, At::Start) {
+        match std::mem::replace(&mut self.at, At::Start) {
             At::Start => self.start(),
             At::Bootstrap => self.opened(answers),
             At::Contexts(blobs) => self.with_contexts(&blobs, answers),
             At::Tails(blobs) => self.with_tails(&blobs, answers),
             At::Parts(blobs) => self.with_parts(&blobs, answers),
-        };
-        stepped.map_err(|refusal| self.advised(refusal))
+        }
     }
 }
 
@@ -126,20 +144,6 @@ fn given(answer: Option<Vec<u8>>, what: &str) -> Result<Vec<u8>, Refusal> {
 }
 
 impl Nydus {
-    /// Says what to do, where there is something.
-    fn advised(&self, refusal: Refusal) -> Refusal {
-        match refusal {
-            Refusal::Unusable(why)
-                if self.layers.iter().any(|layer| layer.annotations.contains_key(ORIGINAL)) =>
-            {
-                Refusal::Unusable(format!(
-                    "{why}; its contents are the layers of the image that it was made of: use that by its own name"
-                ))
-            }
-            refusal => refusal,
-        }
-    }
-
     fn start(&mut self) -> Result<Step, Refusal> {
         let layer = self.bootstrap.as_ref();
         let layer = layer

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::{Covers, ImageFacts, LayerFacts, Reader, Refusal, Step, Want, of_image};
+use super::{Covers, ImageFacts, LayerFacts, Original, Reader, Refusal, Step, Want, of_image};
 use crate::digest::Digest;
 use crate::overlaybd::{self, Image, MAX_TRACE, OverlaybdError, TurboLayer, recorded};
 
@@ -18,9 +18,31 @@ const TARGETS: [&str; 2] = [
     "containerd.io/snapshot/overlaybd/turbo-oci/target-digest",
     "containerd.io/snapshot/overlaybd/fastoci/target-digest",
 ];
+const TARGET_TYPES: [&str; 2] = [
+    "containerd.io/snapshot/overlaybd/turbo-oci/target-media-type",
+    "containerd.io/snapshot/overlaybd/fastoci/target-media-type",
+];
+/// What an original is where its media type is not told.
+const USUAL: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 fn target(layer: &LayerFacts) -> Option<&String> {
     TARGETS.iter().find_map(|key| layer.annotations.get(*key))
+}
+
+/// The image's layers that are no trace of reads.
+fn layers(image: &ImageFacts) -> Vec<LayerFacts> {
+    image.layers.iter().filter(|l| !l.annotations.contains_key(ACCELERATION)).cloned().collect()
+}
+
+/// The layers that an image was made of.
+pub(super) fn originals(image: &ImageFacts) -> Option<Vec<Original>> {
+    let original = |layer: &LayerFacts| {
+        let told = TARGET_TYPES.iter().find_map(|key| layer.annotations.get(*key));
+        let media_type = told.map_or(USUAL, |told| told).to_owned();
+        Some(Original { digest: target(layer)?.parse().ok()?, media_type })
+    };
+    let all: Vec<_> = layers(image).iter().map(original).collect::<Option<_>>()?;
+    (!all.is_empty()).then_some(all)
 }
 
 /// Is such a layer's blob, read as the archive that its media type says, no part of the image?
@@ -30,8 +52,7 @@ fn is_device(layer: &LayerFacts) -> bool {
 
 /// The reader of an image, if it is one.
 pub(super) fn reader(image: &ImageFacts) -> Option<Box<dyn Reader>> {
-    let layers: Vec<_> =
-        image.layers.iter().filter(|l| !l.annotations.contains_key(ACCELERATION)).cloned().collect();
+    let layers = layers(image);
     let trace = image.layers.iter().find(|l| l.annotations.contains_key(ACCELERATION));
     let trace =
         trace.filter(|layer| (1..=MAX_TRACE).contains(&layer.size)).map(|layer| (layer.digest, layer.size));
@@ -146,18 +167,28 @@ impl Reader for Turbo {
         if !self.unpinned {
             return Err(Refusal::because(UNPINNED));
         }
-        if answers.is_empty() {
-            let want = |layer: &LayerFacts| Want::Blob { blob: layer.digest, size: layer.size };
-            return Ok(Step::Fetch(self.layers.iter().map(want).collect()));
-        }
-        let mut layers = Vec::new();
-        for (layer, answer) in self.layers.iter().zip(answers) {
-            let meta =
-                answer.ok_or_else(|| Refusal::because(format!("there is no layer {}", layer.digest)))?;
+        let mut targets = Vec::new();
+        for layer in &self.layers {
             let original = target(layer).and_then(|digest| digest.parse::<Digest>().ok());
-            let original = original
-                .ok_or_else(|| Refusal::because(format!("layer {} names no original", layer.digest)))?;
-            layers.push(TurboLayer { meta, target: original });
+            targets.push(
+                original
+                    .ok_or_else(|| Refusal::because(format!("layer {} names no original", layer.digest)))?,
+            );
+        }
+        if answers.is_empty() {
+            let meta = |layer: &LayerFacts| Want::Blob { blob: layer.digest, size: layer.size };
+            let wants = self.layers.iter().map(meta).chain(targets.into_iter().map(Want::Size));
+            return Ok(Step::Fetch(wants.collect()));
+        }
+        let mut answers = answers.into_iter();
+        let metas: Vec<_> = answers.by_ref().take(self.layers.len()).collect();
+        let mut layers = Vec::new();
+        for (((layer, meta), target), size) in self.layers.iter().zip(metas).zip(targets).zip(answers) {
+            let meta = meta.ok_or_else(|| Refusal::because(format!("there is no layer {}", layer.digest)))?;
+            let size = size.and_then(|size| Some(u64::from_le_bytes(size.try_into().ok()?)));
+            let size =
+                size.ok_or_else(|| Refusal::because(format!("there is no original layer {target}")))?;
+            layers.push(TurboLayer { meta, target, size });
         }
         of_image(self.format.clone(), false, overlaybd::describe_turbo(&layers)?)
     }

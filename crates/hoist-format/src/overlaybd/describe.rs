@@ -32,6 +32,8 @@ pub struct TurboLayer {
     pub meta: Vec<u8>,
     /// The original layer's digest.
     pub target: Digest,
+    /// Bytes of its blob.
+    pub size: u64,
 }
 
 /// An overlaybd image, being read.
@@ -136,11 +138,15 @@ pub fn describe_turbo(layers: &[TurboLayer]) -> Result<Described, OverlaybdError
         if *file_system.get_or_insert(meta.file_system) != meta.file_system {
             return Err(OverlaybdError::Turbo("its layers are of different file systems".to_owned()));
         }
-        // Where the original is not compressed, it has at least what is named of it.
-        let size = match &meta.gzip {
-            Some(gzip) => gzip.blob_size,
-            None => meta.blob.original_end(),
+        let size = layer.size;
+        let told = match &meta.gzip {
+            Some(gzip) => gzip.blob_size == size,
+            None => meta.blob.original_end() <= size,
         };
+        if !told && !crate::codec::FUZZING {
+            let why = format!("it is of another layer than {}, which has {size} bytes", layer.target);
+            return Err(OverlaybdError::Turbo(why));
+        }
         originals.push(Original { blob: builder.blob(layer.target, size)?, size, gzip: meta.gzip });
         blobs.push(meta.blob);
     }

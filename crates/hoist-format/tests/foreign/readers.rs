@@ -51,6 +51,11 @@ fn ask(image: &str, facts: &ImageFacts) -> (Vec<Result<Found, Refusal>>, u64) {
                             Want::Blob { blob: digest, .. } | Want::Manifest(digest) => {
                                 blob(image, &digest.to_string())
                             }
+                            Want::Size(digest) => {
+                                let size = blob(image, &digest.to_string()).len() as u64;
+                                answers.push(Some(size.to_le_bytes().to_vec()));
+                                continue;
+                            }
                             Want::Referrers(artifact_type) => referrers(image, artifact_type),
                             other => panic!("{other:?}"),
                         };

@@ -14,9 +14,9 @@ fn turbo_layers(image: &str) -> (Vec<TurboLayer>, HashMap<Digest, Vec<u8>>) {
         let target =
             descriptor["annotations"]["containerd.io/snapshot/overlaybd/turbo-oci/target-digest"].as_str();
         let bytes = blob(image, target.unwrap());
-        let target = Digest::of(&bytes);
+        let (target, size) = (Digest::of(&bytes), bytes.len() as u64);
         originals.insert(target, bytes);
-        all.push(TurboLayer { meta, target });
+        all.push(TurboLayer { meta, target, size });
     }
     (all, originals)
 }
@@ -42,6 +42,17 @@ fn erofs_is_what_containerd_unpacks() {
     // Its tools cut a name of 255 bytes, as dump.erofs says too.
     let without = |path: &str| path.starts_with("names/nnnnn");
     check("turbooci-erofs", &Allowed { without, implied_mode: Some("0o777"), ..Allowed::default() });
+}
+
+/// An original of another size is another layer.
+#[test]
+fn metadata_is_of_its_layer_alone() {
+    for image in ["turbooci-ext4", "turbooci-erofs"] {
+        let (mut layers, _) = turbo_layers(image);
+        layers[1].size += 1;
+        let said = describe_turbo(&layers).unwrap_err().to_string();
+        assert!(said.contains("of another layer"), "{said}");
+    }
 }
 
 /// Metadata that is cut or has a byte flipped: an error, or a tree; never a panic.

@@ -102,3 +102,26 @@ fn wrong_digests_are_found_before_anything_is_shown() {
     assert!(said.contains("the digest of its blob is"), "{said}");
     assert_eq!(fs::read_dir(node.store("aside")).unwrap().count(), 0);
 }
+
+/// A layer that is damaged where it was made: it is named, and what is wrong with it, and no other.
+#[test]
+fn a_damaged_layer_is_named() {
+    let layout = Layout::of("erofs-raw");
+    let (mut good, mut bad) = (String::new(), String::new());
+    layout.change(|manifest| {
+        good = manifest["layers"][0]["digest"].as_str().unwrap().to_owned();
+        let layer = &mut manifest["layers"][1];
+        let mut bytes = fs::read(layout.blob(&layer["digest"])).unwrap();
+        // The superblock's first byte.
+        bytes[1024] ^= 1;
+        bad = layout.add(&bytes);
+        layer["digest"] = bad.clone().into();
+        layout.configure(manifest, |config| config["rootfs"]["diff_ids"][1] = bad.clone().into());
+    });
+    let image = Published::plain(layout.path());
+    let node = Node::new();
+    for said in [node.try_mount(&image.name, &[]).err().unwrap(), node.fails(&["pull", &image.name])] {
+        assert!(said.contains(&bad) && said.contains("no EROFS magic number"), "{said}");
+        assert!(!said.contains(&good) && !said.contains("media type"), "{said}");
+    }
+}
