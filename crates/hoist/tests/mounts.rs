@@ -79,7 +79,7 @@ fn images_removed_by_several_at_once() {
     let case = Case::new();
     let node = Node::new();
     for _ in 0..4 {
-        node.says(&["inspect", &case.image.name]);
+        node.says(&["pull", &case.image.name]);
         let removing: Vec<_> = (0..4)
             .map(|_| node.hoist(&["rm", &case.image.name]).stderr(Stdio::piped()).spawn().unwrap())
             .collect();
