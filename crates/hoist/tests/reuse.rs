@@ -116,7 +116,7 @@ fn what_is_copied_shares_its_blocks_where_the_file_system_can() {
         node.says(&["rm", &rebuilt.image.name]);
         node.says(&["prune"]);
         rebuilt.second.assert_shown(node.mount(&rebuilt.second_name, &[]).root());
-        assert!(node.hoist(&["fsck"]).status().unwrap().success());
+        node.says(&["fsck"]);
     }
 }
 

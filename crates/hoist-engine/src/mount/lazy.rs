@@ -134,15 +134,8 @@ impl Engine {
 
     /// The layer as other mounts of this process have it; of what others have marked, only if they answer.
     fn share(&self, layer: LazyLayer) -> Result<Arc<LazyLayer>, Error> {
-        let path = layer.dir().file("data");
-        if !others::servers_of(&self.store, &path).is_empty() {
-            others::all_answer(
-                &self.store,
-                (layer.data(), &path),
-                layer.data_size(),
-                self.config.read_timeout,
-            )?;
-        }
+        let file = (layer.data(), &*layer.dir().file("data"));
+        others::all_answer(&self.store, file, layer.data_size(), self.config.read_timeout)?;
         self.serving.share(layer)
     }
 

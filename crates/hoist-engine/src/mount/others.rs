@@ -51,7 +51,7 @@ pub(crate) fn all_answer(
 }
 
 /// Who else serves mounts that read this data file.
-pub(super) fn servers_of(store: &Store, data: &Path) -> Vec<Servers> {
+fn servers_of(store: &Store, data: &Path) -> Vec<Servers> {
     let records = store.mounts().unwrap_or_default().into_iter();
     let of_it = records.filter(|record| record.lazy && record.data.iter().any(|path| path == data));
     let servers = of_it.filter_map(|record| store.servers(&record.id));
