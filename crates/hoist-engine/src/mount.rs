@@ -43,8 +43,10 @@ use crate::fill::Counts;
 use crate::image::Image;
 use crate::oci::Descriptor;
 use crate::progress::Progress;
+use crate::publish::PublishedIndex;
 use crate::stats::Stats;
 use crate::store::mounts::{FuseRecord, Lease};
+use crate::store::usage::Choosing;
 use crate::store::{MountRecord, Servers};
 
 pub(crate) use lost::retire as retire_lost;
@@ -244,7 +246,7 @@ impl Engine {
         let index = image.index.as_ref().filter(|_| self.config.trust == Trust::Registry && !all_here);
         let (_, mut why) = self.would_be_lazy(image);
         let lazy = match index {
-            Some(index) => match self.lazy(image, index, purpose, driver).await {
+            Some(index) => match self.lazy_by(image, index, (purpose, driver), &mut choosing).await {
                 // Just found to be bad: that counts as none.
                 Err(e) if self.store.distrusted(&index.digest).is_some() => {
                     tracing::warn!("the published index is not used: {e}");
@@ -263,7 +265,8 @@ impl Engine {
                 match self.converted(image, progress).await? {
                     Converted::Kept { index, choosing: still } => {
                         choosing = Some(still);
-                        let lazy = self.lazy(image, &index, purpose, driver).await?;
+                        let tables = self.fetch_tree(image, &index, purpose).await?;
+                        let lazy = self.lazy(image, &index, &tables, driver).await?;
                         why = self.lazy_as_it_is(image, &index.notes());
                         converted = Some(Image { index: Some(*index), ..image.clone() });
                         Some(lazy)
@@ -361,6 +364,20 @@ impl Engine {
             mount.tasks.push(tokio::spawn(prefetch::follow(lazy, Arc::clone(&self.meter))));
         }
         Ok(mount)
+    }
+
+    /// What a published index lays out. Who would take something away does not wait for the registry.
+    async fn lazy_by(
+        &self,
+        image: &Image,
+        index: &PublishedIndex,
+        (purpose, driver): (Use, Driver),
+        choosing: &mut Option<Choosing>,
+    ) -> Result<(PathBuf, Layers), Error> {
+        drop(choosing.take());
+        let tables = self.fetch_tree(image, index, purpose).await?;
+        *choosing = Some(self.store.choosing()?);
+        self.lazy(image, index, &tables, driver).await
     }
 
     /// Has this process replaced by one that runs the program as it now stands on disk, without readers

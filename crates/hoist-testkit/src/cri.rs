@@ -18,8 +18,8 @@ use api::image_service_client::ImageServiceClient;
 use api::runtime_service_client::RuntimeServiceClient;
 use api::*;
 
-/// For a container to end when it is asked to, and for a program in it, seconds.
-const PATIENCE: i64 = 20;
+/// For a program in a container, seconds.
+const PATIENCE: i64 = 120;
 
 /// See the module.
 #[derive(Debug)]

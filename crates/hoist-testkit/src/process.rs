@@ -63,8 +63,12 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Polls `ready` until it says so, for at most `limit`.
+/// The least that anything is waited for: a loaded machine may take long for what is done at once.
+const LEAST: Duration = Duration::from_secs(60);
+
+/// Polls `ready` until it says so, for at most `limit`, or a minute if that is more.
 pub fn wait_until(what: &str, limit: Duration, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
+    let limit = limit.max(LEAST);
     let deadline = Instant::now() + limit;
     while !ready()? {
         if Instant::now() > deadline {

@@ -112,7 +112,7 @@ fn listening_port(stderr: impl std::io::Read + Send + 'static, log: &Path) -> Re
             let _ = writeln!(log_file, "{line}");
         }
     });
-    receive.recv_timeout(Duration::from_secs(30)).with_context(|| {
+    receive.recv_timeout(Duration::from_secs(120)).with_context(|| {
         format!("docker-registry did not listen: {}", std::fs::read_to_string(log).unwrap_or_default())
     })
 }

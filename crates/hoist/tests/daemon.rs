@@ -56,15 +56,17 @@ fn commands_say_the_same_with_and_without_it() {
         pulled["stats"] = Value::Null;
         let failed = node.hoist(&["pull", "127.0.0.1:1/no/such:image"]).output().unwrap();
         let unknown = node.hoist(&["rm", "nothing"]).output().unwrap();
-        answers.push((
-            pulled.to_string(),
+        let mut answer = vec![
             node.says(&["images"]),
             node.says(&["images", "--json"]),
             node.says(&["inspect", "--json", name]),
             node.says(&["rm", name]),
-            node.says(&["prune", "--json"]),
-            (failed.status.code(), unknown.status.code(), stderr(&unknown)),
-        ));
+        ];
+        let mut pruned: Value = serde_json::from_str(&node.says(&["prune", "--json"])).unwrap();
+        // How a file lies on the disk is not for us to say.
+        assert!(pruned["bytes"].take().as_u64().unwrap() > 0);
+        answer.extend([pulled.to_string(), pruned.to_string()]);
+        answers.push((answer, failed.status.code(), unknown.status.code(), stderr(&unknown)));
         assert!(node.hoist(&["images", "--no-daemon"]).output().unwrap().status.success());
         drop(daemon);
     }
@@ -196,7 +198,9 @@ fn at_rest_it_sleeps() {
         for mount in [&lazy[2], &again] {
             case.source.assert_shown(mount.root());
             process::wait_until("rest after a read", PATIENCE, sleeps).unwrap();
-            assert_eq!(cached(data), 0, "{driver}");
+            // That it had no turn for a moment is no rest.
+            process::wait_until("the store's pages to go", PATIENCE, || Ok(cached(data) == 0))
+                .unwrap_or_else(|e| panic!("{driver}: {e}"));
         }
     }
 }

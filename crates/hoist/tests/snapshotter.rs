@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use asked::*;
 use hoist_snapshotter::api::*;
-use hoist_testkit::{containerd, diff, process, walk};
+use hoist_testkit::{Fault, FaultKind, When, containerd, diff, process, walk};
+use node::daemon::Daemon;
 use node::{Node, Published};
 use rustix::process::Signal;
 use tonic::Code;
@@ -56,10 +57,13 @@ fn an_image_is_one_mount_that_nobody_unpacked() {
         snapshots.remove(key);
     }
     wait_no_images(&node);
-    process::wait_until("the layers to be freed", Duration::from_secs(20), || {
-        Ok(fs::read_dir(node.store("layers"))?.count() == 0)
-    })
-    .unwrap();
+    wait_no_layers(&node, &daemon);
+}
+
+fn wait_no_layers(node: &Node, daemon: &Daemon<'_>) {
+    let none = || Ok(fs::read_dir(node.store("layers"))?.count() == 0);
+    process::wait_until("the layers to be freed", Duration::from_secs(20), none)
+        .unwrap_or_else(|e| panic!("{e}{}", daemon.said()));
 }
 
 #[test]
@@ -87,12 +91,14 @@ fn a_killed_daemon_and_the_next_leave_containers_running() {
     // Told to end, it hands over what containers stand on.
     daemon.end();
     assert_eq!(shown.read("same"), b"of layer 2 of app");
-    let (_daemon, snapshots) = serve(&node);
+    let (daemon, snapshots) = serve(&node);
     drop((shown, second));
     for key in ["container", "second", &image.chain[2], &image.chain[1], &image.chain[0]] {
         snapshots.remove(key);
     }
     wait_no_images(&node);
+    // Another process has served it: what it needed is freed all the same.
+    wait_no_layers(&node, &daemon);
 }
 
 #[test]
@@ -150,6 +156,26 @@ fn what_cannot_be_lazy_is_left_to_containerd() {
     snapshots.prepare("wrong", "", &labels).unwrap();
     snapshots.prepare("unnamed", "", &[(TARGET.to_owned(), image.chain[0].clone())].into()).unwrap();
     assert_eq!(images(&node), [""; 0]);
+}
+
+#[test]
+fn a_slow_registry_keeps_nobody_else_waiting() {
+    let (slow, image) = (Image::indexed(), Image::indexed());
+    let tree = &slow.published.parts("tree")[0];
+    slow.published.proxy.inject(Fault::new(format!("blobs/{tree}"), When::Always, FaultKind::Hang));
+    let node = Node::new();
+    let (mut daemon, snapshots) = serve(&node);
+    let (socket, labels) = (snapshots.socket.clone(), slow.labels(0));
+    snapshots.runtime.spawn(async move {
+        Snapshots::client(&socket).await.prepare(prepare_request("slow", "", &labels)).await
+    });
+    let asks = || Ok(slow.published.proxy.log().iter().any(|asked| asked.path.contains(tree)));
+    process::wait_until("the tree to be asked for", Duration::from_secs(30), asks).unwrap();
+    snapshots.pull(&image, "other");
+    // Nor is room made only when it answers.
+    node.says(&["prune"]);
+    daemon.signal(Signal::KILL);
+    daemon.wait();
 }
 
 #[test]

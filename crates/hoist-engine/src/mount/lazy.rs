@@ -24,16 +24,19 @@ const TREE_MAX: usize = 1 << 30;
 /// Bytes of one entry in the device table.
 const DEVICE_SLOT: u64 = 128;
 
+/// The tables of a lazy mount's layers, by blob.
+pub(super) type Tables = BTreeMap<Digest, Arc<TableSource>>;
+
 impl Engine {
-    /// Brings what a lazy mount needs first: the merged tree and the layers' data files.
-    pub(super) async fn lazy(
+    /// Fetches what a lazy mount needs first: the merged tree. Long, and safe without the lock of those who choose: what
+    /// is taken away meanwhile, [`Engine::lazy`] fetches again.
+    pub(super) async fn fetch_tree(
         &self,
         image: &Image,
         index: &PublishedIndex,
         purpose: Use,
-        driver: Driver,
-    ) -> Result<(PathBuf, Layers), Error> {
-        let mut tables = BTreeMap::new();
+    ) -> Result<Tables, Error> {
+        let mut tables = Tables::new();
         let again = Again::of(&self.store, image, index);
         let own = |blob: &&Digest| image.manifest.layers.iter().any(|layer| layer.digest == **blob);
         for blob in index.layers.keys().filter(own) {
@@ -45,6 +48,18 @@ impl Engine {
                 tokio::spawn(async move { table.bytes().await.map(drop) });
             }
         }
+        self.published_tree(image, index).await?;
+        Ok(tables)
+    }
+
+    /// The merged tree and the layers' data files, opened and watched.
+    pub(super) async fn lazy(
+        &self,
+        image: &Image,
+        index: &PublishedIndex,
+        tables: &Tables,
+        driver: Driver,
+    ) -> Result<(PathBuf, Layers), Error> {
         let (tree, devices) = self.published_tree(image, index).await?;
         let server = match driver {
             Driver::Erofs => {

@@ -7,8 +7,9 @@
 //! Neither is synced: a mount does not outlive a reboot, and its record only counts for the boot it names.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,6 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Store;
 use crate::error::Error;
+
+/// Bytes of a lease that says who holds it: more than any two process ids take.
+const SIGNED: usize = 96;
 
 /// A mount, and what it is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,14 +143,10 @@ impl Lease {
 
     /// Says who serves it, in the lease itself.
     pub fn sign(&self, servers: Servers) -> Result<(), Error> {
-        let text = serde_json::to_vec(&servers).map_err(|e| Error::Internal(e.to_string()))?;
-        let write = || {
-            let mut file = &self.file;
-            file.set_len(0)?;
-            file.rewind()?;
-            file.write_all(&text)
-        };
-        write().map_err(Error::io("write", lease_path(&self.dir, &self.id)))
+        let mut text = serde_json::to_vec(&servers).map_err(|e| Error::Internal(e.to_string()))?;
+        // Always as long, and written at once: who reads it meanwhile finds the one or the other.
+        text.resize(SIGNED.max(text.len()), b' ');
+        self.file.write_all_at(&text, 0).map_err(Error::io("write", lease_path(&self.dir, &self.id)))
     }
 
     /// The mount is gone: forgets it.
@@ -171,6 +171,16 @@ impl EndOfMount {
         let Some(lease) = &self.lease else { return Ok(()) };
         lease.lock_shared().map_err(Error::io("wait for", &self.path))?;
         lease.unlock().map_err(Error::io("unlock", &self.path))
+    }
+
+    /// Has it come?
+    pub fn has_come(&self) -> Result<bool, Error> {
+        let Some(lease) = &self.lease else { return Ok(true) };
+        match lease.try_lock_shared() {
+            Ok(()) => lease.unlock().map(|()| true).map_err(Error::io("unlock", &self.path)),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(e)) => Err(Error::io("look at", &self.path)(e)),
+        }
     }
 }
 
@@ -371,9 +381,9 @@ mod tests {
         let end = store.end_of_mount("a").unwrap();
         lease.end();
         assert!(store.end_of_mount("a").unwrap().lease.is_none(), "its name is gone");
-        let looked_at = end.lease.as_ref().unwrap();
-        assert!(matches!(looked_at.try_lock_shared(), Err(TryLockError::WouldBlock)));
+        assert!(!end.has_come().unwrap());
         drop(lease);
         end.wait().unwrap();
+        assert!(end.has_come().unwrap());
     }
 }

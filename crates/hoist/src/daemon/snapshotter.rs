@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use hoist_engine::progress::Silent;
 use hoist_engine::reference::Source;
+use hoist_engine::store::EndOfMount;
 use hoist_engine::{Engine, Image, Use};
 use hoist_format::digest::Digest;
 use hoist_snapshotter::{
@@ -26,8 +27,10 @@ use super::socket;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long an image that was found counts: for all layers of one pull, which ask one after another.
 const FRESH: Duration = Duration::from_secs(60);
-/// How long the last users of an image may take before it is left to be freed later.
+/// How long the last users of an image may take before whoever has removed it is not kept waiting.
 const GOING: Duration = Duration::from_secs(5);
+/// How often what another process serves is looked at until it does not any more.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Begins to listen; what it returns serves containerd, and never ends. Snapshots are in the daemon's store.
 ///
@@ -70,6 +73,18 @@ impl NodeImages {
         all.retain(|_, found| found.since.elapsed() < FRESH || Arc::strong_count(found) > 1);
         let new = || Found { since: Instant::now(), image: OnceCell::default(), usable: OnceCell::default() };
         Arc::clone(all.entry(name.to_owned()).or_insert_with(|| Arc::new(new())))
+    }
+
+    /// What was refused may have been pulled or indexed since: the next pull asks anew, with its lowest layer.
+    fn forget_refused(&self, name: &str, chain: &str) {
+        let is_lowest = |(_, image): &(Engine, Image)| {
+            image.chain_ids().first().is_some_and(|lowest| lowest.to_string() == chain)
+        };
+        let mut all = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = all.get(name).filter(|found| matches!(found.usable.get(), Some(Err(_))));
+        if refused.is_some_and(|found| found.image.get().is_some_and(is_lowest)) {
+            all.remove(name);
+        }
     }
 
     /// What the name means, asked for once for all layers.
@@ -136,22 +151,26 @@ impl NodeImages {
         Ok(Err(Reason::NotLazy.because(why)))
     }
 
-    /// Takes what nobody needs any more out of the store.
+    /// Takes an image out of the store, with all else that nobody needs any more.
     async fn let_be_pruned(&self, name: &str) {
         let (engine, image) = (self.daemon.engine(), name.to_owned());
-        let pruned = tokio::task::spawn_blocking(move || {
+        let forgotten = tokio::task::spawn_blocking(move || {
             // A name without a digest may be somebody else's too.
             let own = engine.store().lookup(&image).filter(|own| image.contains('@') && !own.pinned);
-            if let Some(own) = own {
-                engine.remove(&own.name)?;
-            }
-            engine.prune()
+            own.map_or(Ok(()), |own| engine.remove(&own.name).map(drop))
         });
-        match pruned.await {
-            Ok(Ok(pruned)) => tracing::info!(image = name, bytes = pruned.bytes, "removed an image"),
-            Ok(Err(error)) => tracing::debug!(image = name, "forgetting an image: {error}"),
-            Err(_) => {}
+        if let Ok(Err(error)) = forgotten.await {
+            tracing::debug!(image = name, "forgetting an image: {error}");
         }
+        prune(self.daemon.engine()).await;
+    }
+
+    /// What tells when nobody serves any more what is mounted on a folder, be it another process.
+    fn ends(&self, folder: &Path) -> Result<Vec<EndOfMount>, hoist_engine::Error> {
+        let engine = self.daemon.engine();
+        let store = engine.store();
+        let there = store.mounts()?.into_iter().filter(|record| record.target == folder);
+        there.map(|record| store.end_of_mount(&record.id)).collect()
     }
 
     async fn try_mount(&self, part: &Part, folder: &Path) -> Result<(), String> {
@@ -173,6 +192,15 @@ impl NodeImages {
     }
 }
 
+/// Takes what nobody needs any more out of the store.
+async fn prune(engine: Engine) {
+    match tokio::task::spawn_blocking(move || engine.prune()).await {
+        Ok(Ok(pruned)) => tracing::info!(layers = pruned.layers, bytes = pruned.bytes, "pruned the store"),
+        Ok(Err(error)) => tracing::debug!("pruning the store: {error}"),
+        Err(_) => {}
+    }
+}
+
 fn with_digest(name: &str, digest: &str) -> Result<String, String> {
     let source: Source = name.parse().map_err(|e| format!("{e}"))?;
     let digest = digest.parse().map_err(|e| format!("{digest}: {e}"))?;
@@ -191,6 +219,7 @@ impl Images for NodeImages {
             }
             None => layer.image.clone(),
         };
+        self.forget_refused(&name, &layer.chain);
         let (engine, image) = self.resolve(&name).await?;
         let at = image.chain_ids().iter().position(|chain| chain.to_string() == layer.chain);
         let at =
@@ -243,6 +272,10 @@ impl Images for NodeImages {
 
     async fn unmount(&self, folder: &Path) {
         let served = self.daemon.mounts.get(folder);
+        let ends = self.ends(folder).unwrap_or_else(|error| {
+            tracing::error!("{error}");
+            Vec::new()
+        });
         while let Ok(Some(_)) = crate::mount_table::mounted_type(folder) {
             let gone = match super::mounts::unmount(folder, false).await {
                 Ok(()) => Ok(()),
@@ -253,9 +286,24 @@ impl Images for NodeImages {
                 return tracing::error!("{error:#}");
             }
         }
-        if let Some(served) = served {
-            // What is not served any more can be freed. Containers may still be on their way out.
-            let _ = tokio::time::timeout(GOING, self.daemon.mounts.end(&served)).await;
+        // What is not served any more can be freed. Containers may still be on their way out.
+        let daemon = Arc::clone(&self.daemon);
+        let mut gone = tokio::spawn(async move {
+            if let Some(served) = served {
+                let _ = daemon.mounts.end(&served).await;
+            }
+            for end in ends {
+                while !end.has_come().unwrap_or(true) {
+                    tokio::time::sleep(LOOK).await;
+                }
+            }
+        });
+        if tokio::time::timeout(GOING, &mut gone).await.is_err() {
+            let engine = self.daemon.engine();
+            tokio::spawn(async move {
+                let _ = gone.await;
+                prune(engine).await;
+            });
         }
     }
 
