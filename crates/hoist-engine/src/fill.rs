@@ -16,6 +16,7 @@ mod keep;
 mod plan;
 mod prove;
 mod sweep;
+mod through;
 mod windows;
 
 use std::fs::File;
@@ -40,6 +41,7 @@ pub(crate) use here::Here;
 pub use plan::Meter;
 use plan::Pace;
 pub use prove::Blobs;
+pub use through::Through;
 
 /// Why bytes that were wanted are not there.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -99,6 +101,8 @@ struct State {
     ahead: sweep::Ahead,
     /// Reads that found something missing.
     demands: u32,
+    /// Bytes that readers took.
+    taken: u64,
 }
 
 /// The first open of a boot: where the data file has a hole, the file system has lost what was recorded, and
@@ -149,6 +153,10 @@ pub struct LayerFill {
     lied: Mutex<Option<String>>,
     /// Does its index fit it?
     doubt: Arc<Doubt>,
+    /// Was it read through?
+    through: Arc<Through>,
+    /// Bytes of all extents.
+    size: u64,
 }
 
 impl LayerFill {
@@ -160,7 +168,7 @@ impl LayerFill {
         data: Arc<File>,
         (windows, again): (Option<crate::oci::Descriptor>, Option<Arc<Again>>),
         source: ImageSource,
-        (known, doubt): (Arc<Known>, Arc<Doubt>),
+        (known, doubt, through): (Arc<Known>, Arc<Doubt>, Arc<Through>),
         (meter, slots): (Arc<Meter>, Arc<Semaphore>),
     ) -> Result<Arc<Self>, Error> {
         let n = table.extents.extents.len();
@@ -190,6 +198,7 @@ impl LayerFill {
         if unsynced {
             meter.chores.notify_one();
         }
+        let size = table.extents.extents.iter().map(|extent| extent.len).sum();
         let this = Arc::new(Self {
             dir,
             table,
@@ -214,6 +223,8 @@ impl LayerFill {
             shares: AtomicBool::new(true),
             lied: Mutex::new(None),
             doubt,
+            through,
+            size,
         });
         if let Some(carried) = carried {
             this.check_later(carried);
@@ -370,11 +381,12 @@ impl LayerFill {
         self.starting_in(span..span + 1).any(|i| !self.live.get(i as u64))
     }
 
-    fn release(&self, job: std::ops::Range<usize>, result: Result<(), FillError>) {
+    fn release(self: &Arc<Self>, job: std::ops::Range<usize>, result: Result<(), FillError>) {
         let mut state = self.lock();
         if let Err(e) = &result {
             tracing::warn!(layer = %self.dir.blob(), spans = ?job, "{e}");
             state.failures += 1;
+            state.ahead.swept = false;
         }
         let failures = state.failures;
         for span in job {
@@ -383,6 +395,10 @@ impl LayerFill {
                 Err(e) => SpanState::Failed(failures, e.clone()),
             };
         }
+        if state.pace.is_straight() {
+            self.sweep_if_dense(&mut state);
+        }
+        self.look_whether_through(&state);
         drop(state);
         self.progress.notify_waiters();
         self.ended.notify_waiters();
@@ -439,6 +455,9 @@ impl LayerFill {
             let span = self.table.spans.containing(self.table.extents.stream_range(extent - 1).start);
             let mut state = self.lock();
             state.ahead.reader = span;
+            state.taken += end.min(self.table.extents.data_size).saturating_sub(start);
+            self.look_whether_through(&state);
+            self.sweep_if_taken(&mut state);
             if let Some(more) = state.pace.passed(span, &self.table.spans) {
                 let is_next = state.ahead.wanted.end == more.start;
                 let from = if is_next { state.ahead.wanted.start } else { more.start };

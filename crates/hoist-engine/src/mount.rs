@@ -12,6 +12,7 @@ mod journal;
 mod layer;
 mod lazy;
 mod lost;
+mod onward;
 mod others;
 mod prefetch;
 mod repeat;
@@ -413,6 +414,7 @@ impl Engine {
             let (engine, image) = (self.clone(), image.clone());
             tasks.push(tokio::spawn(verify::when_whole(pass_by, lazy, engine, image, index.digest)));
         }
+        tasks.push(tokio::spawn(onward::follow(layers.lazy().map(Arc::clone).collect())));
         if let Some(how) = self.config.background {
             let lazy = layers.lazy().map(Arc::clone).collect();
             tasks.push(tokio::spawn(background::complete(lazy, Arc::clone(&self.meter), how)));

@@ -2,9 +2,14 @@
 
 mod node;
 
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
+use hoist_testkit::layout::{Builder, Compression};
 use hoist_testkit::{Exceptions, Fault, FaultKind, When, compare_tree, fixtures_dir, process, walk};
+use node::case::PATIENCE;
 use node::{Mounted, Node, Published, count};
 
 fn published(format: &str) -> Published {
@@ -92,6 +97,41 @@ fn little_is_fetched_for_little() {
         let wire = count(&stats, "wire_bytes");
         assert!(wire < layers / most, "{format}: {wire} of {layers} bytes: {stats}");
     }
+}
+
+/// Who reads through one layer of an image is about to read the others.
+#[test]
+fn who_reads_through_a_layer_finds_the_next_one_here() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut builder = Builder::new(dir.path().join("layout")).unwrap();
+    for (i, length) in [(0, 40 << 20), (1, 6 << 20)] {
+        let (root, tar) = (dir.path().join(format!("root{i}")), dir.path().join(format!("{i}.tar")));
+        fs::create_dir(&root).unwrap();
+        fs::write(root.join(format!("file{i}")), node::tree::noise(i + 1, length)).unwrap();
+        process::run(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&root).arg(".")).unwrap();
+        builder = builder.layer(&tar, Compression::Gzip(1)).unwrap();
+    }
+    let built = builder.write("v1").unwrap();
+    let image = Published::indexed(&built.directory);
+    let asked = |layer: usize| {
+        let log = image.proxy.log();
+        log.iter().filter(|asked| asked.path.contains(&built.layers[layer])).count()
+    };
+    image.proxy.reset();
+    let node = Node::new();
+    let mount = node.mount(&image.name, &[]);
+    assert_eq!(mount.read_at("file0", 0, 1 << 20).unwrap().len(), 1 << 20);
+    assert!(asked(0) > 0 && asked(1) == 0, "{:?}", image.proxy.log());
+    assert_eq!(mount.read("file0").unwrap().len(), 40 << 20);
+    let is_verified = |layer: &Path| {
+        let state = fs::read_to_string(layer.join("state.json")).unwrap_or_default();
+        state.contains(r#""complete":true,"verified":true"#)
+    };
+    process::wait_until("both layers to be here", PATIENCE, || {
+        Ok(node.layers().iter().all(|layer| is_verified(layer)))
+    })
+    .unwrap_or_else(|e| panic!("{e}{}", node.logs()));
+    assert!(asked(1) > 0, "{:?}", image.proxy.log());
 }
 
 fn manifest(image: &Published) -> serde_json::Value {

@@ -15,6 +15,8 @@ use crate::counters::Counters;
 pub const JOB_MAX: u64 = 4 << 20;
 /// Farthest that a straight-ahead reader is preceded, blob bytes, while not all of the layer is fetched.
 const AHEAD_MAX: u64 = 32 << 20;
+/// A reader who is preceded by so much goes straight ahead, blob bytes.
+const STRAIGHT: u64 = 8 << 20;
 /// The least that a straight-ahead reader is preceded, blob bytes.
 const AHEAD_LEAST: u64 = 512 << 10;
 /// Assumed until measured, bytes.
@@ -186,6 +188,11 @@ impl Pace {
     /// Has a reader gone straight ahead for long?
     pub fn is_straight(&self) -> bool {
         self.ahead == AHEAD_MAX
+    }
+
+    /// Does one go straight ahead?
+    pub fn goes_straight(&self) -> bool {
+        self.ahead >= STRAIGHT
     }
 
     /// May [`Pace::passed`] have an answer for this span?

@@ -12,6 +12,9 @@ use super::{FillError, LayerFill, SpanState, State, plan};
 const DENSE_DEMANDS: u32 = 32;
 const DENSE_SHARE: usize = 4;
 const STRAIGHT_SHARE: usize = 8;
+/// It is too while a reader goes straight ahead, once readers have taken one in so many of its bytes, and so many.
+const TAKEN_SHARE: u64 = 8;
+const TAKEN_LEAST: u64 = 32 << 20;
 /// Spans of one request in the background: few, so that it is over soon.
 const BY: usize = 2;
 
@@ -24,6 +27,8 @@ pub(super) struct Ahead {
     pub wanted: Range<usize>,
     /// It will probably want everything.
     pub all: bool,
+    /// Everything was asked for.
+    pub swept: bool,
     /// Somebody is at it.
     running: bool,
 }
@@ -37,7 +42,7 @@ impl LayerFill {
             DENSE_DEMANDS.. => DENSE_SHARE,
             _ => return,
         };
-        if spans < 4 || state.ahead.all {
+        if spans < 4 || state.ahead.all || state.ahead.swept {
             return;
         }
         // Of many small chunks the extents are counted, which takes no time.
@@ -48,6 +53,16 @@ impl LayerFill {
         if here * share >= all {
             state.ahead.all = true;
             tracing::debug!(layer = %self.dir.blob(), here, all, "all of the layer will be wanted");
+            self.go_ahead(state);
+        }
+    }
+
+    /// Who is slower than the line, as with many small files, shall not make it rest.
+    pub(super) fn sweep_if_taken(self: &Arc<Self>, state: &mut State) {
+        let taken = state.taken >= TAKEN_LEAST.max(self.size / TAKEN_SHARE);
+        if taken && state.pace.goes_straight() && !state.ahead.all && !state.ahead.swept {
+            state.ahead.all = true;
+            tracing::debug!(layer = %self.dir.blob(), state.taken, "all of the layer will be wanted");
             self.go_ahead(state);
         }
     }
@@ -71,8 +86,27 @@ impl LayerFill {
             match self.step_ahead() {
                 Step::Started => {}
                 Step::Busy => ended.await,
-                Step::Over => return,
+                Step::Over => return self.ended.notify_waiters(),
             }
+        }
+    }
+
+    /// Has all that is missing fetched; returns once it is asked for, or that has failed.
+    pub async fn fetch_rest(self: &Arc<Self>) {
+        self.used.store(true, std::sync::atomic::Ordering::Release);
+        {
+            let mut state = self.lock();
+            state.ahead.all = true;
+            self.go_ahead(&mut state);
+        }
+        loop {
+            let ended = self.ended.notified();
+            tokio::pin!(ended);
+            ended.as_mut().enable();
+            if !self.lock().ahead.all {
+                return;
+            }
+            ended.await;
         }
     }
 
@@ -89,6 +123,8 @@ impl LayerFill {
         };
         let failed = state.spans.iter().any(|s| matches!(s, SpanState::Failed(..)));
         let Some(next) = next.filter(|_| !failed && self.condemned().is_none()) else {
+            state.ahead.swept |= state.ahead.all && !failed;
+            self.look_whether_through(&state);
             // Over, or not now: later demands may set it off again.
             (state.ahead.running, state.ahead.all) = (false, false);
             state.ahead.wanted = 0..0;

@@ -22,7 +22,7 @@ use super::slow::{Names, Slowest};
 use crate::convert::Again;
 use crate::counters::Counters;
 use crate::error::Error;
-use crate::fill::{Doubt, FillCounts, FillError, LayerFill, Meter};
+use crate::fill::{Doubt, FillCounts, FillError, LayerFill, Meter, Through};
 use crate::ingest::Expected;
 use crate::oci::Descriptor;
 use crate::registry::ImageSource;
@@ -142,6 +142,7 @@ pub(crate) struct LazyLayer {
     /// What its check against the image found: did it pass? One check for all mounts.
     pub judged: OnceCell<bool>,
     doubt: Arc<Doubt>,
+    through: Arc<Through>,
 }
 
 impl LazyLayer {
@@ -174,6 +175,7 @@ impl LazyLayer {
             complete: watch::Sender::new(false),
             judged: OnceCell::new(),
             doubt: Arc::default(),
+            through: Arc::default(),
         })
     }
 
@@ -200,6 +202,10 @@ impl LazyLayer {
     /// Does its index fit it?
     pub fn doubt(&self) -> &Doubt {
         &self.doubt
+    }
+    /// Was it read through?
+    pub fn through(&self) -> &Through {
+        &self.through
     }
     /// What its files are called.
     pub fn names(&self) -> &Names {
@@ -261,9 +267,9 @@ impl LazyLayer {
             let (known, line) = (Arc::clone(&self.known), (Arc::clone(&self.meter), Arc::clone(&self.slots)));
             // Its own table is new to those who look for what is here.
             known.stale();
-            let (dir, doubt) = (self.dir().clone(), Arc::clone(&self.doubt));
-            let fill =
-                LayerFill::open(dir, table, data, windows, source, (known, doubt), line).map_err(kept)?;
+            let dir = self.dir().clone();
+            let shared = (known, Arc::clone(&self.doubt), Arc::clone(&self.through));
+            let fill = LayerFill::open(dir, table, data, windows, source, shared, line).map_err(kept)?;
             // It is to be put away some time, whether or not anything comes of it.
             self.meter.chores.notify_one();
             Ok(fill)

@@ -246,6 +246,8 @@ impl Server {
 
     fn answer_all(self: Arc<Self>, group: &Arc<Group>) {
         let _alive = DiesWithUs;
+        // Every read of a marked file waits for this thread, be its bytes here or not. Without that it is only slower.
+        let _ = hoist_sys::thread::go_before();
         while !self.stopping.load(Ordering::Acquire) {
             let taken = group.wait().and_then(|()| self.in_work.take(group, |a| self.take(a)));
             if let Err(e) = taken {
