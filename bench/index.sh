@@ -9,7 +9,7 @@ manifest=$(curl -fsS -H 'Accept: application/vnd.oci.image.manifest.v1+json' \
     "http://127.0.0.1:$registry_port/v2/big/manifests/latest")
 layers=$(jq -r '.layers[].digest' <<<"$manifest")
 for digest in $layers; do
-    cargo run --quiet --release --manifest-path "$top/Cargo.toml" -p hoist-format --example inflate_ratio -- \
+    cargo run --quiet --release --manifest-path "$top/Cargo.toml" -p hoist-engine --example inflate_ratio -- \
         "$target/bench/image/blobs/${digest/://}"
 done
 

@@ -8,11 +8,12 @@
 
 mod blocks;
 mod image;
+mod pool;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 
 use bytes::Bytes;
@@ -27,6 +28,7 @@ use hoist_format::table::Table;
 
 use crate::error::Error;
 use blocks::Blocks;
+use pool::Pool;
 
 /// What a pass over a layer yields.
 pub struct Ingested {
@@ -81,31 +83,61 @@ pub struct Ingest {
     expected: Expected,
 }
 
-/// Decoded pieces between the threads: they travel in the memory that they were decoded to.
-const IN_FLIGHT: usize = 12;
+/// How much a pass takes to be quick.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Haste {
+    /// Somebody waits for it.
+    Now,
+    /// Nobody does: its threads take what processor time others leave, and it holds less memory.
+    Whenever,
+}
+
+impl Haste {
+    /// Decoded pieces between the threads, 288 KiB each: with few, the decompressing thread waits whenever another takes
+    /// the builder's processor for some milliseconds. They travel in the memory that they were decoded to.
+    fn in_flight(self) -> usize {
+        match self {
+            Self::Now => 32,
+            Self::Whenever => 6,
+        }
+    }
+
+    /// Pieces of the blob that may wait to be decompressed, and to be hashed.
+    fn waiting(self) -> (usize, usize) {
+        match self {
+            Self::Now => (64, 256),
+            Self::Whenever => (4, 4),
+        }
+    }
+}
 
 impl Ingest {
-    /// Starts the threads. File contents go to `data`; None checks and indexes only, which nobody waits for:
-    /// then the threads take what processor time others leave. What is needed on disk meanwhile goes to the folder
-    /// `aside`.
-    pub fn start(expected: Expected, data: Option<(File, PathBuf)>, aside: &Path) -> Result<Self, Error> {
-        let (input, compressed) = sync_channel::<Bytes>(64);
-        let (hashed, to_hash) = sync_channel::<Bytes>(256);
-        let (decoded, stream) = sync_channel::<Piece>(IN_FLIGHT);
-        let (recycle, recycled) = sync_channel::<Piece>(IN_FLIGHT + 2);
-        let (blob, codec) = (expected.blob, expected.codec);
-        let patient = data.is_none();
-        let hash = spawn("hoist-digest", patient, move || {
+    /// Starts the threads. File contents go to `data`; None checks and indexes only. What is needed on disk meanwhile
+    /// goes to the folder `aside`.
+    pub fn start(
+        expected: Expected,
+        data: Option<(File, PathBuf)>,
+        aside: &Path,
+        haste: Haste,
+    ) -> Result<Self, Error> {
+        let (to_inflate, to_be_hashed) = haste.waiting();
+        let (input, compressed) = sync_channel::<Bytes>(to_inflate);
+        let (hashed, to_hash) = sync_channel::<Bytes>(to_be_hashed);
+        let (decoded, stream) = sync_channel::<Piece>(haste.in_flight());
+        let (recycle, returned) = channel::<Piece>();
+        let blob = expected.blob;
+        let coded = (blob, expected.codec, expected.diff_id.is_some());
+        let hash = spawn("hoist-digest", haste, move || {
             let mut hasher = Hasher::new();
             let size = to_hash.iter().map(|bytes| (hasher.update(&bytes), bytes.len() as u64).1).sum();
             Ok((hasher.finish(), size))
         })?;
-        let decode =
-            spawn("hoist-inflate", patient, move || decode(blob, codec, compressed, decoded, recycled))?;
+        let pool = Pool::new(returned);
+        let decode = spawn("hoist-inflate", haste, move || decode(coded, compressed, decoded, pool))?;
         let scratch = (expected.stream == Stream::Image).then(|| image::Scratch::new(aside)).transpose()?;
         let wanted = expected.clone();
-        let build = spawn("hoist-build", patient, move || match scratch {
-            None => build(blob, stream, recycle, data),
+        let build = spawn("hoist-build", haste, move || match scratch {
+            None => build(blob, stream, &recycle, data),
             Some(scratch) => image::build(&wanted, scratch, stream, &recycle, data),
         })?;
         Ok(Self { input: Some(input), hashed: Some(hashed), hash, decode, build, expected })
@@ -158,11 +190,11 @@ struct Inflated {
 
 fn spawn<T: Send + 'static>(
     name: &str,
-    patient: bool,
+    haste: Haste,
     f: impl FnOnce() -> T + Send + 'static,
 ) -> Result<thread::JoinHandle<T>, Error> {
     let run = move || {
-        if patient {
+        if haste == Haste::Whenever {
             // Best effort: without it others only wait longer.
             let _ = hoist_sys::thread::stand_back();
         }
@@ -184,18 +216,21 @@ enum Halt {
     Codec(#[from] CodecError),
 }
 
+/// `held`: all output is held to the diffID, whose word is better than a gzip member's checksum.
 fn decode(
-    blob: Digest,
-    codec: Codec,
+    (blob, codec, held): (Digest, Codec, bool),
     input: Receiver<Bytes>,
     out: SyncSender<Piece>,
-    recycled: Receiver<Piece>,
+    mut pool: Pool,
 ) -> Result<Option<Inflated>, Error> {
     let bad = |e: &dyn std::fmt::Display| Error::Layer { blob, why: e.to_string() };
     let mut decoder = StreamDecoder::new(codec, true).map_err(|e| bad(&e))?;
+    if held {
+        decoder = decoder.without_checksums();
+    }
     let mut give = |block: &[u8]| {
         decoder.feed_taking(block, &mut |output| {
-            let piece = output.take(recycled.try_recv().ok());
+            let piece = output.take(pool.rested());
             out.send(piece).map_err(|_| Halt::Stopped)
         })
     };
@@ -217,7 +252,7 @@ fn decode(
 fn build(
     blob: Digest,
     stream: Receiver<Piece>,
-    recycle: SyncSender<Piece>,
+    recycle: &Sender<Piece>,
     data: Option<(File, PathBuf)>,
 ) -> Result<Built, Error> {
     let mut hasher = Hasher::new();
@@ -231,7 +266,7 @@ fn build(
                 (e, _) => Error::Layer { blob, why: e.to_string() },
             });
         }
-        let _ = recycle.try_send(piece);
+        let _ = recycle.send(piece);
     }
     let layer = builder.finish().map_err(|e| Error::Layer { blob, why: e.to_string() })?;
     sink.finish(layer.extents.data_size)?;
@@ -308,13 +343,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         // Files that refer back to each other, so that checkpoints have windows.
         let mut state = 1u64;
-        let words: Vec<String> = (0..400_000)
+        let words: Vec<String> = (0..1_200_000)
             .map(|_| {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 format!("{:x} ", state >> 52)
             })
             .collect();
-        for (i, part) in words.chunks(40_000).enumerate() {
+        for (i, part) in words.chunks(120_000).enumerate() {
             std::fs::write(dir.path().join(format!("{i}.txt")), part.concat()).unwrap();
         }
         let mut tar = Command::new("tar");
@@ -335,7 +370,7 @@ mod tests {
             stream: Stream::Archive,
         };
         let index = |cuts: &mut dyn FnMut() -> usize| {
-            let ingest = Ingest::start(expected.clone(), None, dir.path()).unwrap();
+            let ingest = Ingest::start(expected.clone(), None, dir.path(), Haste::Now).unwrap();
             let mut rest = &blob[..];
             while !rest.is_empty() {
                 let (piece, more) = rest.split_at(cuts().clamp(1, rest.len()));
@@ -347,7 +382,7 @@ mod tests {
             (done.table.encode(), done.windows)
         };
         let whole = index(&mut || blob.len());
-        for piece in [700, 1460, 16 << 10, (32 << 10) + 1, 100_000] {
+        for piece in [700, 1460, 16 << 10, (128 << 10) + 1, 300_000] {
             assert!(index(&mut || piece) == whole, "in pieces of {piece} bytes it differs");
         }
         let mut state = 7u64;

@@ -12,7 +12,7 @@ pub mod fill;
 mod fsck;
 mod house;
 mod image;
-mod ingest;
+pub mod ingest;
 mod lowest;
 mod mount;
 pub mod oci;

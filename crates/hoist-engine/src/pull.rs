@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::image::Image;
-use crate::ingest::{Expected, Ingest, Ingested};
+use crate::ingest::{Expected, Haste, Ingest, Ingested};
 use crate::progress::Progress;
 use crate::publish;
 use crate::registry::ImageSource;
@@ -443,7 +443,9 @@ async fn fetch_once(
     data: Option<(std::fs::File, PathBuf)>,
     progress: &dyn Progress,
 ) -> Result<Ingested, Error> {
-    let ingest = Arc::new(Ingest::start(expected.clone(), data, &store.aside_folder())?);
+    // Without a data file it is a check, which readers need not wait for.
+    let haste = if data.is_some() { Haste::Now } else { Haste::Whenever };
+    let ingest = Arc::new(Ingest::start(expected.clone(), data, &store.aside_folder(), haste)?);
     let parts: Vec<_> = if source.ranges_ignored() {
         vec![(0..expected.size, false)]
     } else {

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::mpsc::{Receiver, Sender};
 
 use hoist_format::codec::Piece;
 use hoist_format::digest::Hasher;
@@ -34,14 +34,14 @@ pub(super) fn build(
     expected: &Expected,
     mut scratch: Scratch,
     stream: Receiver<Piece>,
-    recycle: &SyncSender<Piece>,
+    recycle: &Sender<Piece>,
     data: Option<(File, PathBuf)>,
 ) -> Result<Built, Error> {
     let mut hasher = Hasher::new();
     for piece in stream {
         hasher.update(&piece);
         scratch.file.write_all(&piece).map_err(Error::io("write in", &scratch.folder))?;
-        let _ = recycle.try_send(piece);
+        let _ = recycle.send(piece);
     }
     let diff_id = hasher.finish();
     let image = FileMap::of(&scratch.file).map_err(Error::io("map a file in", &scratch.folder))?;

@@ -10,7 +10,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::fill::{FillError, LayerFill};
 use crate::image::Image;
-use crate::ingest::Ingest;
+use crate::ingest::{Haste, Ingest};
 use crate::publish::PublishedIndex;
 use crate::store::{LayerDir, LayerState, Parts};
 
@@ -207,7 +207,7 @@ async fn judge(
     let (this, dir, wanted) = (Arc::clone(fill), layer.dir().clone(), expected.clone());
     let aside = engine.store.aside_folder();
     let passed = tokio::task::spawn_blocking(move || -> Result<_, Error> {
-        let ingest = Ingest::start(wanted, None, &aside)?;
+        let ingest = Ingest::start(wanted, None, &aside, Haste::Whenever)?;
         let mut at = 0;
         while let Some(bytes) = this.kept_bytes(at).map_err(Error::io("read", dir.file("blob")))? {
             at += bytes.len() as u64;

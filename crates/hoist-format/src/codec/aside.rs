@@ -1,7 +1,7 @@
 //! Windows are reduced and compressed on a thread of their own while decoding goes on: a tenth of its time.
 //!
-//! One window at a time: whoever wants the next one, or to know what windows have cost so far, waits for the last.
-//! So the outcome is the same at each run.
+//! Whoever sets the next checkpoint waits for the window before the last, not for the last: between two checkpoints
+//! lies a millisecond, and other threads may hold the processors as long as that.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -11,7 +11,9 @@ use super::probe::Probe;
 use super::window::Compressor;
 
 /// Deflate data that may wait for the thread, in pieces: each comes from one step of the decoder.
-const WAITING: usize = 4;
+const WAITING: usize = 32;
+/// Windows that may be at work while the decoder goes on past the next checkpoint.
+pub(super) const LAG: usize = 1;
 
 enum Ask {
     /// A checkpoint: the output before it, and the byte of which the next block has the high bits.
@@ -34,7 +36,7 @@ pub(super) struct Aside {
 impl Aside {
     pub fn new() -> Result<Self, CodecError> {
         let (ask, asked) = sync_channel(WAITING);
-        let (answer, stored) = sync_channel(1);
+        let (answer, stored) = sync_channel(LAG + 1);
         let (mut probe, mut compressor) = (Probe::new().map_err(CodecError::Setup)?, Compressor::new()?);
         let run = move || {
             let mut window = Vec::new();
@@ -75,12 +77,12 @@ impl Aside {
         self.send(Ask::Data(data.to_vec()))
     }
 
-    /// That was all. [`Self::stored`] must follow before the next one.
+    /// That was all. [`Self::stored`] must follow before [`LAG`] more are ended.
     pub fn end(&self) -> Result<(), CodecError> {
         self.send(Ask::End)
     }
 
-    /// What is to be stored of the window that was ended.
+    /// What is to be stored of the window that was ended first, of those not yet taken.
     pub fn stored(&self) -> Stored {
         self.stored.recv().map_err(|_| gone())?
     }

@@ -1,8 +1,10 @@
 //! When a checkpoint is worth its place in the index, and the table they make up.
 
+use std::collections::VecDeque;
+
 use hoist_sys::inflate::WINDOW;
 
-use super::aside::Aside;
+use super::aside::{Aside, LAG};
 use super::{CodecError, FUZZING};
 use crate::span::{Codec, Span, SpanTable};
 
@@ -13,24 +15,17 @@ const FREE_SPAN: u64 = 256 * 1024;
 /// Windows may take one byte in this many of the blob (0.6%).
 const BLOB_PER_WINDOW: u64 = 166;
 
-/// How far the window of the last span is.
-#[derive(PartialEq)]
-enum Window {
-    /// Stored, or there is none.
-    Settled,
-    /// The data that may refer to it is still coming.
-    Followed,
-    /// It is being compressed.
-    Ended,
-}
-
 /// The spans found so far.
 pub(super) struct Checkpoints {
     codec: Codec,
     spans: Vec<Span>,
     windows: Vec<u8>,
-    stored_windows: u64,
-    window: Window,
+    /// Spans that have asked for a window.
+    asked: u64,
+    /// The data that may refer to the last span's window is still coming.
+    followed: bool,
+    /// Spans whose windows are being compressed.
+    waiting: VecDeque<usize>,
     aside: Option<Aside>,
 }
 
@@ -40,8 +35,9 @@ impl Checkpoints {
             codec,
             spans: vec![Span::default()],
             windows: Vec::new(),
-            stored_windows: 0,
-            window: Window::Settled,
+            asked: 0,
+            followed: false,
+            waiting: VecDeque::new(),
             aside: None,
         }
     }
@@ -60,29 +56,25 @@ impl Checkpoints {
         self.spans.last().map_or(0, |s| s.stream_offset).checked_add(FREE_SPAN)
     }
 
-    /// Whether a window more stays within what the blob so far allows.
+    /// Whether a window more stays within what the blob so far allows. Windows that are being compressed count as
+    /// much as the others on average.
     pub fn affordable(&mut self, blob: u64) -> Result<bool, CodecError> {
-        self.settle()?;
-        let mean = (self.windows.len() as u64).checked_div(self.stored_windows).unwrap_or(WINDOW as u64 / 8);
-        Ok(FUZZING || self.windows.len() as u64 + mean <= blob / BLOB_PER_WINDOW)
+        self.settle(LAG)?;
+        let (stored, waiting) = (self.windows.len() as u64, self.waiting.len() as u64);
+        let mean = stored.checked_div(self.asked - waiting).unwrap_or(WINDOW as u64 / 8);
+        Ok(FUZZING || stored + mean * (waiting + 1) <= blob / BLOB_PER_WINDOW)
     }
 
     /// A place that needs no window: the start of a member, a frame, anything of a plain blob.
     pub fn start(&mut self, stream: u64, blob: u64) -> Result<(), CodecError> {
-        self.settle()?;
+        self.end()?;
         let min = if self.codec == Codec::Gzip { GZIP_SPAN } else { FREE_SPAN };
         let since = self.since_last(stream);
         match self.spans.last_mut() {
             // Nothing came out since the last one (skippable frames, empty members): start later.
             Some(last) if last.stream_offset == stream && !last.raw && stream > 0 => last.blob_offset = blob,
             _ if since >= min => {
-                let window_offset = self.windows.len() as u64;
-                self.spans.push(Span {
-                    stream_offset: stream,
-                    blob_offset: blob,
-                    window_offset,
-                    ..Span::default()
-                });
+                self.spans.push(Span { stream_offset: stream, blob_offset: blob, ..Span::default() });
             }
             _ => {}
         }
@@ -98,38 +90,29 @@ impl Checkpoints {
         (bits, byte): (u8, u8),
         history: &[u8],
     ) -> Result<(), CodecError> {
-        self.settle()?;
-        self.spans.push(Span {
-            stream_offset: stream,
-            blob_offset: blob,
-            bits,
-            raw: true,
-            window_offset: self.windows.len() as u64,
-            ..Span::default()
-        });
-        self.stored_windows += 1;
+        self.settle(LAG)?;
+        let span = Span { stream_offset: stream, blob_offset: blob, bits, raw: true, ..Span::default() };
+        self.spans.push(span);
+        self.asked += 1;
         if !history.is_empty() {
             let aside = match &mut self.aside {
                 Some(aside) => aside,
                 none => none.insert(Aside::new()?),
             };
             aside.start(history, bits, byte)?;
-            self.window = Window::Followed;
+            self.followed = true;
         }
         Ok(())
     }
 
     /// How much more output the last span's window is followed for; 0 when it is not.
     pub fn followed(&self, stream: u64) -> u64 {
-        match self.window {
-            Window::Followed => (WINDOW as u64).saturating_sub(self.since_last(stream)),
-            _ => 0,
-        }
+        if self.followed { (WINDOW as u64).saturating_sub(self.since_last(stream)) } else { 0 }
     }
 
     /// The member's next data, which has led to `stream` bytes of output.
     pub fn follow(&mut self, data: &[u8], stream: u64) -> Result<(), CodecError> {
-        if self.window == Window::Followed
+        if self.followed
             && let Some(aside) = &self.aside
         {
             aside.follow(data)?;
@@ -142,24 +125,25 @@ impl Checkpoints {
 
     /// Nothing more can refer to the last span's window.
     pub fn end(&mut self) -> Result<(), CodecError> {
-        if self.window == Window::Followed
+        if self.followed
             && let Some(aside) = &self.aside
         {
             aside.end()?;
-            self.window = Window::Ended;
+            self.followed = false;
+            self.waiting.push_back(self.spans.len() - 1);
         }
         Ok(())
     }
 
-    /// Stores what is needed of the last span's window.
-    fn settle(&mut self) -> Result<(), CodecError> {
+    /// Stores what is needed of the windows that were ended, but for the last `leave` of them: never more or fewer,
+    /// so that the outcome is the same at each run.
+    fn settle(&mut self, leave: usize) -> Result<(), CodecError> {
         self.end()?;
-        if self.window == Window::Ended
-            && let Some(aside) = &self.aside
+        while self.waiting.len() > leave
+            && let (Some(aside), Some(i)) = (&self.aside, self.waiting.pop_front())
         {
-            self.window = Window::Settled;
             let stored = aside.stored()?;
-            if let Some(span) = self.spans.last_mut()
+            if let Some(span) = self.spans.get_mut(i)
                 && !stored.is_empty()
             {
                 span.window_len = stored.len() as u32;
@@ -171,7 +155,12 @@ impl Checkpoints {
     }
 
     pub fn finish(mut self, stream_size: u64, blob_size: u64) -> Result<(SpanTable, Vec<u8>), CodecError> {
-        self.settle()?;
+        self.settle(0)?;
+        let mut at = 0;
+        for span in &mut self.spans {
+            span.window_offset = at;
+            at += u64::from(span.window_len);
+        }
         // A span that gives nothing is none.
         while self.spans.len() > 1 && self.spans.last().is_some_and(|s| s.stream_offset >= stream_size) {
             if let Some(s) = self.spans.pop()

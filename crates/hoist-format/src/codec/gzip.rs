@@ -19,13 +19,23 @@ enum State {
     Padding,
 }
 
+/// What of a member's trailer is compared.
+#[derive(Clone, Copy, PartialEq)]
+enum Check {
+    /// Checksum and length.
+    All,
+    /// Its length.
+    Length,
+    Nothing,
+}
+
 pub(super) struct Gzip {
     state: State,
     inflate: Inflate,
     /// Of the member's output, kept only where it can be checked.
     crc: u32,
     member_start: u64,
-    check: bool,
+    check: Check,
     /// The last byte of deflate data consumed.
     last: u8,
     /// Bytes of the blob consumed, from its start.
@@ -37,6 +47,7 @@ impl Gzip {
     pub fn at_member(at: u64, stream: u64, check: bool) -> Result<Self, CodecError> {
         let inflate = Inflate::raw().map_err(CodecError::Setup)?;
         let state = State::Header(Header::default());
+        let check = if check { Check::All } else { Check::Nothing };
         Ok(Self { state, inflate, crc: 0, member_start: stream, check, last: 0, at })
     }
 
@@ -47,7 +58,14 @@ impl Gzip {
             inflate.set_dictionary(&window).map_err(CodecError::Setup)?;
         }
         let state = if bits > 0 { State::Prime(bits) } else { State::Body };
-        Ok(Self { state, inflate, crc: 0, member_start: 0, check: false, last: 0, at })
+        Ok(Self { state, inflate, crc: 0, member_start: 0, check: Check::Nothing, last: 0, at })
+    }
+
+    /// Compares no checksums.
+    pub fn leave_checksums(&mut self) {
+        if self.check == Check::All {
+            self.check = Check::Length;
+        }
     }
 
     fn damaged(&self, what: &'static str) -> CodecError {
@@ -115,10 +133,10 @@ impl Gzip {
                     let [c0, c1, c2, c3, l0, l1, l2, l3] = *bytes;
                     let (crc, len) =
                         (u32::from_le_bytes([c0, c1, c2, c3]), u32::from_le_bytes([l0, l1, l2, l3]));
-                    if self.check && crc != self.crc {
+                    if self.check == Check::All && crc != self.crc {
                         return Err(self.damaged("the checksum of a gzip member is wrong"));
                     }
-                    if self.check && len != (total - self.member_start) as u32 {
+                    if self.check != Check::Nothing && len != (total - self.member_start) as u32 {
                         return Err(self.damaged("the length in a gzip member's trailer is wrong"));
                     }
                     self.state = State::Between;
@@ -157,7 +175,7 @@ impl Gzip {
             Ok(step) => step,
             Err(_) => return Err(self.damaged("damaged deflate data").into()),
         };
-        if self.check {
+        if self.check == Check::All {
             self.crc = crc32(self.crc, &room[..step.produced]);
         }
         let (taken, rest) = input.split_at(step.consumed);
