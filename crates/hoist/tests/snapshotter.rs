@@ -156,6 +156,10 @@ fn what_cannot_be_lazy_is_left_to_containerd() {
     snapshots.prepare("wrong", "", &labels).unwrap();
     snapshots.prepare("unnamed", "", &[(TARGET.to_owned(), image.chain[0].clone())].into()).unwrap();
     assert_eq!(images(&node), [""; 0]);
+    // What has become otherwise since counts at the next pull.
+    Node::new().says(&["index", "--push", &image.published.name]);
+    ["plain", "other", "wrong", "unnamed"].iter().for_each(|key| snapshots.remove(key));
+    snapshots.pull(&image, "indexed");
 }
 
 #[test]
