@@ -11,8 +11,9 @@ use crate::failure::user;
 
 /// Where a program has the terminal and nothing else was asked for: reads that fail or are slow are told of together, at
 /// its end.
-pub const BESIDE_A_PROGRAM: &str = "warn,hoist_engine::fill=error,hoist_engine::mount::slow=off,hoist_engine::mount::serve=off,\
-     hoist_engine::mount::prefetch=off,hoist_engine::mount::background=off";
+pub const BESIDE_A_PROGRAM: &str = "warn,hoist_engine::fill=error,hoist_engine::mount=error,\
+     hoist_engine::mount::slow=off,hoist_engine::mount::serve=off,hoist_engine::mount::prefetch=off,\
+     hoist_engine::mount::background=off";
 
 /// What decides which events are logged, while the program runs.
 pub struct LogFilter(reload::Handle<EnvFilter, Registry>);

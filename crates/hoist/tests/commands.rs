@@ -197,6 +197,8 @@ fn tables_fit_the_terminal() {
     let node = Node::new();
     let mount = node.mount(&image.name, &[]);
     let tail = mount.root().file_name().unwrap().to_str().unwrap().trim_start_matches('.');
+    let listed = || Ok(node.says(&["top", "--json", "-n", "1"]).contains(tail));
+    process::wait_until("the mount in `hoist top`", node::case::PATIENCE, listed).unwrap();
     // Where nobody looks, nothing is left out.
     assert!(node.says(&["status"]).contains(mount.root().to_str().unwrap()));
     for command in ["status", "top -n 1", "images"] {

@@ -55,10 +55,10 @@ fn damage_is_found_mended_and_fetched_again() {
         assert!(well && count(&found, "bad_extents") == bad, "{found}");
         let (found, well) = fsck(&node, &[]);
         assert!(well && count(&found, "bad_extents") == 0, "{found}");
-        // What is still good of it is told, though nobody has touched it yet.
+        // How much of it is still good is told, though nobody has touched it yet.
         let told = json(&node.says(&["inspect", "--json", &image.name]));
         let present: Vec<u64> = serde_json::from_value(told["layers"][0]["present"].clone()).unwrap();
-        assert!(0 < present[0] && present[0] < present[1], "{told}");
+        assert!(present[0] < present[1], "{told}");
         source.assert_shown(node.mount(&image.name, &[]).root());
         node.says(&["pull", &image.name]);
         source.assert_shown(node.mount(&image.name, &[]).root());

@@ -1,7 +1,8 @@
-//! A daemon and its keeper killed together, under a service manager that holds what they gave it: one of the test's own,
-//! which speaks systemd's protocol (sd_notify(3), sd_listen_fds(3)), as systemd itself needs a machine of its own.
+//! A daemon and its keeper killed together, under a service manager that holds what they gave it: systemd, and one of the
+//! test's own, which speaks systemd's protocol (sd_notify(3), sd_listen_fds(3)) and is looked into.
 
 mod node;
+mod systemd;
 
 use std::fs;
 use std::io::{IoSliceMut, Read};
@@ -20,6 +21,7 @@ use node::{Node, Published};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use systemd::Machine;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -127,6 +129,75 @@ fn kill_together(daemon: &mut Child, keeper: i32) {
     daemon.wait().unwrap();
     let gone = || Ok(!Path::new(&format!("/proc/{}", keeper.as_raw_nonzero())).exists());
     process::wait_until("the keeper's end", PATIENCE, gone).unwrap();
+}
+
+/// What the unit of the package promises, by the systemd of this machine.
+#[test]
+fn under_systemd_the_unit_keeps_its_readers() {
+    let case = Case::new();
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::boot(&node::deb::build(dir.path(), "0.1.0"));
+    let hoist = |args: &[&str]| machine.says("hoist", args);
+    let pids = || {
+        let told: Value = serde_json::from_str(&hoist(&["status", "--json"])).unwrap();
+        ["filler_pid", "keeper_pid"].map(|name| told["daemon"][name].as_i64().unwrap().to_string())
+    };
+    let read = |path: &str| {
+        let path = machine.seen(&format!("/run/mnt/{path}"));
+        std::thread::spawn(move || fs::read(path))
+    };
+    for driver in ["erofs", "fuse"] {
+        hoist(&["--driver", driver, "mount", &case.image.name, "/run/mnt"]);
+        let [daemon, keeper] = pids();
+        assert_eq!(machine.show("MainPID"), daemon);
+        case.image.proxy.reset();
+        case.hang();
+        let reader = read("lib/d.so");
+        case.wait_for_a_request();
+        let held: u64 = machine.show("NFileDescriptorStore").parse().unwrap();
+        assert!(held > 0, "{driver}: {}", machine.said());
+        // Neither can start the other while both stand still.
+        machine.says("sh", &["-c", &format!("kill -STOP {keeper} {daemon} && kill -KILL {keeper} {daemon}")]);
+        case.image.proxy.clear_faults();
+        assert!(
+            reader.join().unwrap().unwrap() == case.source.read("lib/d.so"),
+            "{driver}: {}",
+            machine.said()
+        );
+        machine.wait_for("ActiveState", "active");
+        assert_ne!(machine.show("MainPID"), daemon);
+        assert_ne!(machine.show("NFileDescriptorStore"), "0");
+        case.source.assert_shown(&machine.seen("/run/mnt"));
+        assert!(!machine.said().contains("read as zeros"), "{}", machine.said());
+        hoist(&["unmount", "/run/mnt"]);
+        machine.wait_for("NFileDescriptorStore", "0");
+        hoist(&["rm", &case.image.name]);
+        hoist(&["prune"]);
+    }
+    // However often it dies, it is started again: a unit that has failed for good would lose the descriptors.
+    assert_eq!(machine.show("StartLimitIntervalUSec"), "0");
+    // Not every machine lets root have it.
+    assert_eq!(machine.show("OOMScoreAdjust"), "-900");
+
+    // Started anew and stopped under a reader: others go on.
+    hoist(&["mount", &case.image.name, "/run/mnt"]);
+    case.image.proxy.reset();
+    case.hang();
+    let reader = read("lib/c.so");
+    case.wait_for_a_request();
+    let before = machine.show("MainPID");
+    machine.says("systemctl", &["restart", "hoist"]);
+    assert_ne!(machine.show("MainPID"), before);
+    machine.says("systemctl", &["reload", "hoist"]);
+    machine.wait_for("ActiveState", "active");
+    machine.says("systemctl", &["stop", "hoist"]);
+    assert!(!reader.is_finished(), "a read ended though nobody could answer it: {}", machine.said());
+    case.image.proxy.clear_faults();
+    assert!(reader.join().unwrap().unwrap() == case.source.read("lib/c.so"), "{}", machine.said());
+    assert_eq!(machine.show("ActiveState"), "inactive");
+    case.source.assert_shown(&machine.seen("/run/mnt"));
+    machine.says("systemctl", &["start", "hoist"]);
+    hoist(&["unmount", "/run/mnt"]);
 }
 
 /// Where no keeper can be started for what is dead, readers wait until one can.
