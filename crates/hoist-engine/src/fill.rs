@@ -16,6 +16,7 @@ mod keep;
 mod plan;
 mod prove;
 mod sweep;
+mod tables;
 mod through;
 mod windows;
 
@@ -41,6 +42,7 @@ pub(crate) use here::Here;
 pub use plan::Meter;
 use plan::Pace;
 pub use prove::Blobs;
+pub(crate) use tables::Tables;
 pub use through::Through;
 
 /// Why bytes that were wanted are not there.
@@ -125,7 +127,7 @@ fn forget_lost(dir: &LayerDir, table: &Table, data: &File, present: &mut [u8]) {
 /// One layer that is being filled.
 pub struct LayerFill {
     dir: LayerDir,
-    table: Table,
+    table: Arc<Table>,
     /// The data file, through a descriptor whose writes raise no events.
     data: Arc<File>,
     /// One bit per extent: published.
@@ -164,7 +166,7 @@ impl LayerFill {
     /// stands in the store; `again`: who makes that blob, where no registry has it.
     pub(crate) fn open(
         dir: LayerDir,
-        table: Table,
+        table: Arc<Table>,
         data: Arc<File>,
         (windows, again): (Option<crate::oci::Descriptor>, Option<Arc<Again>>),
         source: ImageSource,

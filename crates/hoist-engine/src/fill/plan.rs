@@ -8,6 +8,7 @@ use std::time::Duration;
 use hoist_format::span::Spans;
 use tokio::sync::{Notify, Semaphore, watch};
 
+use super::Tables;
 use crate::counters::Counters;
 
 /// Largest request of one job, blob bytes: more run side by side, so that nobody waits long for
@@ -43,10 +44,14 @@ pub struct Meter {
     pub chores: Notify,
     /// Whose turn it is to look at what an earlier boot has left.
     pub checks: Semaphore,
+    /// Whose turn it is to hold a whole layer, or an image's tree, against the image: it takes some megabytes.
+    pub judging: Semaphore,
     /// Changed when something was fetched or somebody has waited: there is something to tell of.
     pub activity: watch::Sender<()>,
     /// What the fill path did.
     pub counters: Counters,
+    /// Where what stands, of the layers in use.
+    pub(crate) tables: Tables,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -70,8 +75,10 @@ impl Default for Meter {
             less: Notify::default(),
             chores: Notify::default(),
             checks: Semaphore::new(1),
+            judging: Semaphore::new(1),
             activity: watch::Sender::default(),
             counters: Counters::default(),
+            tables: Tables::default(),
         }
     }
 }

@@ -22,7 +22,7 @@ use super::slow::{Names, Slowest};
 use crate::convert::Again;
 use crate::counters::Counters;
 use crate::error::Error;
-use crate::fill::{Doubt, FillCounts, FillError, LayerFill, Meter, Through};
+use crate::fill::{Doubt, FillCounts, FillError, LayerFill, Meter, Tables, Through};
 use crate::ingest::Expected;
 use crate::oci::Descriptor;
 use crate::registry::ImageSource;
@@ -90,7 +90,7 @@ impl TableSource {
     }
 
     /// The table, checked; `data_size` is what the index's tree says of the data file.
-    async fn decode(&self, data_size: u64) -> Result<Table, Error> {
+    async fn decode(&self, data_size: u64, tables: &Tables) -> Result<Arc<Table>, Error> {
         // Its bytes are what the index names: the index itself is no good, now and ever.
         let bad = |why: String| {
             let error = Error::image("published index", self.index, why);
@@ -100,7 +100,8 @@ impl TableSource {
             error
         };
         let bytes = self.bytes().await?;
-        let table = Table::decode(&bytes).map_err(|e| bad(e.to_string()))?;
+        let table =
+            tables.get(&self.table.digest, || Table::decode(&bytes).map_err(|e| bad(e.to_string())))?;
         let alike = |s: &SpanTable| {
             self.expected.as_ref().is_some_and(|e| s.blob_size == e.size && s.codec == e.codec)
         };
@@ -248,7 +249,7 @@ impl LazyLayer {
             if let Some(why) = self.dir().state().lied {
                 return Err(FillError::Lied(why));
             }
-            let table = self.table.decode(self.data_size).await.map_err(|e| match e {
+            let table = self.table.decode(self.data_size, &self.meter.tables).await.map_err(|e| match e {
                 Error::Registry(e) => FillError::Fetch(Arc::new(e)),
                 e => FillError::Index(e.to_string()),
             })?;

@@ -68,7 +68,10 @@ pub(super) async fn when_whole(
     if !all_checked || engine.store.image(&image.digest).is_judged(&index) {
         return;
     }
+    let meter = Arc::clone(&engine.meter);
+    let turn = meter.judging.acquire().await;
     let judged = tokio::task::spawn_blocking(move || engine.judge_tree(&image, &index)).await;
+    drop(turn);
     if let Ok(Err(e)) = judged {
         tracing::error!("checking the published tree against the layers: {e}");
     }
@@ -206,6 +209,7 @@ async fn judge(
     let Some(expected) = layer.expected().cloned() else { return Ok(false) };
     let (this, dir, wanted) = (Arc::clone(fill), layer.dir().clone(), expected.clone());
     let aside = engine.store.aside_folder();
+    let turn = engine.meter.judging.acquire().await;
     let passed = tokio::task::spawn_blocking(move || -> Result<_, Error> {
         let ingest = Ingest::start(wanted, None, &aside, Haste::Whenever)?;
         let mut at = 0;
@@ -216,6 +220,7 @@ async fn judge(
         Ok(ingest.finish())
     });
     let mut passed = passed.await.map_err(|e| Error::Internal(e.to_string()))??;
+    drop(turn);
     if matches!(passed, Err(Error::Digest { .. } | Error::Layer { .. })) {
         // What was kept may have been damaged here: only the registry's own bytes accuse.
         let silent = &crate::progress::Silent;
@@ -240,8 +245,12 @@ async fn judge(
     let data_size = fill.table().extents.data_size;
     let parts = Parts { data_size, table: layer.table_digest(), tree };
     let this = Arc::clone(fill);
-    let native = tokio::task::spawn_blocking(move || this.become_native(parts)).await;
-    native.map_err(|e| Error::Internal(e.to_string()))??;
+    let native = tokio::task::spawn_blocking(move || {
+        // What the pass took is scattered over the heap.
+        hoist_sys::memory::give_back();
+        this.become_native(parts)
+    });
+    native.await.map_err(|e| Error::Internal(e.to_string()))??;
     tracing::info!(layer = %layer.dir().blob(), "complete, and all of it is what the image says");
     Ok(true)
 }
