@@ -96,6 +96,40 @@ pub fn share_range(from: &File, offset: u64, len: u64, to: &File, at: u64) -> io
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Locks a range of a file, opened for writing, against every other open file description in whatever process
+/// (`F_OFD_SETLK`), without waiting; false where another has locked some of it. Closing the description unlocks it.
+///
+/// # Errors
+/// The kernel's.
+pub fn try_lock_range(file: &File, range: std::ops::Range<u64>) -> io::Result<bool> {
+    match range_lock(file, libc::F_WRLCK, range) {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        done => done.map(|()| true),
+    }
+}
+
+/// Undoes [`try_lock_range`].
+///
+/// # Errors
+/// The kernel's.
+pub fn unlock_range(file: &File, range: std::ops::Range<u64>) -> io::Result<()> {
+    range_lock(file, libc::F_UNLCK, range)
+}
+
+fn range_lock(file: &File, kind: libc::c_int, range: std::ops::Range<u64>) -> io::Result<()> {
+    let lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: range.start.cast_signed(),
+        l_len: (range.end - range.start).cast_signed(),
+        // It must be 0 for these.
+        l_pid: 0,
+    };
+    // SAFETY: the kernel only reads the struct, which is the one this command takes; the descriptor is open.
+    let done = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Device and inode number of an open file: what tells files apart.
 ///
 /// # Errors

@@ -46,7 +46,7 @@ impl Engine {
         let held = dir.hold()?;
         dir.touch();
         drop(choosing);
-        let layer = self.unwatched_layer(image, &index, (&blob, size), (&tree, 0))?;
+        let layer = self.filled_layer(image, &index, (&blob, size), (&tree, 0))?;
         let failed = |e: FillError| Error::Layer { blob, why: e.to_string() };
         let fill = layer.fill().await.map_err(failed)?;
         let mut blobs =

@@ -61,7 +61,7 @@ impl Engine {
             if !index.layers.contains_key(&blob) || state.complete && state.verified && dir.has_data(size) {
                 continue;
             }
-            let layer = self.unwatched_layer(image, &index, (&blob, size), (&tree, number as u16))?;
+            let layer = self.filled_layer(image, &index, (&blob, size), (&tree, number as u16))?;
             progress.begin(&format!("pulling {}", image.name), size);
             let failed = |e: crate::fill::FillError| Error::Layer { blob, why: e.to_string() };
             let fill = layer.fill().await.map_err(failed)?;

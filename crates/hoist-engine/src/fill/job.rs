@@ -238,6 +238,7 @@ impl LayerFill {
         share: impl FnOnce() -> usize,
     ) -> Result<(), FillError> {
         let digest = *blake3::hash(bytes).as_bytes();
+        let _turn = self.digests.turn(i).map_err(|e| FillError::Store(Arc::new(e)))?;
         let noted = self.digests.is_right(i, extent, digest).map_err(|e| FillError::Store(Arc::new(e)))?;
         if !noted {
             self.meter.counters.digest_failures.fetch_add(1, Ordering::Relaxed);

@@ -12,6 +12,8 @@ use hoist_format::extent::Extent;
 
 use super::assemble::Assembler;
 use super::{FillError, LayerFill};
+use crate::error::Error;
+use crate::store::Digests;
 
 /// Blobs that are here whole.
 pub trait Blobs: Send + Sync {
@@ -34,6 +36,9 @@ impl LayerFill {
         let Some(table) = self.table.spans.chunks() else {
             return Err(FillError::Index("it has no chunks".into()));
         };
+        let failed = |e: Error| FillError::Store(Arc::new(std::io::Error::other(e.to_string())));
+        // Opened anew: so we take turns with the jobs of this process too.
+        let digests = Digests::open(&self.dir, &self.table).map_err(failed)?;
         let mut assembler = Assembler::new(&self.table.extents, 0);
         let mut wrong = 0;
         for chunk in 0..table.chunks.len() {
@@ -45,7 +50,7 @@ impl LayerFill {
             let decoded = decode_chunk(table, chunk, stored, state.as_deref());
             let decoded = decoded.map_err(|e| FillError::Corrupt(e.to_string()))?;
             assembler.feed(&decoded, &|_| false, &mut |i, extent, bytes| {
-                wrong += u64::from(self.correct(i, extent, bytes)?);
+                wrong += u64::from(self.correct(&digests, i, extent, bytes)?);
                 Ok::<_, FillError>(())
             })?;
             self.progress.notify_waiters();
@@ -54,11 +59,12 @@ impl LayerFill {
     }
 
     /// These are the extent's bytes. Was it readable with others?
-    fn correct(&self, i: usize, extent: &Extent, bytes: &[u8]) -> Result<bool, FillError> {
+    fn correct(&self, digests: &Digests, i: usize, extent: &Extent, bytes: &[u8]) -> Result<bool, FillError> {
         let failed = |e| FillError::Store(Arc::new(e));
         let digest = *blake3::hash(bytes).as_bytes();
+        let _turn = digests.turn(i).map_err(failed)?;
         let was_here = self.live.get(i as u64);
-        let recorded = self.digests.wanted(i, extent);
+        let recorded = digests.wanted(i, extent);
         if was_here && recorded == Some(digest) {
             return Ok(false);
         }
@@ -68,12 +74,12 @@ impl LayerFill {
         let is_wrong = recorded.is_some_and(|recorded| recorded != digest);
         if is_wrong {
             // First: whoever finds the data wrong after a crash asks for the right bytes.
-            self.digests.correct(i, digest).map_err(failed)?;
+            digests.correct(i, digest).map_err(failed)?;
         }
-        // It stays readable: another process that watches the file would else be asked for it, and fetch it by parts.
+        // It stays readable meanwhile: who reads it would else wait for what is fetched by parts.
         self.data.write_all_at(bytes, extent.data_offset).map_err(failed)?;
         if !is_wrong {
-            self.digests.correct(i, digest).map_err(failed)?;
+            digests.correct(i, digest).map_err(failed)?;
         }
         self.live.set(i as u64);
         if !was_here {

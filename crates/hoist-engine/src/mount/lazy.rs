@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use hoist_format::digest::Digest;
 use hoist_format::erofs;
 
 use super::layer::{LazyLayer, MountedLayer, TableSource};
+use super::serve::Server;
 use super::slow::Names;
 use super::{Layers, Use, lost, others};
 use crate::config::Driver;
@@ -26,6 +28,29 @@ const DEVICE_SLOT: u64 = 128;
 
 /// The tables of a lazy mount's layers, by blob.
 pub(super) type Tables = BTreeMap<Digest, Arc<TableSource>>;
+
+/// A layer that is filled without being mounted.
+pub(crate) struct Filled {
+    layer: Arc<LazyLayer>,
+    /// Who watches it.
+    server: Option<Arc<Server>>,
+}
+
+impl Deref for Filled {
+    type Target = LazyLayer;
+
+    fn deref(&self) -> &LazyLayer {
+        &self.layer
+    }
+}
+
+impl Drop for Filled {
+    fn drop(&mut self) {
+        if let Some(server) = &self.server {
+            server.release(&self.layer);
+        }
+    }
+}
 
 impl Engine {
     /// Fetches what a lazy mount needs first: the merged tree. Long, and safe without the lock of those who choose: what
@@ -131,20 +156,31 @@ impl Engine {
         }
     }
 
-    /// A layer that is filled without any mount, or beside those of other processes.
-    pub(crate) fn unwatched_layer(
+    /// A layer that is filled without any mount, or beside those of other processes. Where that can be had it is watched
+    /// like a mounted one: what is written to it then asks none of the others, who may be unable to answer.
+    pub(crate) fn filled_layer(
         &self,
         image: &Image,
         index: &PublishedIndex,
         (blob, size): (&Digest, u64),
         (tree, layer): (&Path, u16),
-    ) -> Result<Arc<LazyLayer>, Error> {
+    ) -> Result<Filled, Error> {
         let again = Again::of(&self.store, image, index);
         let table = Arc::new(self.table_source(image, index, blob, again)?);
-        let names = Names { tree: tree.to_owned(), layer };
-        let known = Arc::clone(&self.known);
-        let (meter, slots) = (Arc::clone(&self.meter), Arc::clone(&self.slots));
-        self.share(LazyLayer::open(table, size, names, known, meter, slots)?)
+        let open = || {
+            let names = Names { tree: tree.to_owned(), layer };
+            let known = Arc::clone(&self.known);
+            let (meter, slots) = (Arc::clone(&self.meter), Arc::clone(&self.slots));
+            LazyLayer::open(Arc::clone(&table), size, names, known, meter, slots)
+        };
+        let server = self.serving.server(self).ok().filter(|server| server.group().is_ok());
+        if let Some(server) = server {
+            match server.add(open()?) {
+                Ok(layer) => return Ok(Filled { layer, server: Some(server) }),
+                Err(e) => tracing::debug!(layer = %blob, "filled unwatched: {e}"),
+            }
+        }
+        Ok(Filled { layer: self.share(open()?)?, server: None })
     }
 
     /// The layer as other mounts of this process have it; of what others have marked, only if they answer.

@@ -5,7 +5,9 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 use hoist_format::chunk::Check;
 use hoist_format::extent::Extent;
@@ -74,12 +76,45 @@ impl Digests {
         self.recorded.iter().flatten().try_for_each(|file| record(file, i, digest).map(drop))
     }
 
+    /// The turn to write extent `i`: its record, its bytes, and that they are here. Of two who took different bytes for
+    /// right, in whatever process, the second must not write the bytes when the record is the first one's. None where
+    /// nothing is recorded: then all write the same. Blocks.
+    pub fn turn(&self, i: usize) -> io::Result<Option<Turn<'_>>> {
+        let Some(Some(file)) = &self.recorded else { return Ok(None) };
+        let range = RECORD * i as u64..RECORD * (i as u64 + 1);
+        let since = Instant::now();
+        while !hoist_sys::file::try_lock_range(file, range.clone())? {
+            if since.elapsed() > PATIENCE {
+                return Err(io::Error::other(
+                    "another process writes the same, and has stopped in the middle",
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(Some(Turn { file, range }))
+    }
+
     /// Has the records outlive a power cut.
     pub fn sync(&self) -> io::Result<()> {
         self.recorded.iter().flatten().try_for_each(File::sync_data)
     }
 }
 
+/// See [`Digests::turn`].
+pub(crate) struct Turn<'a> {
+    file: &'a File,
+    range: Range<u64>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        // It fails for no file that could be locked.
+        let _ = hoist_sys::file::unlock_range(self.file, self.range.clone());
+    }
+}
+
+/// Whoever writes an extent is through with it long before.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of a record, and of its digest.
 const RECORD: u64 = 40;
 const DIGEST: usize = 32;
@@ -111,6 +146,26 @@ pub(crate) fn recorded(file: &File, i: usize) -> Option<[u8; 32]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_at_a_time_writes_an_extent() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || Digests { recorded: Some(Some(file.reopen().unwrap())) };
+        let (first, second) = (open(), open());
+        let taken = |i| {
+            let Some(Some(file)) = &second.recorded else { unreachable!() };
+            let range = RECORD * i..RECORD * (i + 1);
+            let taken = !hoist_sys::file::try_lock_range(file, range.clone()).unwrap();
+            hoist_sys::file::unlock_range(file, range).unwrap();
+            taken
+        };
+        let turn = first.turn(1).unwrap();
+        assert_eq!([taken(0), taken(1), taken(2)], [false, true, false]);
+        drop(turn);
+        assert!(!taken(1));
+        assert!(second.turn(1).unwrap().is_some());
+        assert!(Digests { recorded: None }.turn(1).unwrap().is_none());
+    }
 
     #[test]
     fn a_damaged_record_is_none() {

@@ -116,6 +116,23 @@ fn a_pull_holds_contents_to_the_original_layers() {
     node.says(&["fsck"]);
 }
 
+/// What a pull writes is not asked of other processes that have the image mounted: their registry may be gone.
+#[test]
+fn a_pull_asks_nothing_of_who_has_it_mounted() {
+    for format in ["turbooci-ext4", "overlaybd"] {
+        let (theirs, ours) = (published(format), published(format));
+        let node = Node::new();
+        let mount = node.mount(&theirs.name, &[]);
+        theirs.proxy.inject(Fault::new("", When::Always, FaultKind::Status(503, Vec::new())));
+        pulls(&node, &ours);
+        assert_verified(&node, &ours);
+        // It is here for who can't fetch it, too.
+        assert_right(&mount, &Exceptions::ext4());
+        mount.unmount();
+        node.says(&["fsck"]);
+    }
+}
+
 /// Metadata that was made up is found out too: what was read by it is thrown away, and never used again.
 #[test]
 fn a_pull_finds_metadata_that_was_made_up() {
