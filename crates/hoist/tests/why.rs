@@ -28,6 +28,25 @@ fn wait_for(node: &Node, of: &str, is: impl Fn(&Value) -> bool) -> Value {
     told
 }
 
+/// What lives is told, though another was mounted there in the same second, and has ended.
+#[test]
+fn a_living_mount_is_told_before_one_that_has_ended() {
+    let image = Published::indexed(&Source::new().layout(Compression::Gzip(6)).directory);
+    let node = Node::new();
+    let point = tempfile::tempdir().unwrap();
+    let point = point.path().to_str().unwrap();
+    for driver in ["fuse", "erofs", "fuse", "erofs"] {
+        node.says(&["mount", "--driver", driver, &image.name, point]);
+        let told = why(&node, point);
+        node.says(&["unmount", point]);
+        assert_eq!(
+            (&told["mount"]["driver"], &told["mount"]["ended"]),
+            (&json!(driver), &Value::Null),
+            "{told:#}"
+        );
+    }
+}
+
 /// A read that waits is told by the file's name, with who served it, whatever the driver.
 #[test]
 fn slow_reads_are_told_by_every_driver() {

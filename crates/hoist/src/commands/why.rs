@@ -14,13 +14,18 @@ use crate::worker::Worker;
 pub(super) fn run(global: &Global, options: &Why) -> anyhow::Result<()> {
     // A folder that is no store has nothing to tell.
     let store = Store::open(&global.root()?)?;
-    let mut history = find(&store, &options.of);
+    let living = store.mounts()?;
+    let is_alive = |history: &History| living.iter().any(|record| record.id == history.id);
+    let mut histories = store.histories();
+    // Two mounts of one second have no order of their own, and what lives is what is meant.
+    histories.sort_by_key(|history| !is_alive(history));
+    let mut history = find(&store, &histories, &options.of);
     if history.is_none() {
         // A container that hoist did not start itself.
         let standing = super::block_on(async { Worker::find(global).await?.standing(&options.of).await })?;
         history = standing.and_then(|standing| match &standing.folder {
-            Some(folder) => store.histories().into_iter().find(|history| history.target == *folder),
-            None => find(&store, &standing.image),
+            Some(folder) => histories.iter().find(|history| history.target == *folder).cloned(),
+            None => find(&store, &histories, &standing.image),
         });
     }
     // What a mount of it would be now, for what is the name of an image.
@@ -44,15 +49,12 @@ pub(super) fn run(global: &Global, options: &Why) -> anyhow::Result<()> {
         let mount = history.as_ref().map(with_files).transpose()?;
         return super::print_json(&json!({"mount": mount, "faster_drivers": faster, "image": inspected}));
     }
-    let living = store.mounts()?;
-    let is_alive = |history: &History| living.iter().any(|record| record.id == history.id);
     let told = history.as_ref().map(|history| (history, is_alive(history)));
     super::print(text(told, &faster, inspected.as_ref()).trim_end())
 }
 
 /// The latest mount of a container, on a folder, or of an image.
-fn find(store: &Store, of: &str) -> Option<History> {
-    let histories = store.histories();
+fn find(store: &Store, histories: &[History], of: &str) -> Option<History> {
     let container = crate::container::image_of(store.root(), of).ok();
     let folder = std::path::Path::new(of).canonicalize().ok();
     let folder = folder.or_else(|| std::path::absolute(of).ok());
