@@ -45,7 +45,7 @@ fn help_is_as_reviewed() {
 fn wrong_use_is_the_user_s_failure() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path().to_str().unwrap();
-    let cases: [(&[&str], &str); 11] = [
+    let cases: [(&[&str], &str); 12] = [
         (&[], "requires a subcommand"),
         (&["fly"], "unrecognized subcommand"),
         (&["run"], "IMAGE"),
@@ -57,6 +57,7 @@ fn wrong_use_is_the_user_s_failure() {
         (&["images", "--log", "loud"], "--log can't be \"loud\"; it is a level (\"error\","),
         (&["unmount", "/proc"], "/proc is no mount of hoist's"),
         (&["mount", "img", "/no/such/folder"], "mkdir -p /no/such/folder"),
+        (&["mount", "img", "/etc"], "choose an empty folder"),
     ];
     for (args, wanted) in cases {
         let output = hoist(args).env("HOIST_ROOT", root).stdin(std::process::Stdio::null()).output().unwrap();

@@ -86,6 +86,12 @@ pub(crate) fn free_from(root: &Path, target: &Path) -> anyhow::Result<PathBuf> {
             "unmount it first, or choose another folder",
         ));
     }
+    if path.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(user_hint(
+            format!("{} is not empty, and a mount there would hide what is in it", path.display()),
+            "choose an empty folder",
+        ));
+    }
     Ok(path)
 }
 
