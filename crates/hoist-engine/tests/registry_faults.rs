@@ -170,6 +170,7 @@ async fn content_with_another_digest_is_refused() {
     let digest = Digest::of(b"content");
     let error = client.blob(&server.repo(), &digest, None).await.unwrap_err();
     assert!(matches!(error, RegistryError::DigestMismatch { expected, .. } if expected == digest), "{error}");
+    assert!(error.is_user_failure());
     let named = format!("{}@{digest}", server.repo()).parse().unwrap();
     assert!(matches!(client.manifest(&named).await, Err(RegistryError::DigestMismatch { .. })));
 

@@ -146,6 +146,9 @@ fn advice(status: u16) -> &'static str {
     match status {
         // Those of the registry itself are `Unauthorized`.
         401 | 403 => "no login mends that: tell whoever runs the registry, or use a mirror",
+        416 => {
+            "what it has is shorter than the image says: the blob is cut off there, push it again or use a mirror"
+        }
         429 => "its rate limit is used up, wait or log in",
         500.. => "the server has trouble, try again later",
         _ => "check the image name and the server's settings",
@@ -165,11 +168,12 @@ impl RegistryError {
     pub fn is_ranges_ignored(&self) -> bool {
         matches!(self, Self::RangesIgnored { .. })
     }
-    /// Whether it is for the user to mend: a name, a login, a file of settings, a certificate, a registry that refuses.
+    /// Whether it is for the user to mend: a name, a login, a file of settings, a certificate, a registry that refuses or
+    /// has other content than the image's.
     pub fn is_user_failure(&self) -> bool {
         matches!(self, Self::NotFound { .. } | Self::Unauthorized { .. } | Self::Config { .. })
             || matches!(self, Self::Tls { .. } | Self::Layout { .. })
-            || matches!(self, Self::Status { status: 401 | 403, .. })
+            || matches!(self, Self::Status { status: 401 | 403, .. } | Self::DigestMismatch { .. })
     }
     /// Whether the same may work a little later or with another mirror.
     pub fn retryable(&self) -> bool {
