@@ -66,7 +66,9 @@ impl Kubelet {
 /// In layers of their own, files that nothing reads before the test does.
 fn image() -> Published {
     let dir = tempfile::tempdir().unwrap();
-    let data = ["data0", "data1", "data2"].map(|name| vec![(name, content(name))]);
+    let mut data = ["data0", "data1", "data2"].map(|name| vec![(name, content(name))]);
+    // Who has read through a third of an image is brought the rest.
+    data[0].push(("unread", "nobody reads this\n".repeat(1_000_000)));
     Published::indexed(&common::sleeper(dir.path(), &data))
 }
 

@@ -187,7 +187,7 @@ fn an_image_that_somebody_pinned_outlives_its_snapshots() {
     wait_no_images(&node);
     // It is forgotten, or not, after it was unmounted.
     process::wait_until("what becomes of it", Duration::from_secs(20), || {
-        Ok(daemon.said().contains("removed an image"))
+        Ok(daemon.said().contains("pruned the store"))
     })
     .unwrap();
     assert!(node.says(&["images", "--json"]).contains(&image.published.digest));

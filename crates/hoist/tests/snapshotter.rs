@@ -164,7 +164,7 @@ fn what_cannot_be_lazy_is_left_to_containerd() {
 
 #[test]
 fn a_slow_registry_keeps_nobody_else_waiting() {
-    let (slow, image) = (Image::indexed(), Image::indexed());
+    let (slow, image) = (Image::indexed(), Image::indexed_as("other"));
     let tree = &slow.published.parts("tree")[0];
     slow.published.proxy.inject(Fault::new(format!("blobs/{tree}"), When::Always, FaultKind::Hang));
     let node = Node::new();

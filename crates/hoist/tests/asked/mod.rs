@@ -150,8 +150,13 @@ impl Image {
     }
 
     pub fn indexed() -> Image {
+        Image::indexed_as("app")
+    }
+
+    /// Images of different names share no layer.
+    pub fn indexed_as(name: &str) -> Image {
         let dir = tempfile::tempdir().unwrap();
-        let built = layout(dir.path(), "app");
+        let built = layout(dir.path(), name);
         Image::of(Published::indexed(&built.directory), built)
     }
 
