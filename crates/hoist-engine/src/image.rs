@@ -311,6 +311,11 @@ impl Image {
         self.manifest.annotations.get(name).into_iter().chain(config).map(String::as_str)
     }
 
+    /// Is every layer a tar, which any engine can unpack?
+    pub fn is_of_tars(&self) -> bool {
+        self.manifest.layers.iter().all(|layer| oci::codec_of(&layer.media_type).is_some())
+    }
+
     /// What each layer must turn out to be, lowest first.
     ///
     /// # Errors

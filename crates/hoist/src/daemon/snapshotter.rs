@@ -64,7 +64,7 @@ struct Found {
     since: Instant,
     image: OnceCell<(Engine, Image)>,
     /// Or why it is to be unpacked.
-    usable: OnceCell<Result<(), Refusal>>,
+    usable: OnceCell<Result<How, Refusal>>,
 }
 
 impl NodeImages {
@@ -138,13 +138,13 @@ impl NodeImages {
         engine: &Engine,
         image: &Image,
         full: bool,
-    ) -> Result<Result<(), Refusal>, Refusal> {
-        if full {
-            let pulled = engine.pull(image, &Silent).await;
-            return pulled.map(|_| Ok(())).map_err(|error| Reason::Pull.because(error.to_string()));
+    ) -> Result<Result<How, Refusal>, Refusal> {
+        if !full && engine.mounts_at_once(image).await {
+            return Ok(Ok(How::Lazy));
         }
-        if engine.mounts_at_once(image).await {
-            return Ok(Ok(()));
+        if full || !image.is_of_tars() {
+            let pulled = engine.pull(image, &Silent).await;
+            return pulled.map(|_| Ok(How::Full)).map_err(|error| Reason::Pull.because(error.to_string()));
         }
         self.let_be_pruned(&image.name).await;
         let why = format!("{} can't be read lazily (`hoist inspect` tells why), and is not here", image.name);
@@ -231,7 +231,7 @@ impl Images for NodeImages {
         // All layers of an image share one fate.
         let full = self.wants_all(&image, &layer.labels);
         let found = self.found(&name);
-        found.usable.get_or_try_init(|| self.make_usable(&engine, &image, full)).await?.clone()?;
+        let how = found.usable.get_or_try_init(|| self.make_usable(&engine, &image, full)).await?.clone()?;
         let layers = &image.manifest.layers;
         let digest = layers.get(at).map(|layer| layer.digest.to_string()).unwrap_or_default();
         let part = Part {
@@ -241,7 +241,7 @@ impl Images for NodeImages {
             whole: at + 1 == layers.len(),
             layer: digest,
         };
-        Ok(Place { part, how: if full { How::Full } else { How::Lazy } })
+        Ok(Place { part, how })
     }
 
     fn told(&self, layer: &Layer, outcome: Result<How, &Refusal>, took: Duration) {
