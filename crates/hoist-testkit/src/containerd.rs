@@ -61,18 +61,26 @@ impl Version {
     }
 
     /// What this machine, a test's one, needs besides: what pods are made of, as no registry is asked but the test's;
-    /// and no priorities that it may not give.
-    fn besides(self, pause: &str) -> String {
-        match self {
-            Version::V1_6 | Version::V1_7 => format!(
-                "[plugins.\"io.containerd.grpc.v1.cri\"]\n\
-                 sandbox_image = {pause:?}\nrestrict_oom_score_adj = true\n"
+    /// and no priorities that it may not give. Mirrors are where `certs` says.
+    fn besides(self, pause: &str, certs: Option<&Path>) -> String {
+        let (besides, images) = match self {
+            Version::V1_6 | Version::V1_7 => (
+                format!(
+                    "[plugins.\"io.containerd.grpc.v1.cri\"]\n\
+                     sandbox_image = {pause:?}\nrestrict_oom_score_adj = true\n"
+                ),
+                "io.containerd.grpc.v1.cri",
             ),
-            Version::V2 => format!(
-                "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = {pause:?}\n\
-                 [plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n"
+            Version::V2 => (
+                format!(
+                    "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = {pause:?}\n\
+                     [plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n"
+                ),
+                "io.containerd.cri.v1.images",
             ),
-        }
+        };
+        let mirrors = certs.map(|certs| format!("[plugins.{images:?}.registry]\nconfig_path = {certs:?}\n"));
+        besides + &mirrors.unwrap_or_default()
     }
 }
 
@@ -112,10 +120,16 @@ impl Daemon {
     /// It does not start.
     pub fn start_for_pods(snapshotter: &Path, pause: &str) -> Result<Self> {
         let system = Version::V1_6.system()?;
-        Self::start_deployed(Version::V1_6, &system, (snapshotter, Path::new("/var/lib/hoist")), pause)
+        Self::start_deployed(
+            Version::V1_6,
+            &system,
+            (snapshotter, Path::new("/var/lib/hoist")),
+            (pause, None),
+        )
     }
 
-    /// The same of any version, in its system, configured as `deploy/` says; with hoist's socket and its store.
+    /// The same of any version, in its system, configured as `deploy/` says; with hoist's socket and its store, and a
+    /// folder that tells of mirrors.
     ///
     /// # Errors
     /// It does not start.
@@ -123,7 +137,7 @@ impl Daemon {
         version: Version,
         system: &Arc<System>,
         (socket, store): (&Path, &Path),
-        pause: &str,
+        (pause, certs): (&str, Option<&Path>),
     ) -> Result<Self> {
         let mut config = version.deployed()?;
         for (path, ours) in [("/run/hoist/snapshotter.sock", socket), ("/var/lib/hoist/", store)] {
@@ -136,7 +150,7 @@ impl Daemon {
             let opt = directory.join("opt");
             format!(
                 "{config}\n{}[plugins.\"io.containerd.internal.v1.opt\"]\npath = {opt:?}\n",
-                version.besides(pause)
+                version.besides(pause, certs)
             )
         })
     }

@@ -13,8 +13,8 @@ use hoist_testkit::containerd::Version;
 use hoist_testkit::layout::{Builder, Compression};
 use hoist_testkit::{Fault, FaultKind, When, digest, process};
 use kubelet::Kubelet;
-use node::Published;
 use node::tree::noise;
+use node::{Published, REPO};
 use serde_json::json;
 
 /// Files that nothing reads at a start, bytes each.
@@ -67,11 +67,9 @@ fn with_containerd(version: Version) {
     an_image_without_an_index_is_unpacked_beside_it(&kubelet, &lazy, &plain);
     kubelet::client::pulls_runs_and_removes(&kubelet, version, &lazy, &plain);
     what_is_deleted_leaves_nothing_and_can_come_back(&kubelet, &lazy, &plain);
-    if version == Version::V1_7 {
-        kubelet::trees::all_are_right(&kubelet);
-    }
+    kubelet::trees::all_are_right(&kubelet);
     drop(kubelet);
-    a_full_pull_returns_when_all_is_here(version, &plain);
+    by_mirrors_alone_a_full_pull_has_all_and_a_lazy_one_reads_on(version, &plain, &lazy);
 }
 
 #[test]
@@ -165,20 +163,55 @@ fn what_is_deleted_leaves_nothing_and_can_come_back(
     kubelet.remove(pod);
 }
 
-fn a_full_pull_returns_when_all_is_here(version: Version, image: &Published) {
+/// The registries of both images are reached by containerd's `hosts.toml` alone: by containerd for what it pulls, by hoist
+/// for all that it reads.
+fn by_mirrors_alone_a_full_pull_has_all_and_a_lazy_one_reads_on(
+    version: Version,
+    full: &Published,
+    lazy: &Published,
+) {
     let system = version.system().unwrap();
     let node = kubelet::node(&system);
+    let certs = node.path("certs.d");
+    for (host, image) in [("full.example", full), ("lazy.example", lazy)] {
+        fs::create_dir_all(certs.join(host)).unwrap();
+        // Nobody else is asked what the mirror has not.
+        let mirror = format!("http://{}", image.proxy.host());
+        let hosts =
+            format!("server = {mirror:?}\n[host.{mirror:?}]\ncapabilities = [\"pull\", \"resolve\"]\n");
+        fs::write(certs.join(host).join("hosts.toml"), hosts).unwrap();
+    }
     let config = node.path("hoist.toml");
-    fs::write(&config, "containerd_images = \"full\"\n").unwrap();
+    let rule = "[[images]]\nregistry = \"lazy.example\"\nmode = \"lazy\"\n";
+    let text = format!("certs_dirs = [{certs:?}]\ncontainerd_images = \"full\"\n{rule}");
+    fs::write(&config, text).unwrap();
     let options = ["--config", config.to_str().unwrap()];
-    let kubelet = Kubelet::start_with(version, &system, &node, &image.name, &options);
-    kubelet.cri().pull(&image.name).unwrap();
+    let [named_full, named_lazy] = ["full", "lazy"].map(|name| format!("{name}.example/{REPO}:v1"));
+    let mut kubelet = Kubelet::start_with(version, &system, &node, &named_full, &options);
+    kubelet.cri().pull(&named_full).unwrap_or_else(|e| panic!("{e}\n{}", kubelet.said()));
     assert_eq!(kubelet.prepared(), (2, 0), "{}", kubelet.said());
-    image.proxy.inject(Fault::new("", When::Always, FaultKind::Status(503, Vec::new())));
-    let pod = kubelet.run("full", &image.name);
+    full.proxy.inject(Fault::new("", When::Always, FaultKind::Status(503, Vec::new())));
+    let pod = kubelet.run("full", &named_full);
     for file in 0..FILES {
         reads(&kubelet, &pod.1, 2, file);
     }
     kubelet.remove(pod);
-    image.proxy.clear_faults();
+    full.proxy.clear_faults();
+
+    kubelet.cri().pull(&named_lazy).unwrap_or_else(|e| panic!("{e}\n{}", kubelet.said()));
+    // The lower layer is the other image's too.
+    assert_eq!(kubelet.prepared(), (3, 0), "{}", kubelet.said());
+    let pod = kubelet.run("lazy", &named_lazy);
+    // What is read once may be fetched with more than that: of the versions each has one who reads.
+    let by_successor = version == Version::V2;
+    if by_successor {
+        kubelet.kill_daemon();
+    }
+    lazy.proxy.reset();
+    reads(&kubelet, &pod.1, 1, 0);
+    assert!(lazy.proxy.stats().body_bytes > 0, "{}", kubelet.said());
+    if by_successor {
+        kubelet.start_daemon();
+    }
+    kubelet.remove(pod);
 }

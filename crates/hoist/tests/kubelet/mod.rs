@@ -45,7 +45,7 @@ impl<'a> Kubelet<'a> {
         Self::start_with(version, system, node, pause, &[])
     }
 
-    /// The same, whose daemon has these options besides.
+    /// The same, whose daemon has these options besides. Where the node has the folder `certs.d`, containerd reads it.
     pub fn start_with(
         version: Version,
         system: &Arc<System>,
@@ -58,7 +58,9 @@ impl<'a> Kubelet<'a> {
         all.extend(options);
         let daemon = Daemon::start(node, &all);
         let hoist = (&*socket, &*node.store(""));
-        let containerd = containerd::Daemon::start_deployed(version, system, hoist, pause).unwrap();
+        let certs = Some(node.path("certs.d")).filter(|certs| certs.is_dir());
+        let besides = (pause, certs.as_deref());
+        let containerd = containerd::Daemon::start_deployed(version, system, hoist, besides).unwrap();
         let cri = Cri::connect(&containerd.socket()).unwrap();
         let options = all.into_iter().map(str::to_owned).collect();
         Kubelet { node, options, daemon: Some(daemon), containerd, cri }
