@@ -32,13 +32,16 @@ impl Journal {
     /// Of a mount that this process begins to serve. What a process before it has written is gone on with.
     pub fn new(engine: &Engine, record: &MountRecord, layers: &Layers, fresh: History) -> Self {
         let base = engine.store.history(&record.id).unwrap_or(fresh);
-        Self {
+        let journal = Self {
             engine: engine.clone(),
             lazy: layers.lazy().map(Arc::clone).collect(),
             before: layers.counts(),
             base,
             ended: Mutex::new(false),
-        }
+        };
+        // Whoever is told that it is mounted may ask for it at once.
+        journal.write(&journal.base);
+        journal
     }
 
     /// All that is known by now.
