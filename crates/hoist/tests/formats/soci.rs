@@ -93,12 +93,17 @@ fn what_the_manifest_names_is_a_matter_of_no_trust() {
 
 /// The image of `soci-v2` with another index: its manifest names it as before.
 fn with_index(change: impl FnOnce(&Layout, &mut Value)) -> (Layout, Published) {
+    changed(|layout, _, index| change(layout, index))
+}
+
+/// The image of `soci-v2` with another manifest and another index, which it names.
+fn changed(change: impl FnOnce(&Layout, &mut Value, &mut Value)) -> (Layout, Published) {
     let layout = Layout::of("soci-v2");
     let list = layout.json(&layout.path().join("index.json"));
     let list = layout.json(&layout.blob(&list["manifests"][0]["digest"]));
     let mut manifest = layout.json(&layout.blob(&list["manifests"][0]["digest"]));
     let mut index = layout.json(&layout.blob(&list["manifests"][1]["digest"]));
-    change(&layout, &mut index);
+    change(&layout, &mut manifest, &mut index);
     let index = layout.add(&serde_json::to_vec(&index).unwrap());
     manifest["annotations"][INDEX_DIGEST] = index.clone().into();
     let manifest = layout.add(&serde_json::to_vec(&manifest).unwrap());
@@ -437,38 +442,30 @@ const SPAN: usize = 1 << 20;
 
 /// The image of `soci-v2` with its layers not compressed, and zTOCs of them.
 fn uncompressed(damage: impl FnOnce(&mut Vec<u8>)) -> (Layout, Published) {
-    let (layout, tars) = (Layout::of("soci-v2"), Layout::of("tar"));
+    let tars = Layout::of("tar");
     let plain = tars.json(&tars.path().join("index.json"));
     let plain = tars.json(&tars.blob(&plain["manifests"][0]["digest"]));
-    let list = layout.json(&layout.path().join("index.json"));
-    let list = layout.json(&layout.blob(&list["manifests"][0]["digest"]));
-    let mut manifest = layout.json(&layout.blob(&list["manifests"][0]["digest"]));
-    let mut index = layout.json(&layout.blob(&list["manifests"][1]["digest"]));
-    manifest["layers"] = plain["layers"].clone();
-    let mut first = Vec::new();
-    for layer in 0..2 {
-        let described = &plain["layers"][layer];
-        let tar = fs::read(tars.blob(&described["digest"])).unwrap();
-        layout.add(&tar);
-        let mut bytes = ztoc(&layout, &index, layer);
-        let spans = [spans_of_tar, bare_spans_of_tar][layer](tar.len(), SPAN);
-        of_tar(&mut bytes, &tar, SPAN, &spans);
-        set_ztoc(&layout, &mut index, layer, &bytes);
-        index["layers"][layer]["annotations"][OF_LAYER] = described["digest"].clone();
-        index["layers"][layer]["annotations"]["com.amazon.soci.image-layer-mediaType"] =
-            described["mediaType"].clone();
-        if layer == 0 {
-            first = bytes;
+    changed(|layout, manifest, index| {
+        manifest["layers"] = plain["layers"].clone();
+        let mut first = Vec::new();
+        for layer in 0..2 {
+            let described = &plain["layers"][layer];
+            let tar = fs::read(tars.blob(&described["digest"])).unwrap();
+            layout.add(&tar);
+            let mut bytes = ztoc(layout, index, layer);
+            let spans = [spans_of_tar, bare_spans_of_tar][layer](tar.len(), SPAN);
+            of_tar(&mut bytes, &tar, SPAN, &spans);
+            set_ztoc(layout, index, layer, &bytes);
+            index["layers"][layer]["annotations"][OF_LAYER] = described["digest"].clone();
+            index["layers"][layer]["annotations"]["com.amazon.soci.image-layer-mediaType"] =
+                described["mediaType"].clone();
+            if layer == 0 {
+                first = bytes;
+            }
         }
-    }
-    damage(&mut first);
-    set_ztoc(&layout, &mut index, 0, &first);
-    let index = layout.add(&serde_json::to_vec(&index).unwrap());
-    manifest["annotations"][INDEX_DIGEST] = index.clone().into();
-    let manifest = layout.add(&serde_json::to_vec(&manifest).unwrap());
-    layout.write_index(&[descriptor(&layout, &manifest, None), descriptor(&layout, &index, Some(V2))]);
-    let image = Published::plain(layout.path());
-    (layout, image)
+        damage(&mut first);
+        set_ztoc(layout, index, 0, &first);
+    })
 }
 
 /// Layers that are not compressed have no checkpoints: a small file takes a span, and metadata is a small part.
