@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use crate::mount::Owners;
 use crate::registry::CredentialSource;
 
 /// How far an index is believed (`docs/SEMANTICS.md`, "Trust").
@@ -45,6 +44,17 @@ impl Driver {
             Self::Fuse => "fuse",
         }
     }
+}
+
+/// Who is shown as the owner of files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Owners {
+    /// Those of the image.
+    #[default]
+    Image,
+    /// Always root, for a user namespace that has no other user: files of others could be neither written
+    /// nor, where they are private, read in it.
+    Root,
 }
 
 /// Which image of a multi-arch index is wanted, in OCI's words (`linux`, `amd64`, `v8`).

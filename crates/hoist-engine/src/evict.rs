@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::oci::Manifest;
+use crate::oci::{self, Manifest};
 use crate::store::LayerDir;
 use crate::store::usage::on_disk;
 
@@ -77,7 +77,7 @@ impl Engine {
             let Some((manifest, _)) = self.store.image(&record.manifest).load(&record.manifest) else {
                 continue;
             };
-            let manifest: Manifest = crate::image::parse("manifest", &record.manifest, &manifest)?;
+            let manifest: Manifest = oci::parse("manifest", &record.manifest, &manifest)?;
             let blobs = self.blobs_of(&record.manifest, &manifest);
             if record.pinned {
                 pinned.extend(blobs.iter().cloned());

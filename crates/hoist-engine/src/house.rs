@@ -12,7 +12,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::fill::Here;
 use crate::image::Image;
-use crate::oci::{Manifest, codec_of};
+use crate::oci::{self, Manifest, codec_of};
 use crate::reference::Source;
 use crate::store::{LayerDir, RefRecord};
 
@@ -86,7 +86,7 @@ impl Engine {
             let Some((manifest, _)) = self.store.image(&known.manifest).load(&known.manifest) else {
                 continue;
             };
-            let manifest: Manifest = crate::image::parse("manifest", &known.manifest, &manifest)?;
+            let manifest: Manifest = oci::parse("manifest", &known.manifest, &manifest)?;
             records.push(ImageRecord {
                 name: known.name,
                 digest: known.manifest,
@@ -298,7 +298,7 @@ impl Engine {
             let dir = self.store.image(&digest);
             if named.contains(&digest) || clearing.uses_image(&digest) {
                 if let Some((manifest, _)) = dir.load(&digest) {
-                    let manifest: Manifest = crate::image::parse("manifest", &digest, &manifest)?;
+                    let manifest: Manifest = oci::parse("manifest", &digest, &manifest)?;
                     kept.extend(self.blobs_of(&digest, &manifest));
                 }
                 continue;

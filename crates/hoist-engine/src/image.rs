@@ -111,7 +111,7 @@ impl Engine {
         let is_of_several = matches!(top.media_type.as_str(), media::INDEX | media::DOCKER_LIST);
         let (digest, bytes) = match is_of_several {
             true => {
-                let index: oci::Index = parse("index", &top.digest, &top.bytes)?;
+                let index: oci::Index = oci::parse("index", &top.digest, &top.bytes)?;
                 let chosen =
                     index.select(&self.config.platform, self.config.trust != Trust::None, name)?.digest;
                 let fetched = source.manifest_by_digest(&chosen).await?;
@@ -119,7 +119,7 @@ impl Engine {
             }
             false => (top.digest, top.bytes),
         };
-        let manifest: Manifest = parse("manifest", &digest, &bytes)?;
+        let manifest: Manifest = oci::parse("manifest", &digest, &bytes)?;
         let known = self.store.image(&digest).load(&digest);
         let config = async {
             match known {
@@ -132,7 +132,7 @@ impl Engine {
         let config = config?;
         if !is_of_several {
             // Else the list that it was chosen from has said for what it is.
-            let parsed: ImageConfig = parse("config", &manifest.config.digest, &config)?;
+            let parsed: ImageConfig = oci::parse("config", &manifest.config.digest, &config)?;
             self.check_platform(name, &parsed)?;
         }
         self.store.image(&digest).save(&bytes, &config)?;
@@ -232,7 +232,7 @@ impl Engine {
     /// The image as the store knows it, without asking anyone.
     fn recall(&self, name: &str, digest: Digest, source: &ImageSource) -> Result<Option<Image>, Error> {
         let Some((manifest, config)) = self.store.image(&digest).load(&digest) else { return Ok(None) };
-        let parsed: Manifest = parse("manifest", &digest, &manifest)?;
+        let parsed: Manifest = oci::parse("manifest", &digest, &manifest)?;
         if Digest::of(&config) != parsed.config.digest {
             return Ok(None);
         }
@@ -275,8 +275,8 @@ fn build(
     index: Option<PublishedIndex>,
     source: ImageSource,
 ) -> Result<Image, Error> {
-    let manifest: Manifest = parse("manifest", &digest, &manifest_bytes)?;
-    let config: ImageConfig = parse("config", &manifest.config.digest, config)?;
+    let manifest: Manifest = oci::parse("manifest", &digest, &manifest_bytes)?;
+    let config: ImageConfig = oci::parse("config", &manifest.config.digest, config)?;
     if config.rootfs.diff_ids.len() != manifest.layers.len() {
         let why = format!(
             "it has {} layers, but its config has {} diffIDs: it is no container image, or damaged",
@@ -287,15 +287,6 @@ fn build(
     }
     let (name, unchecked) = (name.to_owned(), None);
     Ok(Image { name, digest, manifest, manifest_bytes, config, index, no_index: None, unchecked, source })
-}
-
-pub(crate) fn parse<T: serde::de::DeserializeOwned>(
-    what: &'static str,
-    of: &Digest,
-    bytes: &[u8],
-) -> Result<T, Error> {
-    serde_json::from_slice(bytes)
-        .map_err(|e| Error::image(what, of, format!("it is not the JSON expected: {e}")))
 }
 
 /// How a layer is stored, and what its stream is; None where it cannot be unpacked by itself.

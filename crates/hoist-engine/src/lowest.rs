@@ -9,8 +9,8 @@ use serde_json::Value;
 use crate::config::Trust;
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::image::{Image, parse};
-use crate::oci::codec_of;
+use crate::image::Image;
+use crate::oci::{codec_of, parse};
 
 impl Image {
     /// What each layer is called together with all below it (OCI image-spec v1.1, "Layer ChainID"), lowest

@@ -52,10 +52,8 @@ use crate::store::{MountRecord, Servers};
 
 pub(crate) use lost::retire as retire_lost;
 pub(crate) use others::all_answer;
-pub(crate) use slow::Names;
 
 pub use drivers::{DriverState, drivers};
-pub use fuse::Owners;
 pub use guard::bequeathed;
 use guard::{By, Guarded};
 use journal::Journal;

@@ -17,6 +17,19 @@ pub mod media {
     pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 }
 
+/// Reads a document, `what`, that was found by its digest.
+///
+/// # Errors
+/// It is not what it should be.
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(
+    what: &'static str,
+    of: &Digest,
+    bytes: &[u8],
+) -> Result<T, Error> {
+    serde_json::from_slice(bytes)
+        .map_err(|e| Error::image(what, of, format!("it is not the JSON expected: {e}")))
+}
+
 /// Names a blob or manifest.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use hoist_format::digest::Digest;
 
 use crate::error::Error;
-use crate::oci::{Descriptor, Manifest, media};
+use crate::oci::{self, Descriptor, Manifest, media};
 use crate::reference::Reference;
 use crate::registry::{Client, ImageSource, RegistryError, date};
 
@@ -75,7 +75,7 @@ impl PublishedIndex {
     fn parse_as(artifact_type: &str, bytes: Bytes, subject: &Digest) -> Result<Self, Error> {
         let digest = Digest::of(&bytes);
         let bad = |why: &str| Error::image("published index", digest, why);
-        let manifest: Manifest = crate::image::parse("published index", &digest, &bytes)?;
+        let manifest: Manifest = oci::parse("published index", &digest, &bytes)?;
         if manifest.artifact_type.as_deref() != Some(artifact_type) {
             return Err(bad("its artifactType is another"));
         }

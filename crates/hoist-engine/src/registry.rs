@@ -8,6 +8,7 @@ mod auth;
 mod certificate;
 mod challenge;
 mod config;
+mod credential_store;
 mod credentials;
 pub(crate) mod date;
 mod docker_config;
@@ -38,7 +39,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 pub use config::{ClientConfig, RetryPolicy, Timeouts};
-pub use credentials::{CredentialSource, CredentialStore, Credentials};
+pub use credential_store::CredentialStore;
+pub use credentials::{CredentialSource, Credentials};
 pub use date::to_rfc3339;
 pub use docker_config::Login;
 pub use error::RegistryError;

@@ -12,6 +12,7 @@ mod known;
 mod layer;
 mod log;
 pub(crate) mod mounts;
+mod names;
 mod record;
 mod tree;
 pub(crate) mod usage;
@@ -31,6 +32,7 @@ pub use known::{Known, Place};
 pub use layer::{LayerDir, LayerState, Parts};
 pub use log::new_log;
 pub use mounts::{EndOfMount, MountRecord, Servers};
+pub(crate) use names::Names;
 pub use record::{ImageDir, RefRecord};
 
 const VERSION: &str = "hoist store 1\n";

@@ -30,18 +30,8 @@ use carrier::Carrier;
 use data::Data;
 use image::ImageFs;
 
+use crate::config::Owners;
 use crate::store::mounts::{FuseRecord, LoopRecord};
-
-/// Who is shown as the owner of files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Owners {
-    /// Those of the image.
-    #[default]
-    Image,
-    /// Always root, for a user namespace that has no other user: files of others could be neither written
-    /// nor, where they are private, read in it.
-    Root,
-}
 
 /// What is to be shown, and where.
 pub(super) struct Show<'a> {

@@ -18,7 +18,7 @@ use tokio::sync::{Mutex, OnceCell, Semaphore, watch};
 
 use super::filling::{Filling, Kept};
 use super::repeat::Failed;
-use super::slow::{Names, Slowest};
+use super::slow::Slowest;
 use crate::convert::Again;
 use crate::counters::Counters;
 use crate::error::Error;
@@ -26,7 +26,7 @@ use crate::fill::{Doubt, FillCounts, FillError, LayerFill, Meter, Tables, Throug
 use crate::ingest::Expected;
 use crate::oci::Descriptor;
 use crate::registry::ImageSource;
-use crate::store::{Known, LayerDir, Store};
+use crate::store::{Known, LayerDir, Names, Store};
 
 /// See the module.
 #[derive(Clone)]

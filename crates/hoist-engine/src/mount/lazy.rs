@@ -12,7 +12,6 @@ use hoist_format::erofs;
 
 use super::layer::{LazyLayer, MountedLayer, TableSource};
 use super::serve::Server;
-use super::slow::Names;
 use super::{Layers, Use, lost, others};
 use crate::config::Driver;
 use crate::convert::Again;
@@ -20,6 +19,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::image::Image;
 use crate::publish::PublishedIndex;
+use crate::store::Names;
 
 /// Most that a published tree may have when decompressed, bytes.
 const TREE_MAX: usize = 1 << 30;

@@ -9,15 +9,14 @@ use hoist_sys::keeper::Inheritance;
 
 use super::layer::{LazyLayer, MountedLayer};
 use super::serve::Server;
-use super::slow::Names;
-use super::{Layers, Mount, Owners, Shown, fuse, guard, lost};
-use crate::config::Driver;
+use super::{Layers, Mount, Shown, fuse, guard, lost};
+use crate::config::{Driver, Owners};
 use crate::convert::Again;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::image::Image;
-use crate::store::MountRecord;
 use crate::store::mounts::{FuseRecord, Lease};
+use crate::store::{MountRecord, Names};
 
 /// A mount that could be served.
 struct Ready {

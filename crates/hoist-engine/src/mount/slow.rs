@@ -1,13 +1,8 @@
 //! Reads that made somebody wait: what each took, who served it, and what went wrong meanwhile. Every driver
 //! watches its reads through this, so that all tell alike.
 
-use std::fs::File;
-use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-
-use hoist_format::erofs;
-use hoist_sys::map::FileMap;
 
 use super::layer::LazyLayer;
 use crate::fill::FillError;
@@ -18,30 +13,6 @@ use crate::store::history::SlowRead;
 const SLOW: Duration = Duration::from_millis(500);
 /// How many of a layer's slowest reads are remembered.
 const REMEMBERED: usize = 16;
-
-/// Where a layer's files have names: a merged tree, and which of its devices the layer is.
-#[derive(Debug, Clone)]
-pub(crate) struct Names {
-    /// The tree as it is mounted.
-    pub tree: PathBuf,
-    /// The layer's number in it.
-    pub layer: u16,
-}
-
-impl Names {
-    /// The path of the file that has this byte of the data file; a word for it where it can't be told.
-    pub fn of(&self, offset: u64) -> String {
-        let look = || -> Option<Vec<u8>> {
-            // Trees of large images have many bytes, and few of them are looked at.
-            let tree = FileMap::of(&File::open(&self.tree).ok()?).ok()?;
-            erofs::Image::new(&tree).ok()?.owner_of(self.layer, offset).ok()?
-        };
-        match look() {
-            Some(path) => format!("/{}", String::from_utf8_lossy(&path)),
-            None => "a file that its tree does not name".to_owned(),
-        }
-    }
-}
 
 /// The slowest reads of a layer.
 #[derive(Debug, Default)]

@@ -12,7 +12,8 @@ use reqwest::{Method, Request, Url};
 use serde::Deserialize;
 
 use super::challenge::{Challenge, challenges};
-use super::credentials::{CredentialStore, Credentials};
+use super::credential_store::CredentialStore;
+use super::credentials::Credentials;
 use super::date;
 use super::error::RegistryError;
 use super::hosts::is_loopback;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::credentials::CredentialStore;
+use super::credential_store::CredentialStore;
 use super::error::RegistryError;
 use super::health::DownPolicy;
 use super::stats::Stats;

@@ -9,8 +9,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 
-use super::credentials::{CredentialStore, Credentials};
-use super::helper;
+use super::credentials::Credentials;
+use super::helper::Helpers;
 use super::secret::Secret;
 use crate::reference::DOCKER_HUB;
 
@@ -72,7 +72,7 @@ impl DockerConfig {
     /// What it has for the repository `name` at `host`, a helper's word first.
     pub(super) async fn find(
         &self,
-        store: &CredentialStore,
+        helpers: &Helpers<'_>,
         host: &str,
         name: &str,
     ) -> Result<Option<Credentials>, String> {
@@ -80,7 +80,7 @@ impl DockerConfig {
         let helper = self.cred_helpers.iter().find(|(key, _)| is_key_of(key, host)).map(|(_, name)| name);
         if let Some(helper) = helper.or(self.creds_store.as_ref()).filter(|name| !name.is_empty()) {
             let server = if hub { DOCKER_HUB_KEY } else { host };
-            if let Some(found) = helper::ask(store, helper, server).await? {
+            if let Some(found) = helpers.ask(helper, server).await? {
                 return Ok(Some(found));
             }
         }

@@ -1,5 +1,6 @@
 //! What can go wrong between hoist and a registry. No text holds a credential or a signed URL.
 
+use std::error::Error as _;
 use std::time::Duration;
 
 use hoist_format::digest::Digest;
@@ -225,4 +226,16 @@ impl RegistryError {
             || matches!(self, Self::Down { .. })
             || matches!(self, Self::Status { status: 500.., .. })
     }
+}
+
+/// The innermost cause, which is the one a user can act on ("connection refused").
+pub(super) fn cause(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = inner.to_string();
+        cause = inner.source();
+    }
+    text
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use reqwest::{Certificate, Identity, Url};
 
 use super::config::Timeouts;
+use super::error::cause;
 use super::hosts::{Trust, is_loopback};
-use super::wire::cause;
 
 /// The clients of one server, made when first needed: reading the system's roots costs
 /// milliseconds that plain HTTP does not need.

@@ -11,7 +11,7 @@ use reqwest::{Request, Response};
 use super::certificate;
 use super::config::Timeouts;
 use super::date;
-use super::error::RegistryError;
+use super::error::{RegistryError, cause};
 use super::stats::Stats;
 use super::tls::Http;
 
@@ -178,18 +178,6 @@ fn no_http(error: &reqwest::Error) -> Option<String> {
         cause = inner.source();
     }
     None
-}
-
-/// The innermost cause, which is the one a user can act on ("connection refused").
-pub(super) fn cause(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = inner.to_string();
-        cause = inner.source();
-    }
-    text
 }
 
 /// `host[:port]` of a URL.

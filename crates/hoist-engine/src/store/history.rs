@@ -109,7 +109,7 @@ impl SlowRead {
 
     /// The file that was read, by its tree.
     pub fn file(&self) -> String {
-        crate::mount::Names { tree: self.tree.clone(), layer: self.layer }.of(self.offset)
+        super::Names { tree: self.tree.clone(), layer: self.layer }.of(self.offset)
     }
 }
 

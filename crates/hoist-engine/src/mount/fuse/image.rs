@@ -13,8 +13,8 @@ use hoist_sys::fuse::{
 };
 use hoist_sys::map::FileMap;
 
-use super::Owners;
 use super::data::Data;
+use crate::config::Owners;
 
 /// Behind the numbers that FUSE has a meaning for: none (0) and the root.
 const FIRST: u64 = 2;

@@ -10,9 +10,9 @@ use reqwest::{Certificate, Identity, Url};
 use serde::Deserialize;
 
 use crate::registry::auth;
+use crate::registry::error::cause;
 use crate::registry::secret::Secret;
 use crate::registry::tls;
-use crate::registry::wire::cause;
 
 const LIMIT: Duration = Duration::from_secs(10);
 /// What a pod finds (Kubernetes' "Accessing the API from a Pod").
