@@ -3,6 +3,8 @@
 //! Written to the OCI runtime specification 1.0.2 (config.md, config-linux.md); what the specification
 //! leaves open is as Docker has it, since that is what images are made for.
 
+pub mod bound;
+pub mod limits;
 pub mod process;
 mod seccomp;
 pub mod user;
@@ -84,10 +86,6 @@ const MASKED: [&str; 12] = [
 /// Docker's default read-only paths.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Files of the bundle bound into the container, `(name in the bundle, path in the container)`.
-pub const BOUND_FILES: [(&str, &str); 3] =
-    [("resolv.conf", "/etc/resolv.conf"), ("hosts", "/etc/hosts"), ("hostname", "/etc/hostname")];
-
 /// Soft and hard limit of open files: systemd's defaults, which Docker follows since 25. A huge soft limit
 /// makes programs slow that close every descriptor there could be.
 const NOFILE: (u64, u64) = (1024, 524_288);
@@ -160,18 +158,13 @@ fn mounts(bundle: &Bundle<'_>) -> Vec<Value> {
         json!({"destination": destination, "type": "bind", "source": source, "options": options})
     };
     // A volume on one of these paths takes its place, as with Docker.
-    for (name, target) in BOUND_FILES {
+    for (name, target) in bound::FILES {
         if !bundle.volumes.iter().any(|volume| volume.target == target) {
             mounts.push(bind(&bundle.files.join(name), target, false));
         }
     }
     mounts.extend(bundle.volumes.iter().map(|volume| bind(&volume.source, &volume.target, volume.read_only)));
     mounts
-}
-
-/// The hard limit of open files of this process, which it can't exceed for others either.
-pub fn own_nofile_limit() -> u64 {
-    rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX)
 }
 
 /// The working folder made absolute, as Docker does: relative ones are taken from `/`.

@@ -2,6 +2,7 @@
 //! its start will read is on its way while the bundle is still being made.
 
 mod elf;
+mod missing;
 mod warm;
 
 use std::fs::File;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::failure::{EXIT_NO_PROGRAM, EXIT_NOT_RUNNABLE};
 use crate::rootdir::RootDir;
 
+pub use missing::{not_found, why_not};
 pub use warm::warm;
 
 /// Most that Linux reads of a script's first line (`BINPRM_BUF_SIZE`).

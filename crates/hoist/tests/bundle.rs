@@ -7,9 +7,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use hoist::bundle::bound::FILES;
+use hoist::bundle::limits::own_nofile;
 use hoist::bundle::user::{self, User};
 use hoist::bundle::volume::Volume;
-use hoist::bundle::{BOUND_FILES, Bundle, config, own_nofile_limit};
+use hoist::bundle::{Bundle, config};
 use hoist::runtime::find_program;
 
 struct Case {
@@ -42,7 +44,7 @@ impl Case {
     }
 
     fn command(&self) -> Command {
-        for (name, _) in BOUND_FILES {
+        for (name, _) in FILES {
             fs::write(self.path(name), format!("the {name}\n")).unwrap();
         }
         let config = config(&Bundle {
@@ -59,7 +61,7 @@ impl Case {
             seccomp: true,
             volumes: &self.volumes,
             allowed_capabilities: &|_| true,
-            nofile_limit: own_nofile_limit(),
+            nofile_limit: own_nofile(),
         });
         fs::write(self.path("config.json"), config.to_string()).unwrap();
         let runc = find_program("runc", std::env::var_os("PATH").as_deref()).expect("runc is installed");

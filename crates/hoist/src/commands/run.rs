@@ -8,7 +8,7 @@
 
 mod detached;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,7 +27,7 @@ use crate::cli::{Global, Net, Run, Seccomp};
 use crate::container::{Container, Record};
 use crate::container_image::{Mounted, Resolved};
 use crate::daemon::status;
-use crate::failure::{EXIT_NO_PROGRAM, EXIT_NOT_RUNNABLE, user_code, user_hint};
+use crate::failure::user_hint;
 use crate::printer::Printer;
 use crate::program::{self, Found};
 use crate::rootdir::RootDir;
@@ -149,9 +149,11 @@ impl Plan<'_> {
     ) -> anyhow::Result<u8> {
         let printer = Printer::new();
         let progress: &dyn Progress = self.reporter.as_ref().map_or(&printer, |reporter| reporter);
-        let hostname = self.hostname(container)?;
+        let is_on_host_network = self.options.net == Net::Host;
+        let hostname =
+            bundle::bound::hostname(self.options.hostname.as_deref(), is_on_host_network, container.name())?;
         let mounting = async {
-            let files = async { self.write_bound_files(&container.bundle(), &hostname) };
+            let files = async { bundle::bound::write(&container.bundle(), &hostname, is_on_host_network) };
             let mount = image.mount(container, self.options.rm, self.runtime.program(), progress);
             let (mount, files) = tokio::join!(mount, files);
             progress.end();
@@ -236,8 +238,8 @@ impl Plan<'_> {
             host_network: options.net == Net::Host,
             seccomp: options.seccomp == Seccomp::Default,
             volumes: &self.volumes,
-            allowed_capabilities: &in_bounding_set,
-            nofile_limit: bundle::own_nofile_limit(),
+            allowed_capabilities: &bundle::limits::in_bounding_set,
+            nofile_limit: bundle::limits::own_nofile(),
         });
         if self.root.is_rootless() {
             rootless::adapt(&mut config, self.root, options.net == Net::Host);
@@ -347,7 +349,7 @@ impl Plan<'_> {
             Found::Program(_) => {}
             // A volume may bring the program.
             _ if !self.volumes.is_empty() => {}
-            missing => return Err(not_found(&missing, program, path)),
+            missing => return Err(program::not_found(&missing, "image", program, path)),
         }
         let spec = self.options.user.as_deref().unwrap_or(&image_process.user);
         let user = user::resolve(spec, &passwd?, &group?)?;
@@ -376,36 +378,6 @@ impl Plan<'_> {
             failed => format!("{failed} reads of the image failed, one of {file}: {why}"),
         })
     }
-
-    fn hostname(&self, container: &Container) -> anyhow::Result<String> {
-        match (&self.options.hostname, self.options.net) {
-            // HOST_NAME_MAX of limits.h
-            (Some(name), _) if name.is_empty() || name.len() > 64 => {
-                Err(crate::failure::user(format!("{name:?} is no host name: 1 to 64 bytes")))
-            }
-            (Some(name), _) => Ok(name.clone()),
-            (None, Net::Host) => Ok(rustix::system::uname().nodename().to_string_lossy().into_owned()),
-            (None, Net::None) => Ok(container.name().to_owned()),
-        }
-    }
-
-    /// The files of `bundle::BOUND_FILES`.
-    fn write_bound_files(&self, dir: &Path, hostname: &str) -> anyhow::Result<()> {
-        let host_file = |path: &str| std::fs::read(path).unwrap_or_default();
-        let (resolv, hosts) = match self.options.net {
-            Net::Host => (host_file("/etc/resolv.conf"), host_file("/etc/hosts")),
-            Net::None => {
-                (Vec::new(), format!("127.0.0.1 localhost {hostname}\n::1 localhost\n").into_bytes())
-            }
-        };
-        let contents =
-            [("resolv.conf", resolv), ("hosts", hosts), ("hostname", format!("{hostname}\n").into_bytes())];
-        for (name, content) in contents {
-            let path: PathBuf = dir.join(name);
-            std::fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
-        }
-        Ok(())
-    }
 }
 
 /// What the OCI runtime has said goes with the container: whoever asked for it hears it with the error.
@@ -424,30 +396,6 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.context("a reading thread died")?
 }
 
-/// The program is not there, or is none: what shells and container engines have codes for.
-fn not_found(found: &Found, program: &str, path: &str) -> anyhow::Error {
-    match found {
-        Found::NotRunnable(at) => user_code(
-            format!(
-                "the image's {} can't be run: it has no execute permission, or is a folder",
-                at.display()
-            ),
-            "name a program; a script can be given to its interpreter: sh SCRIPT",
-            EXIT_NOT_RUNNABLE,
-        ),
-        _ if program.contains('/') => user_code(
-            format!("the image has no program {program}"),
-            "list the image's files with `hoist mount`",
-            EXIT_NO_PROGRAM,
-        ),
-        _ => user_code(
-            format!("the image has no program {program:?} in its PATH"),
-            format!("its PATH is {path}"),
-            EXIT_NO_PROGRAM,
-        ),
-    }
-}
-
 /// Why the program can't have run, where that is its own fault.
 async fn why_not_started(
     container: &Container,
@@ -456,36 +404,6 @@ async fn why_not_started(
     cwd: String,
 ) -> Option<anyhow::Error> {
     let rootfs = container.rootfs();
-    let look = blocking(move || {
-        let root = RootDir::open(&rootfs)?;
-        Ok(match program::find(&root, &program, &path, &cwd)? {
-            Found::Program(found) => program::trouble(&root, &found)?.map(|(why, code)| {
-                user_code(why, "is the image complete, and for this machine (--platform)?", code)
-            }),
-            missing => Some(not_found(&missing, &program, &path)),
-        })
-    });
+    let look = blocking(move || program::why_not(&RootDir::open(&rootfs)?, "image", &program, &path, &cwd));
     look.await.ok().flatten()
-}
-
-fn in_bounding_set(name: &str) -> bool {
-    use rustix::thread::{CapabilitySet, capability_is_in_bounding_set};
-    let capability = match name {
-        "CAP_CHOWN" => CapabilitySet::CHOWN,
-        "CAP_DAC_OVERRIDE" => CapabilitySet::DAC_OVERRIDE,
-        "CAP_FSETID" => CapabilitySet::FSETID,
-        "CAP_FOWNER" => CapabilitySet::FOWNER,
-        "CAP_MKNOD" => CapabilitySet::MKNOD,
-        "CAP_NET_RAW" => CapabilitySet::NET_RAW,
-        "CAP_SETGID" => CapabilitySet::SETGID,
-        "CAP_SETUID" => CapabilitySet::SETUID,
-        "CAP_SETFCAP" => CapabilitySet::SETFCAP,
-        "CAP_SETPCAP" => CapabilitySet::SETPCAP,
-        "CAP_NET_BIND_SERVICE" => CapabilitySet::NET_BIND_SERVICE,
-        "CAP_SYS_CHROOT" => CapabilitySet::SYS_CHROOT,
-        "CAP_KILL" => CapabilitySet::KILL,
-        "CAP_AUDIT_WRITE" => CapabilitySet::AUDIT_WRITE,
-        _ => return false,
-    };
-    capability_is_in_bounding_set(capability).unwrap_or(false)
 }

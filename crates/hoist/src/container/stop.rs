@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rustix::process::Signal;
 
-use super::{Program, folder, record, unknown};
+use super::record::record;
+use super::{Program, folder, unknown};
 use crate::failure::user_hint;
 
 /// Between two looks whether a container that is being started has a program to end.
