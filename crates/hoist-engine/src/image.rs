@@ -61,7 +61,19 @@ impl Engine {
     /// # Errors
     /// When the name is wrong, unknown, or the image's documents do not match their digests.
     pub async fn resolve(&self, name: &str) -> Result<Image, Error> {
-        let image = self.look_up(name).await?;
+        self.remembered(self.look_up(name).await?)
+    }
+
+    /// The same of a name whose digest is said to be that of one platform's manifest, for who is about to mount it: what is
+    /// found by that digest is asked for beside the manifest, and the published tree beside the config.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn resolve_to_mount(&self, name: &str) -> Result<Image, Error> {
+        self.remembered(self.find(name, true).await?)
+    }
+
+    fn remembered(&self, image: Image) -> Result<Image, Error> {
         let known = self.store.lookup(&image.name);
         if known.as_ref().is_none_or(|record| record.manifest != image.digest) {
             let pinned = known.is_some_and(|record| record.pinned);
@@ -75,6 +87,10 @@ impl Engine {
     /// # Errors
     /// As there.
     pub async fn look_up(&self, name: &str) -> Result<Image, Error> {
+        self.find(name, false).await
+    }
+
+    async fn find(&self, name: &str, to_mount: bool) -> Result<Image, Error> {
         let name = &*self.spelled_out(name)?;
         let source: Source = name.parse()?;
         let by_digest = match &source {
@@ -89,14 +105,23 @@ impl Engine {
         {
             self.check_platform(name, &image.config)?;
             // Without an index the layers must come from the registry anyway.
-            (image.index, image.no_index) = self.find_index(&known, &image.manifest, &source).await;
+            (image.index, image.no_index) = self.find_index(&known, Some(&image.manifest), &source).await;
             return Ok(image);
         }
         let known = match self.store.lookup(name) {
             Some(record) => self.recall(name, record.manifest, &source).ok().flatten(),
             None => None,
         };
-        let top = match (self.ask(&source, known.is_some()).await, known) {
+        // Of an image that the store knows nothing of, the digest says all that it takes to look for an index.
+        let new = by_digest.filter(|digest| to_mount && !self.store.image(digest).path().exists());
+        let early = async {
+            match new {
+                Some(digest) => Some(self.find_index(&digest, None, &source).await),
+                None => None,
+            }
+        };
+        let (asked, early) = tokio::join!(self.ask(&source, known.is_some()), early);
+        let top = match (asked, known) {
             (Ok(top), _) => top,
             (Err(Unasked::Failed(e)), None) => return Err(e.into()),
             (Err(Unasked::Failed(e)), _) if e.is_not_found() || e.is_unauthorized() => return Err(e.into()),
@@ -127,7 +152,18 @@ impl Engine {
                 _ => source.blob(&manifest.config.digest, Some(manifest.config.size)).await,
             }
         };
-        let index = self.find_index(&digest, &manifest, &source);
+        let index = async {
+            let Some(found) = early.filter(|_| !is_of_several) else {
+                return self.find_index(&digest, Some(&manifest), &source).await;
+            };
+            if let Some(index) = &found.0
+                && let Err(e) = self.keep_tree(&digest, &source, index).await
+            {
+                // Said again by who needs it.
+                tracing::debug!("fetching a tree ahead: {e}");
+            }
+            found
+        };
         let (config, (index, no_index)) = tokio::join!(config, index);
         let config = config?;
         if !is_of_several {
@@ -168,11 +204,11 @@ impl Engine {
     }
 
     /// The index to use: the one kept here, else one that is found beside the image now; or why there is none,
-    /// if more than that can be said.
+    /// if more than that can be said. Without the manifest, what the store has made of the image does not count.
     async fn find_index(
         &self,
         digest: &Digest,
-        manifest: &Manifest,
+        manifest: Option<&Manifest>,
         source: &ImageSource,
     ) -> (Option<PublishedIndex>, Option<String>) {
         if self.config.trust != Trust::Registry || self.is_all_here(digest) {
@@ -181,7 +217,7 @@ impl Engine {
         if let Some(kept) = self.kept_index(digest) {
             return (Some(kept), None);
         }
-        if self.kept_conversion(digest, &manifest.layers).is_some() {
+        if manifest.is_some_and(|manifest| self.kept_conversion(digest, &manifest.layers).is_some()) {
             return (None, None);
         }
         let refused = std::sync::Mutex::new(Vec::new());

@@ -151,11 +151,14 @@ pub trait Images: Send + Sync + 'static {
     /// Why it can't.
     async fn mount(&self, part: &Part, folder: &Path) -> Result<(), String>;
 
+    /// A container is being made that stands on a whole image, which is mounted on this folder. Waits for nothing.
+    fn starts(&self, part: &Part, folder: &Path);
+
     /// Unmounts what is on a folder, if anything.
     async fn unmount(&self, folder: &Path);
 
-    /// No snapshot is a layer of this image any more.
-    async fn forget(&self, part: &Part);
+    /// No snapshot is a layer of the image with this manifest any more.
+    async fn forget(&self, manifest: &str);
 
     /// What a part's uppermost layer takes on disk now.
     fn usage(&self, part: &Part) -> Usage;

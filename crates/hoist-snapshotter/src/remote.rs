@@ -5,14 +5,14 @@
 //! after under a lock for each image: so of several who prepare one image, one mounts and the others wait.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use crate::error::Error;
 use crate::part::{Found, How, Images, Part, Reason, Refusal, Wanted};
 use crate::record::Labels;
-use crate::snapshotter::Snapshotter;
+use crate::snapshotter::{ImageFolder, Snapshotter};
 
 /// See the module.
 pub struct Remote {
@@ -79,20 +79,21 @@ impl Remote {
         Ok(how)
     }
 
-    /// Mounts the image that snapshots on `parent` stand on, if it is one and is not mounted.
+    /// Mounts the image that snapshots on `parent` stand on, if it is one and is not mounted; tells it and where it is.
     ///
     /// # Errors
     /// It can't be had now.
-    pub async fn stand_on(&self, parent: &str) -> Result<(), Error> {
+    pub async fn stand_on(&self, parent: &str) -> Result<Option<(Part, PathBuf)>, Error> {
         let beneath = parent.to_owned();
         let Some(part) = self.work(move |snapshotter| snapshotter.part_of(&beneath)).await? else {
-            return Ok(());
+            return Ok(None);
         };
         let lock = self.lock(&part.manifest);
         let _alone = lock.lock().await;
         let folder = self.snapshotter.image_folder(&part).map_err(Error::Internal)?;
         let unavailable = |why| Error::Image { image: part.image.clone(), why };
-        self.images.mount(&part, &folder).await.map_err(unavailable)
+        self.images.mount(&part, &folder).await.map_err(unavailable)?;
+        Ok(Some((part, folder)))
     }
 
     /// After a snapshot was removed: lets go of its image, if it was the last that needs it.
@@ -104,36 +105,41 @@ impl Remote {
             Ok(_) => {}
             Err(error) => return tracing::error!("image {} stays mounted: {error}", part.image),
         }
-        for folder in self.snapshotter.image_folders() {
-            if folder.manifest == part.manifest {
-                self.end(&folder.path).await;
-            }
-        }
-        self.images.forget(part).await;
+        let folders = self.snapshotter.image_folders().into_iter();
+        let folders: Vec<_> = folders.filter(|folder| folder.manifest == part.manifest).collect();
+        self.end(&part.manifest, &folders).await;
     }
 
-    /// Lets go of whatever a crash has left mounted.
+    /// Lets go of whatever a crash has left mounted, or not freed.
     pub async fn cleanup(&self) {
         for folder in self.snapshotter.image_folders() {
             let lock = self.lock(&folder.manifest);
             let _alone = lock.lock().await;
             match self.work(|snapshotter| snapshotter.images_in_use()).await {
-                Ok(used) if !used.contains(&folder.manifest) => self.end(&folder.path).await,
+                Ok(used) if !used.contains(&folder.manifest) => {
+                    self.end(&folder.manifest.clone(), &[folder]).await
+                }
                 Ok(_) => {}
                 Err(error) => tracing::error!("looking for images that nobody needs: {error}"),
             }
         }
     }
 
-    async fn end(&self, folder: &Path) {
-        self.images.unmount(folder).await;
-        if let Err(error) = std::fs::remove_dir(folder)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(
-                "the folder {} of an image stays until the next cleanup: {error}",
-                folder.display()
-            );
+    /// The folders go last: by them the next start knows what is not freed yet.
+    async fn end(&self, manifest: &str, folders: &[ImageFolder]) {
+        for folder in folders {
+            self.images.unmount(&folder.path).await;
+        }
+        self.images.forget(manifest).await;
+        for ImageFolder { path, .. } in folders {
+            if let Err(error) = std::fs::remove_dir(path)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!(
+                    "the folder {} of an image stays until the next cleanup: {error}",
+                    path.display()
+                );
+            }
         }
     }
 }

@@ -89,7 +89,14 @@ impl Service {
         parent: String,
         labels: record::Labels,
     ) -> Result<Vec<Mount>, Status> {
-        self.remote.stand_on(&parent).await.map_err(told)?;
+        let stands_on = self.remote.stand_on(&parent).await.map_err(told)?;
+        if let Some((part, folder)) = &stands_on
+            && part.whole
+            && kind == record::Kind::Active
+            && !is_unpacked(&key)
+        {
+            self.images.starts(part, folder);
+        }
         self.work(move |snapshotter| snapshotter.create(kind, &key, &parent, labels)).await
     }
 
@@ -119,6 +126,12 @@ impl Service {
             }
         }
     }
+}
+
+/// Is it for a layer that containerd unpacks (its core/snapshots/snapshotter.go, `UnpackKeyPrefix`), and for no container?
+/// Namespace and number come before its own name of a snapshot.
+fn is_unpacked(key: &str) -> bool {
+    key.rsplit('/').next().is_some_and(|own| own.starts_with("extract-"))
 }
 
 /// Says it here too, if it is no matter between containerd and the records.

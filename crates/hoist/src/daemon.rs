@@ -3,6 +3,7 @@
 //! `hoist daemon` is the one side (`serve`, `mounts`), every other command is the other (`client`): it uses
 //! a daemon of its store where there is one, and else does the work itself, on the same store.
 
+mod ahead;
 pub mod client;
 mod connection;
 mod container;

@@ -6,15 +6,19 @@ mod node;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use asked::*;
 use hoist_snapshotter::api::*;
+use hoist_testkit::layout::{Builder, Compression};
 use hoist_testkit::{Fault, FaultKind, When, containerd, diff, process, walk};
 use node::daemon::Daemon;
 use node::{Node, Published};
 use rustix::process::Signal;
+use serde_json::json;
 use tonic::Code;
 
 #[test]
@@ -118,6 +122,29 @@ fn an_image_that_is_gone_is_mounted_again_where_it_is_needed() {
 }
 
 #[test]
+fn what_a_killed_daemon_did_not_free_the_next_one_does() {
+    let image = Image::indexed();
+    let node = Node::new();
+    let (mut daemon, snapshots) = serve(&node);
+    snapshots.pull(&image, "a");
+    let [folder] = &images(&node)[..] else { panic!("{:?}", images(&node)) };
+    // For as long as somebody is in it, the image can't be freed.
+    let held = fs::File::open(Path::new(folder).join("same")).unwrap();
+    for chain in image.chain.iter().rev() {
+        snapshots.remove(chain);
+    }
+    let unmounted = || Ok(!fs::read_to_string("/proc/self/mountinfo")?.contains(folder.as_str()));
+    process::wait_until("the image to be unmounted", Duration::from_secs(30), unmounted)
+        .unwrap_or_else(|e| panic!("{e}{}", daemon.said()));
+    daemon.signal(Signal::KILL);
+    daemon.wait();
+    drop(held);
+    assert_ne!(fs::read_dir(node.store("layers")).unwrap().count(), 0);
+    let (daemon, _snapshots) = serve(&node);
+    wait_no_layers(&node, &daemon);
+}
+
+#[test]
 fn layers_below_the_uppermost_are_stood_on_too() {
     let image = Image::indexed();
     let node = Node::new();
@@ -210,4 +237,74 @@ fn many_who_want_an_image_at_once_fetch_it_once() {
     snapshots.pull(&image, "a");
     assert_eq!(image.published.proxy.log().len(), wanted);
     assert_eq!(images(&node).len(), 1);
+}
+
+/// A script and its interpreter in a layer each, and much that neither needs.
+fn script(dir: &Path) -> Image {
+    let mut builder = Builder::new(dir.join("layout")).unwrap();
+    let noise: String =
+        (0..400_000_u64).map(|n| format!("{:x}\n", n.wrapping_mul(0x9E37_79B9_7F4A_7C15))).collect();
+    let files = [("bin/tool", "#!/bin/interpreter\n"), ("bin/interpreter", "#!/none\n"), ("data", &noise)];
+    for (i, (name, content)) in files.into_iter().enumerate() {
+        let root = dir.join(i.to_string());
+        fs::create_dir_all(root.join("bin")).unwrap();
+        fs::write(root.join(name), content).unwrap();
+        fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(root.join("made-in"), dir.as_os_str().as_encoded_bytes()).unwrap();
+        let tar = root.with_extension("tar");
+        process::run(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&root).arg(".")).unwrap();
+        builder = builder.layer(&tar, Compression::Gzip(6)).unwrap();
+    }
+    let builder = builder.config("Cmd", json!(["tool"])).config("Env", json!(["PATH=/none:/bin"]));
+    let built = builder.write("v1").unwrap();
+    Image::of(Published::indexed(&built.directory), built)
+}
+
+#[test]
+fn what_a_container_will_run_is_fetched_while_it_is_made_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = script(dir.path());
+    let asked = |layer: usize| {
+        let asked = image.published.proxy.log().into_iter();
+        asked.filter(|asked| asked.path.contains(&image.built.layers[layer])).count()
+    };
+    let node = Node::new();
+    let (daemon, snapshots) = serve(&node);
+    let top = snapshots.pull(&image, "a");
+    // Neither is a container's.
+    snapshots.view("look", &top);
+    snapshots.prepare("default/1/extract-1", &top, &BTreeMap::new()).unwrap();
+    assert_eq!([0, 1, 2].map(asked), [0; 3]);
+    snapshots.prepare("default/2/container", &top, &BTreeMap::new()).unwrap();
+    let both = || Ok(asked(0) > 0 && asked(1) > 0);
+    process::wait_until("script and interpreter to be asked for", Duration::from_secs(30), both)
+        .unwrap_or_else(|e| panic!("{e}{}", daemon.said()));
+    assert_eq!(asked(2), 0);
+}
+
+#[test]
+fn what_is_known_of_an_image_is_asked_for_at_once() {
+    let image = Image::indexed();
+    let published = &image.published;
+    // The digest alone says where the index is, and the index where its tree.
+    let pairs = [
+        (published.digest.clone(), published.index_tag()),
+        (published.config(), published.parts("tree").remove(0)),
+    ];
+    for (held_back, beside) in pairs {
+        let node = Node::new();
+        published.proxy.reset();
+        published.proxy.inject(Fault::new(held_back, When::Always, FaultKind::Hang));
+        let (mut daemon, snapshots) = serve(&node);
+        let (socket, labels) = (snapshots.socket.clone(), image.labels(0));
+        snapshots.runtime.spawn(async move {
+            Snapshots::client(&socket).await.prepare(prepare_request("a", "", &labels)).await
+        });
+        let asks = || Ok(published.proxy.log().iter().any(|asked| asked.path.contains(&beside)));
+        process::wait_until("what is known already to be asked for", Duration::from_secs(30), asks)
+            .unwrap_or_else(|e| panic!("{e}{}", daemon.said()));
+        published.proxy.clear_faults();
+        daemon.signal(Signal::KILL);
+        daemon.wait();
+    }
 }

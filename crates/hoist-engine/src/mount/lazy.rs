@@ -19,6 +19,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::image::Image;
 use crate::publish::PublishedIndex;
+use crate::registry::ImageSource;
 use crate::store::Names;
 
 /// Most that a published tree may have when decompressed, bytes.
@@ -226,14 +227,6 @@ impl Engine {
         index: &PublishedIndex,
     ) -> Result<(PathBuf, Vec<(Digest, u64)>), Error> {
         let dir = self.store.image(&image.digest);
-        // Said of bytes that are what the index names: the index itself is no good, now and ever.
-        let bad = |e: &dyn std::fmt::Display| {
-            let error = Error::image("published index", index.digest, e.to_string());
-            if let Err(e) = self.store.distrust(&index.digest, &error.to_string()) {
-                tracing::warn!("remembering that an index is bad: {e}");
-            }
-            error
-        };
         let mut kept = dir.sound_tree(Some(&index.digest));
         if kept.is_none()
             && let Some(again) = Again::of(&self.store, image, index)
@@ -247,10 +240,22 @@ impl Engine {
             let mut head = Vec::new();
             let read = File::open(&path).and_then(|file| file.take(most).read_to_end(&mut head));
             read.map_err(Error::io("read", &path))?;
-            let found = devices(&head).map_err(|e| bad(&e))?;
+            let found = devices(&head).map_err(|e| self.is_bad(index, &e))?;
             return Ok((path, in_order(image, index, found)?));
         }
-        let stored = image.source.blob(&index.tree.digest, Some(index.tree.size)).await?;
+        let (path, found) = self.keep_tree(&image.digest, &image.source, index).await?;
+        Ok((path, in_order(image, index, found)?))
+    }
+
+    /// Fetches an index's tree, checks it and keeps it for an image; gives the data files that it speaks of.
+    pub(crate) async fn keep_tree(
+        &self,
+        image: &Digest,
+        source: &ImageSource,
+        index: &PublishedIndex,
+    ) -> Result<(PathBuf, Vec<(Digest, u64)>), Error> {
+        let stored = source.blob(&index.tree.digest, Some(index.tree.size)).await?;
+        let bad = |e: &dyn std::fmt::Display| self.is_bad(index, e);
         let tree = hoist_format::table::decompress(&stored, TREE_MAX).map_err(|e| bad(&e))?;
         // The kernel parses this: only what our own decoder finds sound is handed to it.
         let checked = tokio::task::spawn_blocking(move || {
@@ -260,8 +265,16 @@ impl Engine {
         });
         let (tree, found) =
             checked.await.map_err(|e| Error::Internal(e.to_string()))?.map_err(|e| bad(&e))?;
-        let found = in_order(image, index, found)?;
-        Ok((dir.save_tree(Some(&index.digest), &tree)?, found))
+        Ok((self.store.image(image).save_tree(Some(&index.digest), &tree)?, found))
+    }
+
+    /// Said of bytes that are what the index names: the index itself is no good, now and ever.
+    fn is_bad(&self, index: &PublishedIndex, why: &dyn std::fmt::Display) -> Error {
+        let error = Error::image("published index", index.digest, why.to_string());
+        if let Err(e) = self.store.distrust(&index.digest, &error.to_string()) {
+            tracing::warn!("remembering that an index is bad: {e}");
+        }
+        error
     }
 }
 

@@ -18,6 +18,7 @@ use hoist_snapshotter::{
 
 use tokio::sync::OnceCell;
 
+use super::ahead::Ahead;
 use super::mounts::Wanted;
 use super::policy;
 use super::requests::Daemon;
@@ -43,7 +44,7 @@ pub async fn serve(
     let folder = daemon.engine().store().root().join("snapshotter");
     let opened = tokio::task::spawn_blocking(move || Snapshotter::open(&folder)).await?;
     let snapshotter = opened.context("opening the snapshots")?;
-    let images = NodeImages { daemon: Arc::clone(daemon), found: Mutex::default() };
+    let images = NodeImages { daemon: Arc::clone(daemon), found: Mutex::default(), ahead: Arc::default() };
     let service = Service::new(snapshotter, Arc::new(images));
     let _ = daemon.snapshots.set(service.clone());
     let listener = socket::listen(socket)?;
@@ -57,6 +58,7 @@ pub async fn serve(
 struct NodeImages {
     daemon: Arc<Daemon>,
     found: Mutex<HashMap<String, Arc<Found>>>,
+    ahead: Arc<Ahead>,
 }
 
 /// An image by a name, once it is known; who asks meanwhile waits.
@@ -92,7 +94,7 @@ impl NodeImages {
         let found = self.found(name);
         let asking = found.image.get_or_try_init(|| async {
             let engine = self.daemon.engine();
-            let image = engine.resolve(name).await.map_err(|error| {
+            let image = engine.resolve_to_mount(name).await.map_err(|error| {
                 let reason = match &error {
                     hoist_engine::Error::Registry(error) if error.is_unauthorized() => Reason::Denied,
                     _ => Reason::Registry,
@@ -146,21 +148,22 @@ impl NodeImages {
             let pulled = engine.pull(image, &Silent).await;
             return pulled.map(|_| Ok(How::Full)).map_err(|error| Reason::Pull.because(error.to_string()));
         }
-        self.let_be_pruned(&image.name).await;
+        self.let_be_pruned(&image.digest.to_string()).await;
         let why = format!("{} can't be read lazily (`hoist inspect` tells why), and is not here", image.name);
         Ok(Err(Reason::NotLazy.because(why)))
     }
 
     /// Takes an image out of the store, with all else that nobody needs any more.
-    async fn let_be_pruned(&self, name: &str) {
-        let (engine, image) = (self.daemon.engine(), name.to_owned());
+    async fn let_be_pruned(&self, manifest: &str) {
+        let (engine, of) = (self.daemon.engine(), manifest.to_owned());
         let forgotten = tokio::task::spawn_blocking(move || {
+            let known = engine.store().refs()?.into_iter().filter(|known| known.manifest.to_string() == of);
             // A name without a digest may be somebody else's too.
-            let own = engine.store().lookup(&image).filter(|own| image.contains('@') && !own.pinned);
-            own.map_or(Ok(()), |own| engine.remove(&own.name).map(drop))
+            let mut own = known.filter(|known| known.name.contains('@') && !known.pinned);
+            own.try_for_each(|own| engine.remove(&own.name).map(drop))
         });
         if let Ok(Err(error)) = forgotten.await {
-            tracing::debug!(image = name, "forgetting an image: {error}");
+            tracing::debug!(manifest, "forgetting an image: {error}");
         }
         prune(self.daemon.engine()).await;
     }
@@ -270,7 +273,24 @@ impl Images for NodeImages {
         self.try_mount(part, folder).await
     }
 
+    fn starts(&self, part: &Part, folder: &Path) {
+        // What is here whole is read as fast as it can be.
+        let served = self.daemon.mounts.get(folder);
+        if served.is_none_or(|served| served.layers().iter().all(|layer| layer.complete)) {
+            return;
+        }
+        let (engine, ahead) = (self.daemon.engine(), Arc::clone(&self.ahead));
+        let (part, folder) = (part.clone(), folder.to_owned());
+        tokio::spawn(async move {
+            let Ok(manifest) = part.manifest.parse() else { return };
+            if let Ok(Some(image)) = engine.known(&part.image, manifest).await {
+                tokio::task::spawn_blocking(move || ahead.read(&folder, &image));
+            }
+        });
+    }
+
     async fn unmount(&self, folder: &Path) {
+        self.ahead.call_off(folder);
         let served = self.daemon.mounts.get(folder);
         let ends = self.ends(folder).unwrap_or_else(|error| {
             tracing::error!("{error}");
@@ -307,9 +327,11 @@ impl Images for NodeImages {
         }
     }
 
-    async fn forget(&self, part: &Part) {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| *name != part.image);
-        self.let_be_pruned(&part.image).await;
+    async fn forget(&self, manifest: &str) {
+        let is_it =
+            |found: &Found| found.image.get().is_some_and(|(_, image)| image.digest.to_string() == manifest);
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, found| !is_it(found));
+        self.let_be_pruned(manifest).await;
     }
 
     fn usage(&self, part: &Part) -> Usage {

@@ -291,14 +291,24 @@ impl Published {
         published
     }
 
-    /// The digests of its layers.
-    pub fn layers(&self) -> Vec<String> {
-        let path = format!("/v2/{REPO}/manifests/{}", self.digest);
+    fn manifest(&self, of: &str) -> Value {
+        let path = format!("/v2/{REPO}/manifests/{of}");
         let accept = [("accept", "application/vnd.oci.image.manifest.v1+json")];
         let found = hoist_testkit::http::get(&self.registry.host(), &path, &accept).unwrap();
-        let manifest: Value = serde_json::from_slice(&found.body).unwrap();
+        assert_eq!(found.status, 200);
+        serde_json::from_slice(&found.body).unwrap()
+    }
+
+    /// The digests of its layers.
+    pub fn layers(&self) -> Vec<String> {
+        let manifest = self.manifest(&self.digest);
         let layers = manifest["layers"].as_array().unwrap().iter();
         layers.map(|layer| layer["digest"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// The digest of its configuration.
+    pub fn config(&self) -> String {
+        self.manifest(&self.digest)["config"]["digest"].as_str().unwrap().to_owned()
     }
 
     /// The tag under which its index is found at once.
@@ -308,11 +318,7 @@ impl Published {
 
     /// The published index's manifest.
     pub fn index(&self) -> Value {
-        let path = format!("/v2/{REPO}/manifests/{}", self.index_tag());
-        let accept = [("accept", "application/vnd.oci.image.manifest.v1+json")];
-        let found = hoist_testkit::http::get(&self.registry.host(), &path, &accept).unwrap();
-        assert_eq!(found.status, 200);
-        serde_json::from_slice(&found.body).unwrap()
+        self.manifest(&self.index_tag())
     }
 
     /// The digests of the index's parts whose media type contains `kind`.
