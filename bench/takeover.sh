@@ -1,10 +1,11 @@
 #!/bin/bash
 # A filler that is killed again and again while an image is read: KILLS times (1000), aim 0 wrong or failed reads. Then
-# one that is stopped for STOPPED seconds (30) in the midst of it.
-# bench/takeover.sh [DRIVER]
+# one that is stopped for STOPPED seconds (30) in the midst of it, and one that is replaced by an upgrade, UPGRADES
+# times (10): the longest read, aim 100 ms.
+# bench/takeover.sh [DRIVER]    about five minutes
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
-kills=${KILLS:-1000} stopped=${STOPPED:-30}
+kills=${KILLS:-1000} stopped=${STOPPED:-30} upgrades=${UPGRADES:-10}
 export HOIST_DRIVER=${1:-${HOIST_DRIVER:-erofs}}
 
 mkdir -p "$work/tree"
@@ -68,4 +69,39 @@ wait "$reader" || failed=$(grep -c FAILED "$work/said")
 "$hoist" --root "$work/store" unmount "$work/mnt" >/dev/null
 echo
 row "stopped, seconds" "$stopped" "bad files" "$failed"
+
+# longest_read UPGRADE: of all reads of the whole image, none of it here before, in milliseconds.
+longest_read() {
+    local reader pid tries
+    rm -rf "$work/store"
+    mount_image "$work/store" "$work/mnt"
+    drop_caches
+    pid=$(filler)
+    "$testkit" read sequential "$work/mnt" >"$work/said" &
+    reader=$!
+    sleep 0.4
+    if [[ $1 == yes ]]; then
+        kill -USR2 "$pid"
+        for ((tries = 0; tries < 1000; tries++)); do
+            [[ $(filler) != "$pid" ]] && break
+            sleep 0.01
+        done
+        [[ $(filler) != "$pid" ]] || die "it was not replaced"
+    fi
+    kill -0 "$reader" 2>/dev/null || die "all was read before the upgrade"
+    wait "$reader" || die "a read failed"
+    "$hoist" --root "$work/store" unmount "$work/mnt" >/dev/null
+    cut -d' ' -f4 "$work/said"
+}
+proxy_set 0 125000000
+for upgrade in no yes; do
+    for ((i = 0; i < upgrades; i++)); do longest_read "$upgrade"; done >"$work/longest.$upgrade"
+done
+echo
+row "longest read of all, ms" "" times median worst
+for upgrade in no yes; do
+    words="without an upgrade"
+    [[ $upgrade == no ]] || words="while it is upgraded"
+    row "$words" "" "$upgrades" "$(median <"$work/longest.$upgrade" | ms)" "$(sort -g "$work/longest.$upgrade" | tail -1 | ms)"
+done
 ((bad + failed == 0))

@@ -1,6 +1,8 @@
 //! Holds a published index against the image: what a whole, verified pass over a layer found must
 //! be what the index said (`docs/SEMANTICS.md`, "Trust").
 
+use std::collections::BTreeMap;
+
 use hoist_format::digest::Digest;
 
 use crate::engine::Engine;
@@ -57,10 +59,16 @@ impl Engine {
         let Some(theirs) = dir.read_tree(Some(index)) else { return Ok(()) };
         // A layer is here in our own layout after a pull, in the index's after a lazy mount.
         let layers: Vec<_> = image.manifest.layers.iter().map(|layer| layer.digest).collect();
-        let own = self.merged(&layers, &image.digest, |blob| {
+        let mut held = Vec::new();
+        let mut folders = BTreeMap::new();
+        for blob in &layers {
             let own = self.store.layer(blob, None);
-            if own.is_whole() { own } else { self.store.layer(blob, Some(index)) }
-        })?;
+            // It is no mount's: others may take it away, unless it is held.
+            let here = own.hold_what_is_here()?.filter(|_| own.is_whole());
+            folders.insert(*blob, if here.is_some() { own } else { self.store.layer(blob, Some(index)) });
+            held.extend(here);
+        }
+        let own = self.merged(&layers, &image.digest, |blob| folders[blob].clone())?;
         if theirs == own {
             return dir.save_judged(index);
         }

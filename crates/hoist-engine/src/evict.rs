@@ -55,7 +55,9 @@ impl Engine {
             if total <= limit {
                 break;
             }
-            clearing.take_away(candidate.dir.path())?;
+            if !clearing.take_away(candidate.dir.path())? {
+                continue;
+            }
             total = total.saturating_sub(candidate.bytes);
             tracing::info!(layer = %candidate.dir.blob(), bytes = candidate.bytes, "made room");
         }

@@ -295,13 +295,16 @@ fn mend_layer(
     clearing: Option<Clearing>,
 ) -> Result<&'static str, &'static str> {
     let Some(clearing) = clearing else { return Err("`hoist fsck --repair` mends it") };
+    let in_use = Err("the layer is in use and left as it is: unmount its images and repair then");
     if clearing.uses_layer(dir.path()) {
-        return Err("the layer is in use and left as it is: unmount its images and repair then");
+        return in_use;
     }
     let cannot = |_: Error| "it cannot be mended: see the store's file system";
     match remedy {
         Remedy::Discard => {
-            clearing.take_away(dir.path()).map_err(cannot)?;
+            if !clearing.take_away(dir.path()).map_err(cannot)? {
+                return in_use;
+            }
             clearing.delete().map_err(cannot)?;
             Ok("the layer was thrown away: it is fetched again")
         }

@@ -303,8 +303,7 @@ impl Engine {
                 }
                 continue;
             }
-            pruned.images += 1;
-            clearing.take_away(dir.path())?;
+            pruned.images += usize::from(clearing.take_away(dir.path())?);
         }
         for name in self.store.layer_names()? {
             let folder = self.store.root().join("layers").join(&name);
@@ -312,8 +311,7 @@ impl Engine {
             // In the layout of an index, when it also stands here whole in our own.
             let replaced = name.contains('.') && self.store.layer(dir.blob(), None).is_whole();
             if (replaced || !kept.contains(&dir.blob().hex())) && !clearing.uses_layer(&folder) {
-                pruned.layers += 1;
-                clearing.take_away(&folder)?;
+                pruned.layers += usize::from(clearing.take_away(&folder)?);
             }
         }
         pruned.bytes = clearing.delete()?;

@@ -1,5 +1,6 @@
 //! The full pull: every layer whole, verified, on disk, and indexed in the same pass.
 
+use std::fs::File;
 use std::io::Seek as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -105,8 +106,11 @@ impl Engine {
         }
         let expected = image.expected()?;
         let mut todo: Vec<&Expected> = Vec::new();
+        // Until all of them are one image: others may remove images meanwhile.
+        let mut held = Vec::new();
         for e in &expected {
             let own = self.store.layer(&e.blob, None);
+            held.extend(own.hold_what_is_here()?);
             let complete = match to_index {
                 true => own.is_whole() && own.file("windows").exists(),
                 false => own.is_whole() || self.adopt(&own)?,
@@ -123,12 +127,13 @@ impl Engine {
             let work: Vec<_> = todo.into_iter().map(|e| self.pull_layer(e, source, progress)).collect();
             let mut running = futures_util::stream::iter(work).buffer_unordered(LAYERS);
             while let Some(done) = running.next().await {
-                done?;
+                held.push(done?);
             }
             progress.end();
         }
         if let Err(e) = self.own_tree(image) {
             if again || self.has_own_layout(&image.digest) {
+                drop(held);
                 self.discard_refused(image, &e, &fetched);
                 return Err(e);
             }
@@ -139,6 +144,7 @@ impl Engine {
         for e in &expected {
             self.store.layer(&e.blob, None).touch();
         }
+        drop(held);
         // What was just fetched is about to be used.
         let spared = expected.iter().map(|e| e.blob.hex()).collect();
         crate::evict::keep_limit(self, spared).await;
@@ -176,15 +182,15 @@ impl Engine {
         }
     }
 
+    /// Gives what keeps the layer from being taken away.
     pub(crate) async fn pull_layer(
         &self,
         expected: &Expected,
         source: &ImageSource,
         progress: &dyn Progress,
-    ) -> Result<(), Error> {
+    ) -> Result<File, Error> {
         let dir = self.store.layer(&expected.blob, None);
-        // Nobody may take the folder away meanwhile.
-        let _held = dir.hold()?;
+        let held = dir.hold()?;
         let aside = self.store.aside()?;
         let path = aside.path().to_owned();
         let file = aside.reopen().map_err(Error::io("open", &path))?;
@@ -205,7 +211,7 @@ impl Engine {
         crate::store::sync_dir(dir.path())?;
         dir.save_state(&LayerState::whole(parts))?;
         begun.iter().for_each(|begun| begun.forget());
-        Ok(())
+        Ok(held)
     }
 
     /// Takes over a layer that was completed and verified in the layout of a published index: the same

@@ -17,6 +17,7 @@ mod health;
 mod helper;
 mod hosts;
 mod layout;
+mod limit;
 mod media;
 mod pattern;
 mod program;
@@ -26,6 +27,7 @@ mod push;
 mod range;
 mod read;
 mod remembered;
+mod second;
 mod secret;
 mod send;
 mod source;
@@ -72,6 +74,7 @@ struct Inner {
     wire: wire::Wire,
     auth: Arc<auth::Auth>,
     hosts: Arc<Mutex<Hosts>>,
+    seconds: second::Seconds,
 }
 
 impl Client {
@@ -81,6 +84,7 @@ impl Client {
             wire: wire::Wire { stats: config.stats.clone(), timeouts: config.timeouts.clone() },
             auth: Arc::new(auth::Auth::new(config.credentials.clone())),
             hosts: Arc::default(),
+            seconds: second::Seconds::default(),
             config,
         }))
     }
@@ -92,6 +96,7 @@ impl Client {
             wire: wire::Wire { stats, timeouts: config.timeouts.clone() },
             auth: Arc::clone(&self.0.auth),
             hosts: Arc::clone(&self.0.hosts),
+            seconds: self.0.seconds.clone(),
             config,
         }))
     }

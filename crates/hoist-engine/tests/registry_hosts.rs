@@ -217,3 +217,22 @@ async fn a_bad_file_is_told_with_its_path() {
         assert!(error.to_string().contains(file.to_str().unwrap()), "{error}");
     }
 }
+
+/// A mirror that hangs is not waited for: the registry is asked beside it, and then first.
+#[tokio::test]
+async fn a_mirror_that_hangs_is_passed_by_and_left_alone() {
+    let (data, digest) = blob();
+    let body = data.clone();
+    let mirror = BadServer::start(|_| Reply::Hang(Vec::new())).await;
+    let origin = BadServer::start(move |seen| part(seen, &body)).await;
+    let (mut config, _dir) = config_of(&hosts(&origin.host, &[(&mirror.host, "")]));
+    config.timeouts.first_byte = std::time::Duration::from_secs(1000);
+    config.timeouts.second = std::time::Duration::from_millis(50);
+    config.mirror_rest = std::time::Duration::from_secs(1000);
+    let client = Client::new(config);
+    for range in [0..10, 10..20] {
+        let got = all(&client, &repo(), &digest, range.clone()).await.unwrap();
+        assert_eq!(got, data[range.start as usize..range.end as usize]);
+    }
+    assert_eq!((mirror.log().len(), origin.log().len()), (1, 2));
+}

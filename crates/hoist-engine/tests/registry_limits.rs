@@ -211,3 +211,50 @@ async fn a_wish_to_wait_is_obeyed_and_bounded() {
         assert_eq!(busy.log().len(), 4);
     }
 }
+
+/// Whoever waits for a part of a blob does not wait as long as a server may be silent.
+#[tokio::test]
+async fn a_part_that_does_not_come_is_asked_for_a_second_time_beside_the_first() {
+    let (data, digest) = blob();
+    let mut config = config();
+    config.timeouts.first_byte = Duration::from_secs(1000);
+    config.timeouts.idle = Duration::from_secs(1000);
+    config.timeouts.second = Duration::from_millis(50);
+    // One hangs at once, one in the midst of a body.
+    for begun in [0, 7] {
+        let body = data.clone();
+        let server = BadServer::start(move |seen| match (part(seen, &body), seen.number) {
+            (Reply::Raw(_), 0) if begun == 0 => Reply::Hang(Vec::new()),
+            (Reply::Raw(bytes), 0) => Reply::Hang(bytes[..bytes.len() - 10 + begun].to_vec()),
+            (whole, _) => whole,
+        })
+        .await;
+        let client = Client::new(config.clone());
+        assert_eq!(all(&client, &server.repo(), &digest, 0..10).await.unwrap(), data[..10]);
+        let asked: Vec<_> = server.log().iter().map(|seen| seen.range().unwrap()).collect();
+        assert_eq!(asked, [(0, 9), (begun, 9)]);
+    }
+}
+
+/// A server that is silent again and again is asked twice more and then waited for, as its limits say.
+#[tokio::test]
+async fn second_requests_are_bounded() {
+    let (data, digest) = blob();
+    let mut config = config();
+    config.timeouts.first_byte = Duration::from_secs(1000);
+    config.timeouts.idle = Duration::from_millis(500);
+    config.timeouts.second = Duration::from_millis(50);
+    config.retry.attempts = 1;
+    // Each has a byte more, and then nothing.
+    let server = BadServer::start(move |seen| match part(seen, &data) {
+        Reply::Raw(bytes) => {
+            let (first, last) = seen.range().unwrap();
+            Reply::Hang(bytes[..bytes.len() - (last - first)].to_vec())
+        }
+        other => other,
+    })
+    .await;
+    let error = all(&Client::new(config), &server.repo(), &digest, 0..10).await.unwrap_err();
+    assert!(matches!(error, RegistryError::TimedOut { what: "send more", .. }), "{error}");
+    assert_eq!(server.log().len(), 3);
+}

@@ -41,7 +41,9 @@ impl Group {
     /// # Errors
     /// With what is missing: the kernel's support or the privilege.
     pub fn new() -> io::Result<Self> {
-        let flags = libc::FAN_CLASS_PRE_CONTENT | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK;
+        // Told by their threads, which are what waits.
+        let flags =
+            libc::FAN_CLASS_PRE_CONTENT | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK | libc::FAN_REPORT_TID;
         let event_flags = (libc::O_RDWR | libc::O_LARGEFILE | libc::O_CLOEXEC) as u32;
         // SAFETY: takes two integers, returns a new descriptor or -1.
         let fd = checked(unsafe { libc::fanotify_init(flags, event_flags) }).map_err(|e| {

@@ -25,12 +25,20 @@ pub fn activity(pid: u32) -> Activity {
     }
 }
 
-/// How many read calls process `pid` has ended so far, of all its threads. None where that is not told, nor of threads
-/// of the kernel, which do not count theirs.
-pub fn read_calls(pid: u32) -> Option<u64> {
-    let io = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+/// How many read calls this thread has ended so far. None where that is not told, nor of threads of the kernel, which do
+/// not count theirs.
+pub fn read_calls(thread: u32) -> Option<u64> {
+    // Without `task` it would be the sum of all threads of its process.
+    let io = fs::read_to_string(format!("/proc/{thread}/task/{thread}/io")).ok()?;
     let calls = io.lines().find_map(|line| line.strip_prefix("syscr: "))?;
     calls.trim().parse().ok().filter(|calls| *calls > 0)
+}
+
+/// The process that a thread is of; its own number where that is not told.
+pub fn process_of(thread: u32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    process.and_then(|number| number.trim().parse().ok()).unwrap_or(thread)
 }
 
 #[cfg(test)]
@@ -54,10 +62,16 @@ mod tests {
 
     #[test]
     fn read_calls_are_counted_when_they_end() {
-        let own = || read_calls(std::process::id()).unwrap();
+        // Other threads of this process read meanwhile.
+        let thread = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+        assert_eq!(process_of(thread), std::process::id());
+        let own = || read_calls(thread).unwrap();
         let before = own();
         fs::read("/proc/self/stat").unwrap();
-        assert!(own() > before);
+        let (first, second) = (own(), own());
+        assert!(first > before);
+        std::thread::spawn(|| (0..100).for_each(|_| drop(fs::read("/proc/self/stat")))).join().unwrap();
+        assert!(own() - second < 100 && second > first, "those of this thread alone");
         // Whoever waits in one has not ended it.
         let mut other = Command::new("sleep").arg("1000000").spawn().unwrap();
         assert!(read_calls(other.id()).is_some());

@@ -23,6 +23,8 @@ pub struct Watch(i32);
 pub enum Told {
     /// The file was read; this watch is over.
     Read(Watch),
+    /// The file was written; this watch is over.
+    Written(Watch),
     /// A file of this name was renamed into the folder.
     Arrived(Watch, Vec<u8>),
     /// More than could be remembered: look at everything.
@@ -46,6 +48,15 @@ impl Watcher {
     pub fn next_read(&self, file: &File) -> io::Result<Watch> {
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         Ok(Watch(inotify::add_watch(&self.0, path, WatchFlags::ACCESS | WatchFlags::ONESHOT)?))
+    }
+
+    /// The next write to the file is told, and then no other.
+    ///
+    /// # Errors
+    /// As for [`Watcher::next_read`].
+    pub fn next_write(&self, file: &File) -> io::Result<Watch> {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Ok(Watch(inotify::add_watch(&self.0, path, WatchFlags::MODIFY | WatchFlags::ONESHOT)?))
     }
 
     /// Files that are renamed into the folder are told.
@@ -82,6 +93,8 @@ impl Watcher {
                 told.push(Told::Lost);
             } else if what.contains(ReadFlags::ACCESS) {
                 told.push(Told::Read(watch));
+            } else if what.contains(ReadFlags::MODIFY) {
+                told.push(Told::Written(watch));
             } else if let Some(name) = event.file_name().filter(|_| what.contains(ReadFlags::MOVED_TO)) {
                 told.push(Told::Arrived(watch, name.to_bytes().to_vec()));
             }
@@ -105,6 +118,17 @@ impl AsRawFd for Watcher {
 mod tests {
     use super::*;
     use std::io::Read;
+
+    #[test]
+    fn the_first_write_is_told_and_no_other() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let watcher = Watcher::new().unwrap();
+        let watch = watcher.next_write(file.as_file()).unwrap();
+        for told in [vec![Told::Written(watch)], vec![]] {
+            std::io::Write::write_all(&mut file.as_file(), b"x").unwrap();
+            assert_eq!(watcher.told().unwrap(), told);
+        }
+    }
 
     #[test]
     fn the_first_read_is_told_and_no_other() {

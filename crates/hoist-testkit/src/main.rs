@@ -182,7 +182,8 @@ fn main() -> Result<()> {
                 "random" => reading::random(&root, count)?,
                 other => bail!("unknown reading {other}: use walk, sequential or random"),
             };
-            println!("{:.6} {} {}", done.took.as_secs_f64(), done.paths, done.bytes);
+            let (took, longest) = (done.took.as_secs_f64(), done.longest.as_secs_f64());
+            println!("{took:.6} {} {} {longest:.6}", done.paths, done.bytes);
             Ok(())
         }
         Subcommands::MountErofs { image, target } => {

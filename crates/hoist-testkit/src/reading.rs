@@ -16,31 +16,36 @@ pub struct Reading {
     pub paths: u64,
     /// Bytes read.
     pub bytes: u64,
+    /// How long the longest of all read calls took.
+    pub longest: Duration,
 }
 
 /// Lists every folder and stats every path.
 pub fn walk(root: &Path) -> Result<Reading> {
     let from = Instant::now();
     let paths = each(root, &mut |_, _| Ok(()))?;
-    Ok(Reading { took: from.elapsed(), paths, bytes: 0 })
+    Ok(Reading { took: from.elapsed(), paths, bytes: 0, longest: Duration::ZERO })
 }
 
 /// Reads every file from its start to its end, in the order of folders.
 pub fn sequential(root: &Path) -> Result<Reading> {
     let from = Instant::now();
     let mut buffer = vec![0; 1 << 20];
-    let mut bytes = 0;
+    let (mut bytes, mut longest) = (0, Duration::ZERO);
     let paths = each(root, &mut |path, _| {
         use std::io::Read;
         let mut file = File::open(path)?;
         loop {
-            match file.read(&mut buffer)? {
+            let begun = Instant::now();
+            let read = file.read(&mut buffer)?;
+            longest = longest.max(begun.elapsed());
+            match read {
                 0 => return Ok(()),
                 n => bytes += n as u64,
             }
         }
     })?;
-    Ok(Reading { took: from.elapsed(), paths, bytes })
+    Ok(Reading { took: from.elapsed(), paths, bytes, longest })
 }
 
 /// Reads `count` pages of 4 KiB, each anywhere in the tree's data, always the same ones for the same tree.
@@ -66,7 +71,7 @@ pub fn random(root: &Path, count: u64) -> Result<Reading> {
     }
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let mut page = [0; 4096];
-    let mut took = Duration::ZERO;
+    let (mut took, mut longest) = (Duration::ZERO, Duration::ZERO);
     for _ in 0..count {
         state ^= state << 13;
         state ^= state >> 7;
@@ -76,9 +81,10 @@ pub fn random(root: &Path, count: u64) -> Result<Reading> {
         let file = File::open(path)?;
         let from = Instant::now();
         file.read_exact_at(&mut page, (wanted - first) * 4096)?;
+        longest = longest.max(from.elapsed());
         took += from.elapsed();
     }
-    Ok(Reading { took, paths: files.len() as u64, bytes: count * 4096 })
+    Ok(Reading { took, paths: files.len() as u64, bytes: count * 4096, longest })
 }
 
 /// Calls `visit` for every regular file with its length; returns how many paths there are.

@@ -3,6 +3,7 @@
 //! The image is mounted on `image`; an overlay of `upper` over it on `rootfs` is what the program sees.
 //! A container that was not run with `--rm` keeps its `upper` until `hoist rm`.
 
+pub mod output;
 mod overlay;
 mod program;
 mod record;

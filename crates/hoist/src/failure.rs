@@ -4,7 +4,7 @@
 //! the machine's; `hoist run` knows more codes. An error may carry a hint: what to do next.
 
 use std::fmt;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 
 /// The exit code of failures the user can mend.
 pub const EXIT_USER: u8 = 1;
@@ -76,6 +76,11 @@ pub fn exit_code(
         if let Some(relayed) = cause.downcast_ref::<Relayed>() {
             return relayed.code;
         }
+        if let Some(error) = cause.downcast_ref::<std::io::Error>()
+            && [ErrorKind::StorageFull, ErrorKind::QuotaExceeded].contains(&error.kind())
+        {
+            return EXIT_USER;
+        }
         if let Some(user) = judge(cause) {
             return if user { EXIT_USER } else { EXIT_OURS };
         }
@@ -124,5 +129,7 @@ mod tests {
         assert_eq!(exit_code(&error, |_| None), 1);
         assert_eq!(exit_code(&anyhow::anyhow!("disk on fire"), |_| None), 2);
         assert_eq!(exit_code(&anyhow::anyhow!("no such tag"), |_| Some(true)), 1);
+        let full = std::io::Error::from(ErrorKind::StorageFull);
+        assert_eq!(exit_code(&anyhow::Error::from(full).context("writing"), |_| None), 1);
     }
 }

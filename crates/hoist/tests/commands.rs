@@ -128,6 +128,29 @@ fn a_container_in_the_background_is_entered_stopped_and_removed() {
     }
 }
 
+/// What it says is kept as far as somebody may want to read it.
+#[test]
+fn what_a_container_in_the_background_says_does_not_fill_the_disk() {
+    let image = programs();
+    let node = Node::new();
+    // 64 KiB a line, 40 MiB.
+    let talkative = "x=0123456789abcdef; for i in 1 2 3 4 5 6 7 8 9 10 11 12; do x=$x$x; done
+        i=0; while [ $i -lt 640 ]; do echo $i $x; i=$((i + 1)); done; echo the end; while :; do sleep 0.05; done";
+    node.says(&["run", "-d", "--name", "web", &image.name, "sh", "-c", talkative]);
+    let file = node.store("containers").join("web").join("output");
+    let said = || std::fs::read(&file).unwrap_or_default();
+    process::wait_until("an end that is near its beginning", node::case::PATIENCE, || {
+        let said = said();
+        Ok(said.ends_with(b"the end\n") && said.len() <= 16 << 20)
+    })
+    .unwrap();
+    let said = String::from_utf8(said()).unwrap();
+    let numbers: Vec<u32> = said.lines().filter_map(|line| line.split_once(' ')?.0.parse().ok()).collect();
+    assert!(said.len() >= 8 << 20 && numbers.ends_with(&[637, 638, 639]), "{numbers:?}");
+    assert!(numbers.windows(2).all(|two| two[0] + 1 == two[1]), "{numbers:?}");
+    node.says(&["rm", "--force", "web"]);
+}
+
 /// Whoever does not heed SIGTERM is killed, and what was to be thrown away is.
 #[test]
 fn a_stubborn_program_is_killed() {

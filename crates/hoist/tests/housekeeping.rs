@@ -32,6 +32,36 @@ fn fsck(node: &Node, options: &[&str]) -> (Value, bool) {
     (json(&String::from_utf8(output.stdout).unwrap()), output.status.success())
 }
 
+/// Many who pull, index, remove and prune the same image at once: each layer is here whole, or not at all.
+#[test]
+fn pulled_and_removed_by_many_at_once_no_layer_is_half_here() {
+    let source = Source::new();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    let node = Node::new();
+    std::thread::scope(|scope| {
+        let name = &image.name;
+        for command in [vec!["pull", name], vec!["index", name], vec!["pull", name], vec!["prune"]] {
+            let node = &node;
+            scope.spawn(move || {
+                for _ in 0..8 {
+                    let output = node.hoist(&command).output().unwrap();
+                    let said = node::stderr(&output);
+                    assert!(!said.contains("is gone"), "{command:?}: {said}");
+                    // It may be refused, as somebody goes on choosing or has taken the image away: never by half.
+                    assert!(matches!(output.status.code(), Some(0 | 1)), "{command:?}: {said}");
+                    if command[0] == "prune" {
+                        let _ = node.hoist(&["rm", name]).output().unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let (found, well) = fsck(&node, &[]);
+    assert!(well, "{found}");
+    node.says(&["pull", &image.name]);
+    source.assert_shown(node.mount(&image.name, &[]).root());
+}
+
 #[test]
 fn damage_is_found_mended_and_fetched_again() {
     let source = Source::new();

@@ -96,6 +96,70 @@ fn a_read_has_one_time_limit_however_often_the_kernel_asks() {
     }
 }
 
+/// The same where a loop device reads for who waits, and where many wait for one page: all of them wait once.
+#[test]
+fn many_who_wait_for_one_page_wait_once() {
+    let source = Source::new();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    for driver in ["erofs", "erofs-fuse", "fuse"] {
+        let node = Node::new().with_driver(driver);
+        let mount = node.mount(&image.name, &["--read-timeout", "6s"]);
+        mount.read("etc/motd").unwrap();
+        hangs(&image);
+        let reader = || {
+            Command::new("head")
+                .args(["-c", "1"])
+                .arg(mount.root().join("lib/d.so"))
+                .stderr(Stdio::piped())
+                .spawn()
+        };
+        let readers: Vec<_> = (0..4).map(|_| reader().unwrap()).collect();
+        for reader in readers {
+            let read = reader.wait_with_output().unwrap();
+            assert!(!read.status.success() && stderr(&read).contains("Input/output error"), "{read:?}");
+        }
+        process::wait_until("a word about it", PATIENCE, || Ok(!waits(&node.logs()).is_empty())).unwrap();
+        image.proxy.clear_faults();
+        mount.unmount();
+        let waits = waits(&node.logs());
+        let first_end = waits.iter().map(|(_, end)| *end).min().unwrap();
+        // Readahead asks for several ranges at once: those wait side by side. Who is asked after them has a second.
+        let anew = waits.iter().filter(|(waited, end)| *waited >= 6000 && end - waited > first_end - 3000);
+        assert_eq!(anew.count(), 0, "{driver}: {waits:?}\n{}", node.logs());
+    }
+}
+
+/// How long each failed read waited, and when it was told to have failed: milliseconds, of the day.
+fn waits(logs: &str) -> Vec<(i64, i64)> {
+    let failed = logs.lines().filter(|line| line.contains("a read failed"));
+    let read = failed.filter_map(|line| {
+        // As `2026-11-26T09:28:41.123456Z`.
+        let time = line.split_once('T')?.1.split_once('Z')?.0;
+        let mut parts = time.splitn(3, ':').map(|part| part.parse::<f64>());
+        let (hours, minutes, seconds) = (parts.next()?.ok()?, parts.next()?.ok()?, parts.next()?.ok()?);
+        let end = ((hours * 60.0 + minutes) * 60.0 + seconds) * 1000.0;
+        let waited = line.split_once("waited_ms=")?.1.split(' ').next()?.parse().ok()?;
+        Some((waited, end as i64))
+    });
+    read.collect()
+}
+
+/// One request that hangs keeps nobody waiting as long as a server may be silent (20 s): what it was to bring is asked for
+/// again beside it.
+#[test]
+fn a_request_that_hangs_is_not_waited_for() {
+    let source = Source::new();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    let node = Node::new();
+    let mount = node.mount(&image.name, &["--read-timeout", "15s"]);
+    mount.read("etc/motd").unwrap();
+    for kind in [FaultKind::Hang, FaultKind::HangAfter(10_000)] {
+        image.proxy.inject(Fault::new("/blobs/", When::First(1), kind));
+    }
+    source.assert_shown(mount.root());
+    assert!(!node.logs().contains("a read failed"), "{}", node.logs());
+}
+
 /// A dead registry costs the first read its patience, and the others next to nothing.
 #[test]
 fn a_dead_registry_is_not_asked_again_and_again() {

@@ -172,7 +172,7 @@ impl Engine {
         let expected =
             expected.ok_or_else(|| Error::Internal(format!("layer {blob} is not in its image")))?;
         progress.note(&format!("layer {} cannot be read lazily: fetching all of it first", blob.short()));
-        self.pull_layer(&expected, &image.source, progress).await
+        self.pull_layer(&expected, &image.source, progress).await.map(drop)
     }
 
     /// Keeps that an image is shown as these layers, which are here whole; `notes` say why.

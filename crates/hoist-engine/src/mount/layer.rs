@@ -312,8 +312,8 @@ impl LazyLayer {
     }
 
     /// Is this event our own first read (see `Server::probe_writer`)?
-    pub fn is_probed_by(&self, pid: u32) -> bool {
-        pid == std::process::id() && self.probing.load(Ordering::Acquire)
+    pub fn is_probed_by(&self, thread: u32) -> bool {
+        self.probing.load(Ordering::Acquire) && hoist_sys::process::process_of(thread) == std::process::id()
     }
     /// No event is our own from now on.
     pub fn end_probing(&self) {

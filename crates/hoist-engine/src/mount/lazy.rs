@@ -11,7 +11,7 @@ use hoist_format::digest::Digest;
 use hoist_format::erofs;
 
 use super::layer::{LazyLayer, MountedLayer, TableSource};
-use super::serve::Server;
+use super::serve::{NotWatched, Server};
 use super::{Layers, Use, lost, others};
 use crate::config::Driver;
 use crate::convert::Again;
@@ -178,7 +178,9 @@ impl Engine {
         if let Some(server) = server {
             match server.add(open()?) {
                 Ok(layer) => return Ok(Filled { layer, server: Some(server) }),
-                Err(e) => tracing::debug!(layer = %blob, "filled unwatched: {e}"),
+                Err(NotWatched::Cannot(e)) => tracing::debug!(layer = %blob, "filled unwatched: {e}"),
+                // Unwatched its writes would ask that one too.
+                Err(NotWatched::Unanswered(e)) => return Err(e),
             }
         }
         Ok(Filled { layer: self.share(open()?)?, server: None })

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hoist_sys::fanotify::{Answer, Group};
 use hoist_sys::file::identity;
@@ -43,6 +43,22 @@ struct Files {
     lazy: HashMap<FileId, Served>,
     /// Files that are none of ours any more, or never were to be filled.
     free: HashSet<FileId>,
+}
+
+/// Why a layer is not watched.
+pub(crate) enum NotWatched {
+    /// There is no way to, here.
+    Cannot(Error),
+    /// Another process that is asked about it too does not answer.
+    Unanswered(Error),
+}
+
+impl From<NotWatched> for Error {
+    fn from(why: NotWatched) -> Self {
+        match why {
+            NotWatched::Cannot(error) | NotWatched::Unanswered(error) => error,
+        }
+    }
 }
 
 /// A layer and how many mounts show it.
@@ -130,9 +146,12 @@ impl Server {
 
     /// Watches a layer's data file, for one more mount. Returns the layer as other mounts of this
     /// process have it, where they do. Only then may it be mounted.
-    pub fn add(&self, fresh: LazyLayer) -> Result<Arc<LazyLayer>, Error> {
+    ///
+    /// # Errors
+    /// See [`NotWatched`].
+    pub fn add(&self, fresh: LazyLayer) -> Result<Arc<LazyLayer>, NotWatched> {
         let path = || fresh.dir().file("data");
-        let id = identity(fresh.data()).map_err(Error::io("look at", path()))?;
+        let id = identity(fresh.data()).map_err(Error::io("look at", path())).map_err(NotWatched::Cannot)?;
         let layer = {
             let mut files = lock(&self.files);
             if let Some(served) = files.lazy.get_mut(&id) {
@@ -142,13 +161,14 @@ impl Server {
             let group = self
                 .group
                 .as_ref()
-                .map_err(|why| Error::Store { path: path(), why: format!("cannot be watched: {why}") })?;
-            group.mark(fresh.data()).map_err(|e| Error::Store {
+                .map_err(|why| Error::Store { path: path(), why: format!("cannot be watched: {why}") })
+                .map_err(NotWatched::Cannot)?;
+            group.mark(fresh.data()).map_err(|e| NotWatched::Cannot(Error::Store {
                 path: path(),
                 why: format!(
                     "is on a file system without pre-content events ({e}): ext4, xfs and btrfs have them, on kernel 6.14 or newer"
                 ),
-            })?;
+            }))?;
             let layer = Arc::new(fresh);
             files.free.remove(&id);
             files.lazy.insert(id, Served { layer: Arc::clone(&layer), mounts: 1 });
@@ -159,7 +179,7 @@ impl Server {
             && let Err(e) = self.probe_writer(&layer)
         {
             self.release(&layer);
-            return Err(e);
+            return Err(NotWatched::Unanswered(e));
         }
         Ok(layer)
     }
@@ -311,17 +331,15 @@ impl Server {
 
     async fn fill(self: Arc<Self>, layer: Arc<LazyLayer>, asked: Asked) {
         let ((start, end), pid) = (asked.range(), asked.pid());
-        let repeated = layer.failed.repeated(start, end, pid);
-        let began = repeated.unwrap_or_else(Instant::now);
-        let left = self.timeout.saturating_sub(began.elapsed());
-        if repeated.is_some() && left.is_zero() {
+        let wait = layer.failed.wait((start, end), Some(pid), self.timeout);
+        if wait.repeats && wait.left.is_zero() {
             tracing::debug!(layer = %layer.dir().blob(), offset = start, pid, "a read that has failed is repeated");
             return answer(asked, Answer::Deny(libc::EIO));
         }
         let watch = Watch::begin(&layer, start, asked.count(), pid);
-        let filled = self.fill_range(&layer, start, end, Some(left)).await;
-        if filled.is_err() && repeated.is_none() {
-            layer.failed.note((start, end), pid, began);
+        let filled = self.fill_range(&layer, start, end, Some(wait.left)).await;
+        if filled.is_err() {
+            layer.failed.note((start, end), Some(pid), wait);
         }
         answer(asked, filled.as_ref().map_or_else(|e| Answer::Deny(e.errno()), |()| Answer::Allow));
         watch.end(&layer, filled.as_ref().copied());

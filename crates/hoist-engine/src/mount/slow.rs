@@ -45,13 +45,13 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub fn begin(layer: &LazyLayer, offset: u64, bytes: u64, pid: u32) -> Self {
+    pub fn begin(layer: &LazyLayer, offset: u64, bytes: u64, thread: u32) -> Self {
         let stats = layer.stats();
         Self {
             since: Instant::now(),
             offset,
             bytes,
-            pid,
+            pid: hoist_sys::process::process_of(thread),
             requests: stats.map_or(0, |stats| stats.requests()),
             hosts: stats.map_or(Vec::new(), |stats| stats.hosts()),
         }

@@ -251,7 +251,7 @@ impl Upkeep {
                 Told::Arrived(watch, name) if name == b"state.json" => {
                     self.heard(watch).iter().for_each(|layer| layer.hear());
                 }
-                Told::Arrived(..) => {}
+                Told::Arrived(..) | Told::Written(_) => {}
                 Told::Lost => {
                     self.lock().second.read_all();
                     round.look.get_or_insert_with(Instant::now);

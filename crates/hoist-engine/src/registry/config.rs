@@ -18,6 +18,8 @@ pub struct Timeouts {
     pub first_byte: Duration,
     /// Between two pieces of a body.
     pub idle: Duration,
+    /// A part of a blob of which nothing has come for so long is asked for a second time, while the first request waits on.
+    pub second: Duration,
     /// Over this long, of waiting alone, a server must send at `slowest`.
     pub window: Duration,
     /// Bytes a second: one that sends a byte now and then is never silent, and never done.
@@ -37,6 +39,7 @@ impl Default for Timeouts {
             connect: Duration::from_secs(5),
             first_byte: Duration::from_secs(20),
             idle: Duration::from_secs(15),
+            second: Duration::from_secs(3),
             window: Duration::from_secs(60),
             slowest: 1 << 10,
         }

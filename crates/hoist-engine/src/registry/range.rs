@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use reqwest::{Response, StatusCode};
 use super::Client;
 use super::error::RegistryError;
 use super::layout::LayoutRange;
+use super::second::{Came, Patience};
 use super::send::{Ask, Endpoint, Need};
 use super::wire::{Pace, TRICKLES, authority};
 use crate::reference::Repo;
@@ -74,6 +75,7 @@ pub(super) struct HttpRange {
     failures: u32,
     /// Where the first of these failures was, and when.
     failed_at: (u64, Instant),
+    patience: Patience,
 }
 
 struct Open {
@@ -111,6 +113,7 @@ impl Client {
             slow: 0,
             failures: 0,
             failed_at: (range.start, Instant::now()),
+            patience: Patience::default(),
         };
         if body.position < body.end {
             body.reopen().await?;
@@ -185,36 +188,64 @@ impl Client {
 impl HttpRange {
     async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
         while self.position < self.end {
-            let client = self.client.clone();
-            let Some(open) = &mut self.open else {
+            let Some(open) = self.open.take() else {
                 self.reopen().await?;
                 continue;
             };
-            let error = match client.0.wire.chunk(&mut open.response, &mut self.pace, &self.doing).await {
-                Ok(Some(chunk)) => {
-                    open.endpoint.health.alive();
-                    if let Some(piece) = open.cut(chunk) {
+            let (endpoint, since) = (Arc::clone(&open.endpoint), open.since);
+            match self.piece(open).await {
+                Ok((open, piece)) => {
+                    self.open = (open.promised > 0).then_some(open);
+                    if let Some(piece) = piece {
                         self.position += piece.len() as u64;
-                        if open.promised == 0 {
-                            self.open = None;
-                        }
                         return Ok(Some(piece));
                     }
-                    continue;
                 }
-                Ok(None) => RegistryError::BadAnswer {
-                    doing: self.doing.clone(),
-                    host: authority(open.response.url()),
-                    what: format!("a body that ends {} bytes early", open.promised),
-                },
-                Err(error) => error,
-            };
-            open.endpoint.health.failed(&error, open.since);
-            client.0.wire.stats.trouble(&error);
-            self.failed(error).await?;
+                Err(error) => {
+                    endpoint.health.failed(&error, since);
+                    self.client.0.wire.stats.trouble(&error);
+                    self.failed(error).await?;
+                }
+            }
         }
         self.open = None;
         Ok(None)
+    }
+
+    /// The next bytes of an open body. If it is silent for long, another one that was asked for meanwhile takes its place:
+    /// then there are none yet.
+    async fn piece(&mut self, mut open: Open) -> Result<(Open, Option<Bytes>), RegistryError> {
+        let client = self.client.clone();
+        let mut pace = std::mem::take(&mut self.pace);
+        let is_it = |endpoint: &Arc<Endpoint>| Arc::ptr_eq(endpoint, &open.endpoint);
+        let at = self.endpoints.iter().position(is_it).unwrap_or_default();
+        let chunk = client.0.wire.chunk(&mut open.response, &mut pace, &self.doing);
+        let asked = AtomicUsize::new(0);
+        let came = client.with_second(&self.patience, chunk, self.ask(at + 1, &asked)).await;
+        self.pace = pace;
+        match came? {
+            Came::First(Some(chunk)) => {
+                open.endpoint.health.alive();
+                let piece = open.cut(chunk);
+                Ok((open, piece))
+            }
+            Came::First(None) => Err(RegistryError::BadAnswer {
+                doing: self.doing.clone(),
+                host: authority(open.response.url()),
+                what: format!("a body that ends {} bytes early", open.promised),
+            }),
+            Came::Second(other) => {
+                self.leave_alone(at);
+                Ok((other, None))
+            }
+        }
+    }
+
+    /// A mirror was silent while another server answered.
+    fn leave_alone(&self, at: usize) {
+        if at + 1 < self.endpoints.len() {
+            self.endpoints[at].rest_until(Instant::now() + self.client.0.config.mirror_rest);
+        }
     }
 
     /// Counts a failure and waits, or gives up. A try that brought something is none in a row: how long such
@@ -261,9 +292,18 @@ impl HttpRange {
     async fn reopen(&mut self) -> Result<(), RegistryError> {
         loop {
             let since = Instant::now();
-            match self.ask().await {
-                Ok(open) => {
-                    self.open = Some(open);
+            let at = &self.patience.at;
+            // It begins later, and goes on behind where the first one hangs.
+            let second = async { self.ask(at.load(Relaxed) + 1, &AtomicUsize::new(0)).await };
+            match self.client.with_second(&self.patience, self.ask(0, at), second).await {
+                Ok(came) => {
+                    self.open = Some(match came {
+                        Came::First(open) => open,
+                        Came::Second(open) => {
+                            self.leave_alone(at.load(Relaxed));
+                            open
+                        }
+                    });
                     return self.waited(since.elapsed());
                 }
                 Err(error) => self.failed(error).await?,
@@ -271,7 +311,8 @@ impl HttpRange {
         }
     }
 
-    async fn ask(&self) -> Result<Open, RegistryError> {
+    /// Asks the servers from number `from` on, the last one in any case; `at`: which of them it is at.
+    async fn ask(&self, from: usize, at: &AtomicUsize) -> Result<Open, RegistryError> {
         let path = format!("blobs/{}", self.digest);
         let mut ask = Ask::get(self.doing.clone(), &self.repo, Need::Pull, path);
         ask.blob = Some(self.digest);
@@ -281,8 +322,9 @@ impl HttpRange {
         let value =
             HeaderValue::from_str(&wanted).map_err(|_| bad("no range".to_owned(), self.repo.host.clone()))?;
         ask.headers.insert(RANGE, value);
-        let mut turn = self.client.turn(&self.endpoints);
+        let mut turn = self.client.turn_from(&self.endpoints, from);
         loop {
+            at.store(turn.at(), Relaxed);
             let endpoint = turn.endpoint();
             let opened = if endpoint.ignores_ranges() && self.position >= CHEAP_SKIP {
                 Err(self.ignored(authority(&endpoint.base)))

@@ -25,6 +25,10 @@ impl<'a> Turn<'a> {
     pub(super) fn shared(&self) -> Arc<Endpoint> {
         Arc::clone(&self.endpoints[self.at])
     }
+    /// Its number.
+    pub(super) fn at(&self) -> usize {
+        self.at
+    }
     /// Only the last hope is asked again and again.
     pub(super) fn last(&self) -> bool {
         self.at + 1 == self.endpoints.len()
@@ -73,7 +77,11 @@ impl Tries<'_> {
 
 impl Client {
     pub(super) fn turn<'a>(&self, endpoints: &'a [Arc<Endpoint>]) -> Turn<'a> {
-        Turn { endpoints, at: 0, rest: self.0.config.mirror_rest }
+        self.turn_from(endpoints, 0)
+    }
+    /// The same without the first `at` of them; the last is never left out.
+    pub(super) fn turn_from<'a>(&self, endpoints: &'a [Arc<Endpoint>], at: usize) -> Turn<'a> {
+        Turn { endpoints, at: at.min(endpoints.len() - 1), rest: self.0.config.mirror_rest }
     }
     pub(super) fn tries<'a>(&'a self, endpoint: &'a Endpoint, patient: bool) -> Tries<'a> {
         let stats = &*self.0.wire.stats;

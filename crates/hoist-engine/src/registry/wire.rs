@@ -2,7 +2,7 @@
 
 use std::error::Error as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
@@ -12,6 +12,7 @@ use super::certificate;
 use super::config::Timeouts;
 use super::date;
 use super::error::{RegistryError, cause};
+use super::limit::within;
 use super::stats::Stats;
 use super::tls::Http;
 
@@ -61,9 +62,9 @@ impl Wire {
         let body = request.body().and_then(|body| body.as_bytes()).map_or(0, <[u8]>::len);
         let limit = self.timeouts.first_byte + Duration::from_secs(body as u64 / SLOWEST_UPLOAD);
         self.stats.request(&host);
-        match tokio::time::timeout(limit, client.execute(request)).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => {
+        match within(limit, client.execute(request)).await.0 {
+            Some(Ok(response)) => Ok(response),
+            Some(Err(error)) => {
                 let established = secure && !error.is_connect();
                 Err(match self.failure(error, doing, host) {
                     // A server refuses a missing certificate after the handshake, and its word may be lost
@@ -77,7 +78,7 @@ impl Wire {
                     other => other,
                 })
             }
-            Err(_) => Err(RegistryError::TimedOut { doing: doing.to_owned(), host, what: "answer", limit }),
+            None => Err(RegistryError::TimedOut { doing: doing.to_owned(), host, what: "answer", limit }),
         }
     }
 
@@ -89,24 +90,23 @@ impl Wire {
         doing: &str,
     ) -> Result<Option<Bytes>, RegistryError> {
         let limit = self.timeouts.idle;
-        let since = Instant::now();
-        let next = tokio::time::timeout(limit, response.chunk()).await;
+        let (next, waited) = within(limit, response.chunk()).await;
         let host = || authority(response.url());
         let late =
             |what, limit| RegistryError::TimedOut { doing: doing.to_owned(), host: host(), what, limit };
         match next {
-            Ok(Ok(chunk)) => {
+            Some(Ok(chunk)) => {
                 let length = chunk.as_ref().map_or(0, Bytes::len);
                 // What a server says of its troubles is nothing that it served.
                 let host = response.status().is_success().then(|| authority(response.url()));
                 self.stats.received(host.as_deref(), length);
-                if pace.is_trickle(since.elapsed(), length, &self.timeouts) && chunk.is_some() {
+                if pace.is_trickle(waited, length, &self.timeouts) && chunk.is_some() {
                     return Err(late(TRICKLES, self.timeouts.window));
                 }
                 Ok(chunk)
             }
-            Ok(Err(error)) => Err(self.failure(error, doing, host())),
-            Err(_) => Err(late("send more", limit)),
+            Some(Err(error)) => Err(self.failure(error, doing, host())),
+            None => Err(late("send more", limit)),
         }
     }
 

@@ -44,16 +44,27 @@ impl LayerDir {
     pub fn hold(&self) -> Result<File, Error> {
         loop {
             self.create()?;
-            let folder = File::open(self.path()).map_err(Error::io("open", self.path()))?;
-            folder.lock_shared().map_err(Error::io("lock", self.path()))?;
-            // It may have been taken away just before.
-            let (locked, now) = (folder.metadata(), fs::metadata(self.path()));
-            if let (Ok(locked), Ok(now)) = (locked, now)
-                && (locked.dev(), locked.ino()) == (now.dev(), now.ino())
-            {
-                return Ok(folder);
+            if let Some(held) = self.hold_what_is_here()? {
+                return Ok(held);
             }
         }
+    }
+
+    /// The same of a folder that is there; None if there is none, or it is just being taken away.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn hold_what_is_here(&self) -> Result<Option<File>, Error> {
+        let folder = match File::open(self.path()) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            folder => folder.map_err(Error::io("open", self.path()))?,
+        };
+        folder.lock_shared().map_err(Error::io("lock", self.path()))?;
+        // It may have been taken away just before.
+        let (locked, now) = (folder.metadata(), fs::metadata(self.path()));
+        let is_it = matches!((locked, now), (Ok(locked), Ok(now))
+            if (locked.dev(), locked.ino()) == (now.dev(), now.ino()));
+        Ok(is_it.then_some(folder))
     }
 }
 
@@ -114,17 +125,25 @@ impl Clearing {
         self.images.contains(digest)
     }
 
-    /// Is this layer's folder part of a mount, or being written?
+    /// Is this layer's folder part of a mount, or being written? Of the second [`Clearing::take_away`] has the last word.
     pub fn uses_layer(&self, folder: &Path) -> bool {
         self.layers.contains(folder)
             || File::open(folder).is_ok_and(|f| matches!(f.try_lock(), Err(TryLockError::WouldBlock)))
     }
 
-    /// Takes a folder away. It is only deleted, and its room free, once this is over: see [`Gone`].
+    /// Takes a folder away; false where somebody holds it by now. It is only deleted, and its room free, by
+    /// [`Clearing::delete`].
     ///
     /// # Errors
     /// The file system's.
-    pub fn take_away(&self, folder: &Path) -> Result<(), Error> {
+    pub fn take_away(&self, folder: &Path) -> Result<bool, Error> {
+        // Until it has another place: whoever wants to hold it then finds that it is gone, and makes a new one.
+        let alone = File::open(folder).map_err(Error::io("open", folder))?;
+        match alone.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(false),
+            Err(TryLockError::Error(e)) => return Err(Error::io("lock", folder)(e)),
+        }
         let gone = self.root.join("gone");
         fs::create_dir_all(&gone).map_err(Error::io("create", &gone))?;
         for tries in 1.. {
@@ -136,7 +155,8 @@ impl Clearing {
                 Err(e) => return Err(Error::io("take away", folder)(e)),
             }
         }
-        folder.parent().map_or(Ok(()), sync_dir)
+        folder.parent().map_or(Ok(()), sync_dir)?;
+        Ok(true)
     }
 
     /// Ends it and deletes what was taken away, now or by processes that did not get to it; gives the bytes
@@ -196,8 +216,11 @@ mod tests {
         free.save("data", &[1; 9000]).unwrap();
         let clearing = store.clearing().unwrap();
         assert!(clearing.uses_layer(held.path()) && !clearing.uses_layer(free.path()));
-        clearing.take_away(free.path()).unwrap();
-        assert!(!free.path().exists());
+        assert!(clearing.take_away(free.path()).unwrap() && !free.path().exists());
+        // Somebody began to write it when it had been found unused.
+        let late = free.hold().unwrap();
+        assert!(!clearing.take_away(free.path()).unwrap() && free.path().exists());
+        drop(late);
         assert!(clearing.delete().unwrap() >= 9000);
         assert_eq!(fs::read_dir(dir.path().join("gone")).unwrap().count(), 0);
         drop(hold);

@@ -372,7 +372,7 @@ impl Asked {
         self.count
     }
 
-    /// Who reads.
+    /// Which thread reads: its number in `/proc`.
     pub fn pid(&self) -> u32 {
         self.pid.unsigned_abs()
     }

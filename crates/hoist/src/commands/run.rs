@@ -24,7 +24,7 @@ use crate::bundle::user::{self, User};
 use crate::bundle::volume::{self, Volume};
 use crate::bundle::{self, Bundle};
 use crate::cli::{Global, Net, Run, Seccomp};
-use crate::container::{Container, Record};
+use crate::container::{Container, Record, output};
 use crate::container_image::{Mounted, Resolved};
 use crate::daemon::status;
 use crate::failure::user_hint;
@@ -120,9 +120,9 @@ impl Plan<'_> {
         };
         let outcome =
             self.run_in(&container, image, &image_process, command, &mut signals, &mut record).await;
-        if let (Ok(code), false) = (&outcome, self.options.rm) {
+        // Known also where something failed after its end, as the daemon that had the image mounted may be gone.
+        if let (Some(_), false) = (record.exit_code, self.options.rm) {
             record.ended = Some(status::now());
-            record.exit_code = Some(*code);
             // Only for who asks later.
             let _ = container.note(&record).inspect_err(|error| tracing::warn!("{error:#}"));
         }
@@ -248,7 +248,20 @@ impl Plan<'_> {
             .context("writing the container's config.json")?;
         let (streams, started) = self.streams(container)?;
         let in_volume = self.may_be_in_a_volume(&args[0], &path, cwd.as_ref());
-        match self.runtime.run(container, streams, options.tty, signals, started).await {
+        let in_background = started.is_some();
+        let said = container.output_path();
+        let bounding = async {
+            if in_background {
+                // Then it grows: no reason to end the program.
+                tracing::warn!("{:#}", output::bound(&said).await);
+            }
+            std::future::pending::<Result<u8, anyhow::Error>>().await
+        };
+        let ended = tokio::select! {
+            ended = self.runtime.run(container, streams, options.tty, signals, started) => ended,
+            never = bounding => never,
+        };
+        match ended {
             Ok(0) => Ok(0),
             // Some runtimes call it the program's own end that the kernel refused to run it.
             ended => match why_not_started(container, args[0].clone(), path, cwd.to_owned()).await {
@@ -384,9 +397,19 @@ impl Plan<'_> {
 fn with_output(error: anyhow::Error, container: &Container) -> anyhow::Error {
     let said = std::fs::read_to_string(container.output_path()).unwrap_or_default();
     match said.trim() {
+        // Then nobody could say anything.
+        "" if is_full(&container.output_path()) => user_hint(
+            format!("{error:#}: no space is left where the store is"),
+            "make room there, or name another store with --root",
+        ),
         "" => error,
         said => error.context(said.lines().collect::<Vec<_>>().join("; ")),
     }
+}
+
+/// Is the file system of this file full?
+fn is_full(file: &Path) -> bool {
+    rustix::fs::statvfs(file).is_ok_and(|stat| stat.f_bavail == 0)
 }
 
 /// On a thread of its own: a read through the mount may wait for the very tasks that this one drives.

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hoist_sys::fuse::Answer;
 use tokio::sync::Notify;
@@ -98,24 +98,22 @@ impl Data {
         let unique = answer.unique();
         let range = (wait.start, wait.start.saturating_add(wait.len as u64));
         // Who reads through a loop device is not to be told.
-        let failed = (!wait.layer.is_read_through_loop()).then_some(&wait.layer.failed);
-        let repeated = failed.and_then(|failed| failed.repeated(range.0, range.1, wait.pid));
-        let began = repeated.unwrap_or_else(Instant::now);
-        let left = self.timeout.saturating_sub(began.elapsed());
-        if repeated.is_some() && left.is_zero() {
+        let reader = (!wait.layer.is_read_through_loop()).then_some(wait.pid);
+        let time = wait.layer.failed.wait(range, reader, self.timeout);
+        if time.repeats && time.left.is_zero() {
             self.waiting().remove(&unique);
             return answer.fail(libc::EIO);
         }
         let watch = Watch::begin(&wait.layer, wait.start, wait.len as u64, wait.pid);
         let outcome = tokio::select! {
-            filled = tokio::time::timeout(left, wait.fill()) => {
+            filled = tokio::time::timeout(time.left, wait.fill()) => {
                 Some(filled.unwrap_or(Err(FillError::Timeout(self.timeout))))
             }
             () = cancel.notified() => None,
         };
         self.waiting().remove(&unique);
-        if let (Some(Err(_)), None, Some(failed)) = (&outcome, repeated, failed) {
-            failed.note(range, wait.pid, began);
+        if let Some(Err(_)) = &outcome {
+            wait.layer.failed.note(range, reader, time);
         }
         let Wait { layer, start, len, .. } = wait;
         match outcome {

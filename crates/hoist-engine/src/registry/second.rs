@@ -1,0 +1,78 @@
+//! A second request beside one that hangs: whoever waits for a part of a blob does not wait as long as a server may be
+//! silent. The first goes on, and counts if it answers after all. Bounded: few at once, and few for one part.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+
+use tokio::sync::Semaphore;
+
+use super::Client;
+use super::error::RegistryError;
+use super::limit::within;
+
+/// Second requests under way at once, to whatever server.
+const AT_ONCE: usize = 4;
+/// Second requests for one part of a blob.
+const MOST: u32 = 2;
+
+/// Who may be under way, of all clients that share connections.
+#[derive(Clone)]
+pub(super) struct Seconds(Arc<Semaphore>);
+
+impl Default for Seconds {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(AT_ONCE)))
+    }
+}
+
+/// What a part of a blob has cost so far.
+#[derive(Default)]
+pub(super) struct Patience {
+    /// Second requests.
+    made: AtomicU32,
+    /// The number of the server that the first request is at.
+    pub at: AtomicUsize,
+}
+
+/// Which of two has brought something.
+pub(super) enum Came<A, B> {
+    First(A),
+    Second(B),
+}
+
+impl Client {
+    /// What `first` brings; or what `second` does, which is begun only where `first` has been silent for long.
+    ///
+    /// # Errors
+    /// Of the first, where neither brings anything.
+    pub(super) async fn with_second<A, B>(
+        &self,
+        patience: &Patience,
+        first: impl Future<Output = Result<A, RegistryError>>,
+        second: impl Future<Output = Result<B, RegistryError>>,
+    ) -> Result<Came<A, B>, RegistryError> {
+        let mut first = pin!(first);
+        if let (Some(came), _) = within(self.0.config.timeouts.second, &mut first).await {
+            return came.map(Came::First);
+        }
+        let permit = self.0.seconds.0.try_acquire();
+        if permit.is_err() || patience.made.fetch_add(1, Relaxed) >= MOST {
+            return first.await.map(Came::First);
+        }
+        tracing::debug!("a server is silent: asking a second time beside it");
+        self.0.wire.stats.retry();
+        let mut second = pin!(second);
+        tokio::select! {
+            came = &mut first => match came {
+                Ok(came) => Ok(Came::First(came)),
+                Err(error) => second.await.map(Came::Second).map_err(|_| error),
+            },
+            came = &mut second => match came {
+                Ok(came) => Ok(Came::Second(came)),
+                Err(_) => first.await.map(Came::First),
+            },
+        }
+    }
+}
