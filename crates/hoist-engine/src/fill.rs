@@ -311,7 +311,7 @@ impl LayerFill {
                     let end = state.pace.reach(span, to, &self.table.spans, &self.meter);
                     let most = if state.ahead.all { to + 1 } else { end };
                     let now = self.within(span, to + 1, most, plan::JOB_MAX);
-                    let started = self.start_jobs(&mut state, span, now);
+                    let started = self.start_jobs(&mut state, span, now, plan::JOB_MAX);
                     state.ahead.wanted = started..end;
                     if started == now && now < end {
                         self.go_ahead(&mut state);
@@ -333,9 +333,9 @@ impl LayerFill {
         (least..most).take_while(fits).last().map_or(least, |s| s + 1)
     }
 
-    /// Claims unclaimed spans from `span` up to `end` and starts jobs of bounded size over them. Gives the first
+    /// Claims unclaimed spans from `span` up to `end` and starts jobs of at most so many bytes over them. Gives the first
     /// that it did not claim: `end`, or one that is here or claimed already.
-    fn start_jobs(self: &Arc<Self>, state: &mut State, span: usize, end: usize) -> usize {
+    fn start_jobs(self: &Arc<Self>, state: &mut State, span: usize, end: usize, largest: u64) -> usize {
         let mut at = span;
         while at < end.max(span + 1) && at < state.spans.len() {
             if matches!(state.spans[at], SpanState::Claimed) || !self.needs(at) {
@@ -350,7 +350,7 @@ impl LayerFill {
                 && (at == first || self.table.spans.is_followed(at - 1))
             {
                 bytes += self.table.spans.stored_bytes(at..at + 1);
-                if at > first && bytes > plan::JOB_MAX {
+                if at > first && bytes > largest {
                     break;
                 }
                 state.spans[at] = SpanState::Claimed;

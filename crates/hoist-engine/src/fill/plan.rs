@@ -11,8 +11,8 @@ use tokio::sync::{Notify, Semaphore, watch};
 use super::Tables;
 use crate::counters::Counters;
 
-/// Largest request of one job, blob bytes: more run side by side, so that nobody waits long for
-/// a span at a job's end.
+/// Largest request of one job, blob bytes, while not all that is read was fetched ahead: more run side by side, so that
+/// nobody waits long for a span at a job's end.
 pub const JOB_MAX: u64 = 4 << 20;
 /// Farthest that a straight-ahead reader is preceded, blob bytes, while not all of the layer is fetched.
 const AHEAD_MAX: u64 = 32 << 20;
@@ -23,9 +23,12 @@ const AHEAD_LEAST: u64 = 512 << 10;
 /// Assumed until measured, bytes.
 const FIRST_GUESS: u64 = 1 << 20;
 /// What is fetched ahead is asked for in so many requests side by side, which take this long to come beyond
-/// the round trip: the line never rests, and who demands something else does not wait much longer.
-const SIDE_BY_SIDE: u64 = 3;
+/// the round trip, seconds: the line never rests, and who demands something else does not wait much longer.
+const SIDE_BY_SIDE: u64 = 2;
 const QUEUE: f64 = 0.05;
+/// The same while a reader goes straight ahead, and so demands nothing else. Each request costs the registry some
+/// milliseconds, and a job's end decodes a part of what the next one decodes too: larger ones are fewer.
+const QUEUE_STRAIGHT: f64 = 0.1;
 /// The least and the most of them all, blob bytes.
 const QUEUE_LEAST: u64 = 1 << 20;
 const QUEUE_MOST: u64 = 16 << 20;
@@ -145,13 +148,15 @@ impl Meter {
         }
     }
 
-    /// Bytes that fetching ahead keeps under way, and those of one of its requests.
-    pub fn ahead(&self) -> (u64, u64) {
+    /// Bytes that fetching ahead keeps under way, and those of one of its requests. `straight`: ahead of a reader who
+    /// goes straight.
+    pub fn ahead(&self, straight: bool) -> (u64, u64) {
         let line = *self.line.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (queue, largest) = if straight { (QUEUE_STRAIGHT, QUEUE_MOST) } else { (QUEUE, JOB_MAX) };
         // The rate is that of one request among several.
-        let worth = |l: Line| (SIDE_BY_SIDE as f64 * l.rate * (l.round_trip + QUEUE)) as u64;
+        let worth = |l: Line| (SIDE_BY_SIDE as f64 * l.rate * (l.round_trip + queue)) as u64;
         let all = line.map_or(FIRST_GUESS, worth).clamp(QUEUE_LEAST, QUEUE_MOST);
-        (all, all / SIDE_BY_SIDE)
+        (all, (all / SIDE_BY_SIDE).min(largest))
     }
 }
 
@@ -224,5 +229,29 @@ impl Pace {
         self.marker = first + (end - first) / 2;
         self.next = end;
         end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_goes_straight_is_preceded_by_fewer_and_larger_requests() {
+        let meter = Meter::default();
+        // 40 MB/s each, 20 ms away.
+        meter.observe(Duration::from_millis(20), 4_000_000, Duration::from_millis(100));
+        let (all, each) = meter.ahead(false);
+        assert!((5_500_000..5_700_000).contains(&all) && each == all / 2, "{all} {each}");
+        let (all, each) = meter.ahead(true);
+        assert!((9_500_000..9_700_000).contains(&all) && each == all / 2 && each > JOB_MAX, "{all} {each}");
+    }
+
+    #[test]
+    fn on_a_fast_line_nothing_is_asked_for_without_bounds() {
+        let meter = Meter::default();
+        meter.observe(Duration::from_millis(20), 4_000_000, Duration::from_millis(1));
+        assert_eq!(meter.ahead(false), (QUEUE_MOST, JOB_MAX));
+        assert_eq!(meter.ahead(true), (QUEUE_MOST, QUEUE_MOST / 2));
     }
 }

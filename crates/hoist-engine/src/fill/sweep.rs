@@ -13,7 +13,7 @@ const DENSE_DEMANDS: u32 = 32;
 const DENSE_SHARE: usize = 4;
 const STRAIGHT_SHARE: usize = 8;
 /// It is too while a reader goes straight ahead, once readers have taken one in so many of its bytes, and so many.
-const TAKEN_SHARE: u64 = 8;
+const TAKEN_SHARE: u64 = 16;
 const TAKEN_LEAST: u64 = 32 << 20;
 /// Spans of one request in the background: few, so that it is over soon.
 const BY: usize = 2;
@@ -59,8 +59,7 @@ impl LayerFill {
 
     /// Who is slower than the line, as with many small files, shall not make it rest.
     pub(super) fn sweep_if_taken(self: &Arc<Self>, state: &mut State) {
-        let taken = state.taken >= TAKEN_LEAST.max(self.size / TAKEN_SHARE);
-        if taken && state.pace.goes_straight() && !state.ahead.all && !state.ahead.swept {
+        if is_much(state.taken, self.size) && state.pace.goes_straight() && !state.ahead.all && !state.ahead.swept {
             state.ahead.all = true;
             tracing::debug!(layer = %self.dir.blob(), state.taken, "all of the layer will be wanted");
             self.go_ahead(state);
@@ -78,7 +77,7 @@ impl LayerFill {
 
     async fn fetch_ahead(self: Arc<Self>) {
         loop {
-            let (most, _) = self.meter.ahead();
+            let (most, _) = self.meter.ahead(self.lock().pace.goes_straight());
             self.meter.less_than(most).await;
             let ended = self.ended.notified();
             tokio::pin!(ended);
@@ -131,12 +130,12 @@ impl LayerFill {
             return Step::Over;
         };
         let claimed = (0..spans).filter(|&s| matches!(state.spans[s], SpanState::Claimed));
-        let (most, each) = self.meter.ahead();
+        let (most, each) = self.meter.ahead(state.pace.goes_straight());
         if claimed.map(bytes).sum::<u64>() >= most {
             return Step::Busy;
         }
-        let end = self.within(next, next + 1, limit, each.min(plan::JOB_MAX));
-        let started = self.start_jobs(&mut state, next, end);
+        let end = self.within(next, next + 1, limit, each);
+        let started = self.start_jobs(&mut state, next, end, each);
         if !state.ahead.all {
             state.ahead.wanted.start = started;
         }
@@ -154,7 +153,7 @@ impl LayerFill {
             let missing = |s: &usize| !matches!(state.spans[*s], SpanState::Claimed) && self.needs(*s);
             let Some(span) = (0..state.spans.len()).find(missing) else { return Ok(None) };
             let last = (span + BY).min(state.spans.len()) - 1;
-            self.start_jobs(&mut state, span, last + 1);
+            self.start_jobs(&mut state, span, last + 1, plan::JOB_MAX);
             (span, self.table.spans.stored_bytes(span..last + 1))
         };
         loop {
@@ -178,4 +177,20 @@ enum Step {
     Started,
     Busy,
     Over,
+}
+
+/// Will somebody who has read so many of a layer's bytes straight ahead want the rest?
+fn is_much(taken: u64, size: u64) -> bool {
+    taken >= TAKEN_LEAST.max(size / TAKEN_SHARE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sixteenth_is_much_and_of_small_layers_32_mib_are() {
+        assert!(is_much(64 << 20, 1 << 30) && !is_much((64 << 20) - 1, 1 << 30));
+        assert!(is_much(32 << 20, 100 << 20) && !is_much(31 << 20, 100 << 20));
+    }
 }
