@@ -127,16 +127,16 @@ impl Ingest {
         let (recycle, returned) = channel::<Piece>();
         let blob = expected.blob;
         let coded = (blob, expected.codec, expected.diff_id.is_some());
-        let hash = spawn("hoist-digest", haste, move || {
+        let hash = spawn("hoist-digest", haste, 10, move || {
             let mut hasher = Hasher::new();
             let size = to_hash.iter().map(|bytes| (hasher.update(&bytes), bytes.len() as u64).1).sum();
             Ok((hasher.finish(), size))
         })?;
         let pool = Pool::new(returned);
-        let decode = spawn("hoist-inflate", haste, move || decode(coded, compressed, decoded, pool))?;
+        let decode = spawn("hoist-inflate", haste, 0, move || decode(coded, compressed, decoded, pool))?;
         let scratch = (expected.stream == Stream::Image).then(|| image::Scratch::new(aside)).transpose()?;
         let wanted = expected.clone();
-        let build = spawn("hoist-build", haste, move || match scratch {
+        let build = spawn("hoist-build", haste, 5, move || match scratch {
             None => build(blob, stream, &recycle, data),
             Some(scratch) => image::build(&wanted, scratch, stream, &recycle, data),
         })?;
@@ -188,16 +188,20 @@ struct Inflated {
     tail: Vec<u8>,
 }
 
+/// `back`: by how much it gives way to the thread that decompresses. On two cores that one sets the pace, and all others
+/// together have less than one core's work: where one of them got between, the pass took longer.
 fn spawn<T: Send + 'static>(
     name: &str,
     haste: Haste,
+    back: i32,
     f: impl FnOnce() -> T + Send + 'static,
 ) -> Result<thread::JoinHandle<T>, Error> {
     let run = move || {
-        if haste == Haste::Whenever {
-            // Best effort: without it others only wait longer.
-            let _ = hoist_sys::thread::stand_back();
-        }
+        // Best effort: without it others only wait longer.
+        let _ = match haste {
+            Haste::Whenever => hoist_sys::thread::stand_back(),
+            Haste::Now => hoist_sys::thread::give_way(back),
+        };
         f()
     };
     thread::Builder::new().name(name.into()).spawn(run).map_err(Error::io("start thread", name))

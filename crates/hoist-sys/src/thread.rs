@@ -8,7 +8,15 @@ use std::io;
 /// # Errors
 /// The kernel's.
 pub fn stand_back() -> io::Result<()> {
-    rustix::process::nice(19)?;
+    give_way(19)
+}
+
+/// The calling thread, and those that it starts, from now on count less than others by so many nice values.
+///
+/// # Errors
+/// The kernel's.
+pub fn give_way(by: i32) -> io::Result<()> {
+    rustix::process::nice(by)?;
     Ok(())
 }
 
@@ -20,4 +28,20 @@ pub fn stand_back() -> io::Result<()> {
 pub fn go_before() -> io::Result<()> {
     rustix::process::nice(-10)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    /// Field 19 (proc(5), `stat`).
+    fn nice_value() -> i32 {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn a_thread_gives_way_alone() {
+        let before = nice_value();
+        let given = std::thread::spawn(|| super::give_way(3).map(|()| nice_value())).join().unwrap().unwrap();
+        assert_eq!((given, nice_value()), ((before + 3).min(19), before));
+    }
 }

@@ -59,7 +59,11 @@ impl LayerFill {
 
     /// Who is slower than the line, as with many small files, shall not make it rest.
     pub(super) fn sweep_if_taken(self: &Arc<Self>, state: &mut State) {
-        if is_much(state.taken, self.size) && state.pace.goes_straight() && !state.ahead.all && !state.ahead.swept {
+        if is_much(state.taken, self.size)
+            && state.pace.goes_straight()
+            && !state.ahead.all
+            && !state.ahead.swept
+        {
             state.ahead.all = true;
             tracing::debug!(layer = %self.dir.blob(), state.taken, "all of the layer will be wanted");
             self.go_ahead(state);
