@@ -99,7 +99,7 @@ impl Engine {
     }
 
     /// Is every layer here, verified?
-    pub(crate) fn is_all_here(&self, manifest: &Digest) -> bool {
+    pub fn is_all_here(&self, manifest: &Digest) -> bool {
         self.has_own_layout(manifest) || self.complete_conversion(manifest).is_some()
     }
 

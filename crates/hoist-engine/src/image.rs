@@ -120,6 +120,7 @@ impl Engine {
                 None => None,
             }
         };
+        let is_here = known.as_ref().is_some_and(|image| self.is_all_here(&image.digest));
         let (asked, early) = tokio::join!(self.ask(&source, known.is_some()), early);
         let top = match (asked, known) {
             (Ok(top), _) => top,
@@ -127,7 +128,13 @@ impl Engine {
             (Err(Unasked::Failed(e)), _) if e.is_not_found() || e.is_unauthorized() => return Err(e.into()),
             (Err(e), Some(mut image)) => {
                 self.check_platform(name, &image.config)?;
-                tracing::warn!(image = name, "the registry cannot be asked, using what is here: {e}");
+                // Who has all of it says so in its own words.
+                match is_here {
+                    true => tracing::info!(image = name, "the registry cannot be asked: {e}"),
+                    false => {
+                        tracing::warn!(image = name, "the registry cannot be asked, using what is here: {e}");
+                    }
+                }
                 image.unchecked = Some(e.to_string());
                 return Ok(image);
             }

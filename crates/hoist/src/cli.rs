@@ -8,7 +8,7 @@ mod node;
 use clap::builder::StyledStr;
 use clap::{CommandFactory, Parser, Subcommand};
 
-pub use containers::{Exec, Net, Ps, Rm, Run, Seccomp, Stop};
+pub use containers::{Exec, Logs, Net, Ps, Rm, Run, Seccomp, Stop};
 pub use global::{BackgroundFetch, Driver, Given, Global, ROOT_STORE, TrustIndex};
 pub use images::{Fsck, Images, Index, Inspect, Mount, Pin, Prune, Pull, StatsFile, Unmount};
 pub use node::{Daemon, Doctor, LogFormat, Serve, Status, Top, Why};
@@ -16,7 +16,7 @@ pub use node::{Daemon, Doctor, LogFormat, Serve, Status, Top, Why};
 /// Start any container image at once: its files are fetched when they are read, verified before they can be
 /// read, and served by the kernel at native speed from then on
 #[derive(Debug, Parser)]
-#[command(name = "hoist", version, propagate_version = true, max_term_width = 100, after_help = EXAMPLES)]
+#[command(name = "hoist", version, propagate_version = true, max_term_width = 100, after_help = EXAMPLES, override_usage = "hoist [OPTIONS] <COMMAND>")]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -46,7 +46,10 @@ pub fn command() -> clap::Command {
         .filter_map(|arg| Some(format!("--{}", arg.get_long()?)))
         .collect();
     let hint = format!("Global options (`hoist help` tells of them): {}", globals.join(" "));
-    command.mut_subcommands(|sub| {
+    command.mut_subcommands(|mut sub| {
+        // Of a wrong command line clap would show what was given of the options as if all of it were needed.
+        let usage = sub.render_usage().to_string();
+        let sub = sub.override_usage(usage.trim_start_matches("Usage: ").to_owned());
         let with_hint = |text: Option<&StyledStr>| match text {
             Some(text) => format!("{text}\n\n{hint}"),
             None => hint.clone(),
@@ -95,6 +98,7 @@ pub enum Command {
     Images(Images),
     Inspect(Inspect),
     Ps(Ps),
+    Logs(Logs),
     Exec(Exec),
     Stop(Stop),
     Rm(Rm),

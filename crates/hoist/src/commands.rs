@@ -6,6 +6,7 @@ mod fsck;
 mod images;
 mod index;
 mod inspect;
+mod logs;
 mod mount;
 mod pin;
 mod prune;
@@ -20,10 +21,13 @@ pub(crate) mod top;
 mod unmount;
 mod why;
 
+use hoist_engine::Progress;
 use hoist_sys::keeper::Inheritance;
 use serde::Serialize;
 
 use crate::cli::{Cli, Command};
+use crate::printer::Printer;
+use crate::signals::{Signals, interrupted};
 
 pub(crate) use mount::free_from;
 pub(crate) use unmount::unmount as unmount_target;
@@ -43,6 +47,7 @@ pub fn run(cli: Cli, inheritance: Option<Inheritance>) -> anyhow::Result<u8> {
         Command::Images(options) => images::run(global, &options)?,
         Command::Inspect(options) => inspect::run(global, &options)?,
         Command::Ps(options) => ps::run(global, &options)?,
+        Command::Logs(options) => logs::run(global, &options)?,
         Command::Stop(options) => stop::run(global, &options)?,
         Command::Rm(options) => rm::run(global, &options)?,
         Command::Fsck(options) => return fsck::run(global, &options),
@@ -88,6 +93,19 @@ fn print_fitted(value: &serde_json::Value, optional: &[&str]) -> anyhow::Result<
 
 pub(crate) fn print_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
     print(&serde_json::to_string_pretty(value)?)
+}
+
+/// Does long work that a signal ends, and takes its progress away.
+fn interruptible<T>(printer: &Printer, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let outcome = crate::engine_glue::tokio_runtime()?.block_on(async {
+        let mut signals = Signals::catch()?;
+        tokio::select! {
+            outcome = work => outcome,
+            signal = signals.next_fatal() => Err(interrupted(signal)),
+        }
+    });
+    printer.end();
+    outcome
 }
 
 /// Does what takes no threads.

@@ -8,6 +8,7 @@ mod overlay;
 mod program;
 mod record;
 mod removal;
+mod said;
 mod stop;
 
 use std::fs::{DirBuilder, File, TryLockError};
@@ -20,8 +21,9 @@ use self::removal::remove_tree;
 use crate::failure::user_hint;
 
 pub use program::Program;
-pub use record::{Listed, Record, list, running};
+pub use record::{Listed, Record, environment, is_running, is_there, list, running};
 pub use removal::{Removal, remove};
+pub use said::Output;
 pub use stop::stop;
 
 /// The folder of a container, locked for as long as the container runs: by this process, and by the OCI
@@ -45,6 +47,9 @@ fn check_name(name: &str) -> anyhow::Result<()> {
         "use up to 64 letters, digits, and _ . - (not first)",
     ))
 }
+
+/// What a program without a terminal has said.
+const OUTPUT: &str = "output";
 
 fn containers(root: &Path) -> PathBuf {
     root.join("containers")
@@ -167,7 +172,7 @@ impl Container {
 
     /// Where its output goes where it has no terminal.
     pub fn output_path(&self) -> PathBuf {
-        self.dir.join("output")
+        self.dir.join(OUTPUT)
     }
 
     /// Makes that file.

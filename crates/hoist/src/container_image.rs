@@ -65,6 +65,9 @@ impl Resolved {
             None => {
                 let engine = crate::engine_glue::open_as(global, root)?;
                 let image = engine.resolve(image).await?;
+                if let Some(why) = image.unchecked.as_ref().filter(|_| engine.is_all_here(&image.digest)) {
+                    eprintln!("{}", worker::unchecked(&image.name, why));
+                }
                 let process = crate::engine_glue::process_of(&image);
                 Ok((Resolved::Own(Box::new((engine, image))), process))
             }

@@ -14,6 +14,7 @@ pub mod failure;
 pub mod human;
 pub mod log;
 pub mod mount_table;
+pub mod others_words;
 pub mod printer;
 pub mod program;
 pub mod rootdir;
@@ -23,7 +24,6 @@ pub mod serving;
 pub mod signals;
 pub mod stats_file;
 pub mod units;
-pub mod unknown_option;
 pub mod worker;
 
 use std::io::Write;
@@ -38,9 +38,10 @@ pub fn main(inheritance: Option<Inheritance>) -> ExitCode {
     let parsed = cli::command().try_get_matches().and_then(|found| cli::Cli::of(&found));
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) => {
+        Err(mut error) => {
+            let hint = others_words::hint(&mut error);
             let _ = error.print();
-            if let Some(hint) = unknown_option::hint(&error) {
+            if let Some(hint) = hint {
                 let _ = writeln!(std::io::stderr(), "\n  hint: {hint}");
             }
             // Asking for help or the version is no failure; a wrong option is the user's.

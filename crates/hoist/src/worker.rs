@@ -58,6 +58,11 @@ pub fn absolute_name(name: &str) -> String {
     path.map_or_else(|| name.to_owned(), |path| format!("oci:{}", path.display()))
 }
 
+/// What is said of an image whose name could not be asked for, and that is here all the same.
+pub fn unchecked(image: &str, why: &str) -> String {
+    format!("note: all of it is here, verified; whether {image} still means it could not be asked: {why}")
+}
+
 impl Worker {
     /// Finds the one there is.
     ///

@@ -22,8 +22,8 @@ fn stderr(output: &Output) -> String {
 #[test]
 fn help_is_as_reviewed() {
     let commands = [
-        "", "run", "mount", "unmount", "pull", "index", "images", "inspect", "ps", "exec", "stop", "rm",
-        "prune", "fsck", "pin", "unpin", "status", "top", "why", "daemon", "doctor",
+        "", "run", "mount", "unmount", "pull", "index", "images", "inspect", "ps", "logs", "exec", "stop",
+        "rm", "prune", "fsck", "pin", "unpin", "status", "top", "why", "daemon", "doctor",
     ];
     for command in commands {
         let mut args = vec![command, "--help"];
@@ -45,7 +45,7 @@ fn help_is_as_reviewed() {
 fn wrong_use_is_the_user_s_failure() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path().to_str().unwrap();
-    let cases: [(&[&str], &str); 12] = [
+    let cases: [(&[&str], &str); 16] = [
         (&[], "requires a subcommand"),
         (&["fly"], "unrecognized subcommand"),
         (&["run"], "IMAGE"),
@@ -58,6 +58,10 @@ fn wrong_use_is_the_user_s_failure() {
         (&["unmount", "/proc"], "/proc is no mount of hoist's"),
         (&["mount", "img", "/no/such/folder"], "mkdir -p /no/such/folder"),
         (&["mount", "img", "/etc"], "choose an empty folder"),
+        (&["rmi", "img"], "no image or container \"img\" here"),
+        (&["push", "img"], "hint: hoist leaves images as they are"),
+        (&["--root", "/x", "--json", "status"], "Usage: hoist [OPTIONS] <COMMAND>"),
+        (&["--root", "/x", "images", "--no-such"], "Usage: hoist images [OPTIONS]"),
     ];
     for (args, wanted) in cases {
         let output = hoist(args).env("HOIST_ROOT", root).stdin(std::process::Stdio::null()).output().unwrap();

@@ -45,6 +45,9 @@ fn containers_are_listed_while_they_run_and_after() {
         let mut running = running.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut up = [0; 3];
         std::io::Read::read_exact(running.stdout.as_mut().unwrap(), &mut up).unwrap();
+        // Its program may speak before its OCI runtime has noted which process it is.
+        let noted = || Ok(ps(&node).iter().any(|row| row["pid"].is_u64()));
+        process::wait_until("the container's first process", node::case::PATIENCE, noted).unwrap();
         let listed = ps(&node);
         let [web] = &listed[..] else { panic!("{listed:?}") };
         assert_eq!((&web["name"], &web["state"]), (&json!("web"), &json!("running")), "{web}");
@@ -66,6 +69,14 @@ fn containers_are_listed_while_they_run_and_after() {
         );
         let said = node.fails(&["rm", "web"]);
         assert!(said.contains("still running") && said.contains("hoist stop web"), "{said}");
+        let said = node.fails(&["inspect", "web"]);
+        assert!(said.contains("\"web\" is a container") && said.contains("hoist why web"), "{said}");
+        let said = node.fails(&["unmount", "web"]);
+        assert!(said.contains("hoist stop web"), "{said}");
+        let said = node.fails(&["logs", "web"]);
+        assert!(said.contains("in the foreground"), "{said}");
+        // Others' way to have those that ended listed, as they are here in any case.
+        assert!(node.says(&["ps", "-a"]).contains("web"));
 
         drop(running.stdin.take());
         assert_eq!(running.wait().unwrap().code(), Some(3));
@@ -114,15 +125,36 @@ fn a_container_in_the_background_is_entered_stopped_and_removed() {
         assert_eq!(String::from_utf8(said.stdout).unwrap(), "it is too /home/app\n/tmp\n1000\n1001\n");
         // As the container has it: the program is its first process.
         assert_eq!(node.says(&["exec", "web", "sh", "-c", "read -r name </proc/1/comm; echo $name"]), "sh\n");
+        // What can't be run is told as `hoist run` tells it.
+        for (command, code, wanted) in [
+            (&["web", "no-such"][..], 127, "error: the container has no program \"no-such\" in its PATH\n"),
+            (&["web", "/no/such"], 127, "error: the container has no program /no/such\n"),
+            (&["-w", "/etc", "web", "./passwd"], 126, "passwd can't be run: it has no execute permission"),
+        ] {
+            let refused = node.hoist(&[&["exec"], command].concat()).output().unwrap();
+            let said = stderr(&refused);
+            assert_eq!((refused.status.code(), refused.stdout.len()), (Some(code), 0), "{said}");
+            assert!(said.contains(wanted) && said.matches("error").count() == 1, "{said}");
+        }
 
+        // The OCI runtime may have something to say there too, after that.
+        assert!(node.says(&["logs", "web"]).starts_with("up it is\n"));
+        let mut following = node.hoist(&["logs", "--follow", "web"]);
+        let following = following.stdout(Stdio::piped()).spawn().unwrap();
         node.says(&["stop", "web"]);
         wait_for_output(&node, "web", "bye\n");
+        let followed = following.wait_with_output().unwrap();
+        let followed = String::from_utf8(followed.stdout).unwrap();
+        assert!(followed.starts_with("up it is\nbye\n"), "{followed}");
+        assert_eq!(node.says(&["logs", "web"]), followed);
+        let last = followed.split_inclusive('\n').next_back().unwrap();
+        assert_eq!(node.says(&["logs", "-n", "1", "web"]), last);
         let web = &ps(&node)[0];
         assert_eq!((&web["state"], &web["exit_code"]), (&json!("exited"), &json!(3)), "{web}");
         node.says(&["stop", "web"]);
         assert!(node.fails(&["exec", "web", "true"]).contains("does not run"));
         node.says(&["rm", "web"]);
-        for command in [&["stop", "web"][..], &["exec", "web", "true"]] {
+        for command in [&["stop", "web"][..], &["exec", "web", "true"], &["logs", "web"]] {
             assert!(node.fails(command).contains("no container \"web\""), "{command:?}");
         }
     }
@@ -164,7 +196,12 @@ fn a_stubborn_program_is_killed() {
         name
     };
     let name = start(&[]);
-    node.says(&["stop", "--time", "200ms", &name]);
+    let stopped = node.hoist(&["stop", "--time", "1500ms", &name]).output().unwrap();
+    // A long wait is explained.
+    assert!(
+        stopped.status.success() && stderr(&stopped).contains("waiting for the program of"),
+        "{stopped:?}"
+    );
     assert_eq!(ps(&node)[0]["exit_code"], json!(137));
     node.says(&["rm", &name]);
     for options in [&["--name", "a"][..], &["--name", "a", "--rm"]] {
@@ -233,6 +270,24 @@ fn tables_fit_the_terminal() {
     }
 }
 
+/// Long work shows how far it is on a terminal, and says nothing anywhere else.
+#[test]
+fn progress_is_for_a_terminal_alone() {
+    let image = programs();
+    image.proxy.set_options(hoist_testkit::ProxyOptions { rate: Some(8_000_000), ..Default::default() });
+    let shown = on_terminal(&Node::new(), &format!("pull {}", image.name));
+    assert!(shown.contains("MiB/s") && shown.contains("layer fetched"), "{shown:?}");
+    let node = Node::new();
+    let output = node.hoist(&["pull", "--json", &image.name]).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", stderr(&output));
+    // The program has a terminal of its own where one was asked for.
+    let asked = "[ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo a terminal; exit 0";
+    let shown = on_terminal(&node, &format!("run --rm -it {} sh -c '{asked}'", image.name));
+    // Of an input that ends a terminal shows a mark first.
+    assert!(shown.ends_with("a terminal\n"), "{shown:?}");
+    assert_eq!(node.says(&["run", "--rm", &image.name, "sh", "-c", asked]), "");
+}
+
 /// Looking at an image is not having it.
 #[test]
 fn inspecting_lists_no_image() {
@@ -295,6 +350,7 @@ fn a_pull_without_the_registry_says_what_it_knows() {
         let output = node.hoist(&["pull", "--json", &image.name]).output().unwrap();
         let said = stderr(&output);
         if pulled {
+            assert!(said.starts_with("note: ") && said.lines().count() == 1, "{said}");
             let told: Value = serde_json::from_slice(&output.stdout).unwrap();
             assert_eq!((&told["fetched_layers"], output.status.code()), (&json!(0), Some(0)), "{said}");
             assert!(told["unchecked"].as_str().unwrap().contains("cannot reach"), "{told}");
@@ -354,6 +410,8 @@ fn a_push_that_will_be_refused_is_refused_first() {
     assert_eq!(std::fs::read_dir(node.store("layers")).unwrap().count(), 0);
     image.proxy.clear_faults();
     node.says(&["index", "--push", &image.name]);
+    // Whoever has made the index needs none.
+    assert!(node.says(&["inspect", &image.name]).contains("none needed: all of it is here"));
 }
 
 /// An image for one machine alone: taken as it is, unless another platform was asked for.
@@ -373,6 +431,8 @@ fn umount_is_unmount() {
     let image = Published::plain(&Source::small().layout(Compression::Gzip(6)).directory);
     let node = Node::new();
     let mount = node.mount(&image.name, &[]);
+    let said = node.fails(&["unmount", &image.name]);
+    assert!(said.contains("is an image") && said.contains(mount.root().to_str().unwrap()), "{said}");
     node.says(&["umount", mount.root().to_str().unwrap()]);
     assert_eq!(std::fs::read_dir(mount.root()).unwrap().count(), 0);
 }

@@ -51,8 +51,7 @@ pub struct Run {
     /// Name of the container, for `hoist stop`, `exec` and `rm` [default: a random one]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
-    /// Run it in the background, and print its name as soon as its program runs. What that says goes to the file
-    /// `containers/NAME/output` of the store
+    /// Run it in the background, and print its name as soon as its program runs; `hoist logs` shows what that says
     #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
     pub detach: bool,
     /// Report to the process that started this one, on standard output
@@ -120,6 +119,25 @@ pub struct Ps {
     /// Print them as JSON
     #[arg(long)]
     pub json: bool,
+    /// What others need to be told: those that ended are listed in any case
+    #[arg(short, long, hide = true)]
+    pub all: bool,
+}
+
+/// Show what the program of a container in the background has said
+///
+/// That is its standard output and error, as they were written: what `hoist run -d` keeps in the file
+/// `containers/NAME/output` of the store.
+#[derive(Debug, Args)]
+pub struct Logs {
+    /// Go on with what it says until it ends, or this is interrupted
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Begin with the last so many lines
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub tail: Option<usize>,
+    /// The container, as `hoist ps` lists it
+    pub name: String,
 }
 
 /// Run one more program in a running container
@@ -128,7 +146,7 @@ pub struct Ps {
 #[derive(Debug, Args)]
 #[command(
     override_usage = "hoist exec [OPTIONS] NAME CMD...",
-    after_help = "Example:\n  hoist exec -it web sh\n\nExit code: the program's; the runtime's own where it can't start it."
+    after_help = "Example:\n  hoist exec -it web sh\n\nExit code: the program's;\n127 if the container has no such program, 126 if it can't be run."
 )]
 pub struct Exec {
     /// Set an environment variable; NAME alone passes on this process's value
@@ -182,6 +200,7 @@ pub struct Stop {
 ///
 /// `hoist ps` and `hoist images` list them. Data that no image names any more is freed by `hoist prune`.
 #[derive(Debug, Args)]
+#[command(alias = "rmi")]
 pub struct Rm {
     /// Kill containers that run first
     #[arg(short, long)]

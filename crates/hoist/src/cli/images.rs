@@ -118,6 +118,9 @@ pub struct Images {
     /// Print them as JSON
     #[arg(long)]
     pub json: bool,
+    /// What others need to be told: all of them are listed in any case
+    #[arg(short, long, hide = true)]
+    pub all: bool,
 }
 
 /// Tell an image's layers, their formats, what is present, and whether it will be lazy

@@ -7,10 +7,11 @@ use anyhow::Context;
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use crate::bundle::process::{self, ImageProcess};
-use crate::bundle::user;
+use crate::bundle::{self, user};
 use crate::cli::{Exec, Global};
 use crate::container::{self, Program};
 use crate::failure::user_hint;
+use crate::program;
 use crate::rootdir::RootDir;
 use crate::runtime::Runtime;
 
@@ -35,6 +36,9 @@ pub(super) fn run(global: &Global, options: &Exec) -> anyhow::Result<u8> {
         rustix::stdio::dup2_stdin(null)?;
     }
     let state = container::state_of(&root, options.name());
+    if let Some(why) = why_not(&root, options, &program) {
+        return Err(why);
+    }
     let error = runtime.exec(options.name(), &state, &arguments, options.command());
     Err(error).with_context(|| format!("starting the OCI runtime {}", runtime.program().display()))
 }
@@ -65,6 +69,17 @@ fn arguments(options: &Exec, program: &Program) -> anyhow::Result<Vec<OsString>>
         arguments.push("--tty".into());
     }
     Ok(arguments)
+}
+
+/// Why the command can't be run, where that can be seen from here. The runtime would tell it in its own words.
+fn why_not(root: &Path, options: &Exec, running: &Program) -> Option<anyhow::Error> {
+    let (env, cwd) = container::environment(root, options.name())?;
+    let given = options.env.iter().filter_map(|given| given.strip_prefix("PATH=")).next_back();
+    let path = given.or_else(|| env.iter().find_map(|entry| entry.strip_prefix("PATH=")))?;
+    let cwd = options.workdir.as_deref().unwrap_or(&cwd);
+    let root = RootDir::open(&of_process(running, "root")).ok()?;
+    let program = options.command().first()?;
+    program::why_not(&root, "container", program, path, &bundle::absolute_cwd(cwd)).ok()?
 }
 
 fn of_process(program: &Program, what: &str) -> PathBuf {

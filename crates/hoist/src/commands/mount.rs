@@ -124,6 +124,9 @@ async fn serve(
     let mounting = async {
         let engine = crate::engine_glue::open(global)?;
         let image = engine.resolve(&options.image).await?;
+        if let Some(why) = image.unchecked.as_ref().filter(|_| engine.is_all_here(&image.digest)) {
+            progress.note(&crate::worker::unchecked(&options.image, why));
+        }
         let mount = engine.mount(&image, &target, Use::Look, progress).await?;
         anyhow::Ok((engine, mount))
     };

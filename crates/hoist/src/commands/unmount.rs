@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::RecvTimeoutError;
 
 use anyhow::Context;
-use hoist_engine::store::{EndOfMount, Servers};
+use hoist_engine::store::{EndOfMount, Servers, Store};
 use hoist_sys::process::{Activity, activity};
 
 use crate::cli::{Global, Unmount};
@@ -16,6 +16,9 @@ use crate::mount_table::mounted_type;
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
 
 pub(super) fn run(global: &Global, options: &Unmount) -> anyhow::Result<()> {
+    if let Some(what) = meant(global, &options.target) {
+        return Err(what);
+    }
     let target = canonical(&options.target)?;
     if super::block_on(crate::worker::unmount(global, &target, options.lazy))? {
         return Ok(());
@@ -37,6 +40,22 @@ pub(super) fn run(global: &Global, options: &Unmount) -> anyhow::Result<()> {
         wait_for(end, &target, || engine.store().servers(&record.id))?;
     }
     Ok(())
+}
+
+/// Says what to unmount where an image or a container was named instead of a folder.
+fn meant(global: &Global, target: &Path) -> Option<anyhow::Error> {
+    let name = target.to_str().filter(|_| target.symlink_metadata().is_err())?;
+    let store = Store::open(&global.root().ok()?).ok()?;
+    if crate::container::is_running(store.root(), name) {
+        let text = format!("{name} is a container, not a folder that an image is mounted on");
+        return Some(user_hint(text, format!("end it: hoist stop {name}")));
+    }
+    let image = crate::worker::absolute_name(name);
+    let of_image = store.mounts().ok()?.into_iter().filter(|record| [name, &image].contains(&&*record.image));
+    let commands: Vec<_> =
+        of_image.map(|record| format!("hoist unmount {}", record.target.display())).collect();
+    let text = format!("{name} is an image, not a folder that one is mounted on");
+    (!commands.is_empty()).then(|| user_hint(text, commands.join(" or ")))
 }
 
 /// Waits until nobody serves the mount any more, and says what that takes if it is long. A process that is stopped cannot

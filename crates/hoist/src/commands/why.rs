@@ -30,7 +30,7 @@ pub(super) fn run(global: &Global, options: &Why) -> anyhow::Result<()> {
     }
     // What a mount of it would be now, for what is the name of an image.
     let image = history.as_ref().map_or(options.of.as_str(), |history| history.image.as_str());
-    let inspected = super::block_on(async { Worker::find(global).await?.inspect(image).await });
+    let inspected = super::inspect::look(global, image);
     let inspected = match (inspected, &history) {
         (Ok(inspected), _) => Some(inspected),
         // What is known of it may still be told.

@@ -19,7 +19,7 @@ pub const MOST: u64 = 16 << 20;
 /// The last bytes that are kept then, at least.
 const KEPT: u64 = 8 << 20;
 /// What is cut is a multiple of this: of the blocks of any file system.
-const UNIT: u64 = 1 << 20;
+pub const UNIT: u64 = 1 << 20;
 /// Between two looks while it grows.
 const PAUSE: Duration = Duration::from_millis(500);
 

@@ -63,15 +63,44 @@ pub fn list(root: &Path) -> anyhow::Result<Vec<Listed>> {
         .filter(|name| check_name(name).is_ok())
         .map(|name| {
             let dir = parent.join(&name);
-            let lock = File::open(dir.join("lock"));
-            let running =
-                lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)));
+            let running = is_locked(&dir);
             let program = Program::of(&dir).filter(|_| running);
             Listed { record: record(&dir), name, running, program }
         })
         .collect();
     listed.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(listed)
+}
+
+/// The environment and the working folder of the program of a container that runs, as its bundle has them.
+pub fn environment(root: &Path, name: &str) -> Option<(Vec<String>, String)> {
+    #[derive(Deserialize)]
+    struct Config {
+        process: Process,
+    }
+    #[derive(Deserialize)]
+    struct Process {
+        env: Vec<String>,
+        cwd: String,
+    }
+    let config = std::fs::read(folder(root, name)?.join("bundle/config.json")).ok()?;
+    let Config { process } = serde_json::from_slice(&config).ok()?;
+    Some((process.env, process.cwd))
+}
+
+/// Is there a container of this name?
+pub fn is_there(root: &Path, name: &str) -> bool {
+    folder(root, name).is_some()
+}
+
+/// Does anybody run it?
+pub fn is_running(root: &Path, name: &str) -> bool {
+    folder(root, name).is_some_and(|dir| is_locked(&dir))
+}
+
+fn is_locked(dir: &Path) -> bool {
+    let lock = File::open(dir.join("lock"));
+    lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 const RECORD: &str = "container.json";

@@ -28,7 +28,7 @@ pub fn remove(root: &Path, name: &str, force: bool) -> anyhow::Result<Removal> {
     let _lock = match locked() {
         Ok(Some(lock)) => lock,
         Ok(None) if force => {
-            stop(root, name, Duration::ZERO)?;
+            stop(root, name, Duration::ZERO, &|_| ())?;
             match locked() {
                 Ok(Some(lock)) => lock,
                 Ok(None) => {

@@ -13,15 +13,17 @@ use crate::failure::user_hint;
 
 /// Between two looks whether a container that is being started has a program to end.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// So long is waited without a word.
+const UNSEEN: Duration = Duration::from_secs(1);
 /// So long it may be without, while it is started or what it had mounted is unmounted.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Ends the program of a running container and waits until nobody runs it any more; that of an ended one has ended.
-/// The program has `time` to end by itself; with none it is killed at once.
+/// The program has `time` to end by itself; with none it is killed at once. What is waited for is told if it takes long.
 ///
 /// # Errors
 /// There is no such container, its program may not be signalled, or it has none yet: the user's to mend.
-pub fn stop(root: &Path, name: &str, time: Duration) -> anyhow::Result<()> {
+pub fn stop(root: &Path, name: &str, time: Duration, tell: &dyn Fn(&str)) -> anyhow::Result<()> {
     let dir = folder(root, name).ok_or_else(|| unknown(name))?;
     let lock = File::open(dir.join("lock")).with_context(|| format!("opening the container {name}"))?;
     let deadline = Instant::now() + PATIENCE;
@@ -52,7 +54,20 @@ pub fn stop(root: &Path, name: &str, time: Duration) -> anyhow::Result<()> {
         let named = record(&dir).and_then(|record| parse(&record.stop_signal?));
         told(named.unwrap_or(Signal::TERM))?;
     }
-    if !program.wait(Some(time)) {
+    let ended = match time.checked_sub(UNSEEN) {
+        None => program.wait(Some(time)),
+        Some(left) => {
+            program.wait(Some(UNSEEN)) || {
+                let kill = format!("it is killed in {} s (--time 0 kills at once)", left.as_secs());
+                tell(&format!(
+                    "waiting for the program of {name}, process {}, to end; {kill}",
+                    program.pid()
+                ));
+                program.wait(Some(left))
+            }
+        }
+    };
+    if !ended {
         told(Signal::KILL)?;
         program.wait(None);
     }

@@ -17,7 +17,10 @@ pub fn not_found(found: &Found, whose: &str, program: &str, path: &str) -> anyho
         ),
         _ if program.contains('/') => user_code(
             format!("the {whose} has no program {program}"),
-            "list the image's files with `hoist mount`",
+            match whose {
+                "image" => "list the image's files with `hoist mount`",
+                _ => "name one that it has",
+            },
             EXIT_NO_PROGRAM,
         ),
         _ => user_code(
