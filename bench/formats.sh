@@ -9,7 +9,7 @@ plain=$target/bench/image
 tools=$target/converters/bin
 
 # As their users have them first, then by how they are read.
-all=(gzip gzip-index zstd zstdchunked-containers zstdchunked-stargz estargz soci nydus-v5 nydus-v6 nydus-zran overlaybd erofs)
+all=(gzip gzip-index zstd zstdchunked-containers zstdchunked-stargz estargz soci nydus-v5 nydus-v6 nydus-zran overlaybd turbooci erofs)
 (($#)) || set -- "${all[@]}"
 
 # make_layout FORMAT: in $made/FORMAT, whole or not at all.
@@ -20,7 +20,7 @@ make_layout() {
     mkdir -p "$made"
     case $format in
     zstd) make_zstd "$part" ;;
-    overlaybd) "$testkit" overlaybd "$plain" "$part" ;;
+    overlaybd | turbooci) "$testkit" "$format" "$plain" "$part" ;;
     *)
         [[ -x $tools/converters ]] || "$top/scripts/converters" >&2
         TMPDIR=$work NYDUS_IMAGE=$tools/nydus-image MKFS_EROFS=$work/mkfs-erofs \

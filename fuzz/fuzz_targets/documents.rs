@@ -1,4 +1,5 @@
-//! Any bytes as what a registry says: manifest, index, image config, a published index's manifest; and as what a user types
+//! Any bytes as what a registry says: manifest, index, image config, a published index's manifest, and the store's document
+//! of a conversion; and as what a user types
 //! or a registry's header holds: image names and digests. Errors are fine, panics are bugs, and a name that is taken means
 //! the same when it is read again.
 #![no_main]
@@ -19,6 +20,7 @@ fuzz_target!(|data: &[u8]| {
         }
         if let Some(subject) = &manifest.subject {
             let _ = PublishedIndex::parse(data.to_vec().into(), &subject.digest);
+            let _ = PublishedIndex::parse_converted(data.to_vec().into(), &subject.digest);
         }
         let written = serde_json::to_vec(&manifest).expect("it came from JSON");
         serde_json::from_slice::<Manifest>(&written).expect("it was just written");

@@ -23,9 +23,14 @@ fn annotations(data: &[u8], stored: &[u8], kind: u8) -> BTreeMap<String, String>
         // The JSON in a frame of its own, as the manifest says.
         0 => vec![
             ("io.github.containers.zstd-chunked.manifest-checksum", Digest::of(stored).to_string()),
-            ("io.github.containers.zstd-chunked.manifest-position", format!("100:{}:{}:1", stored.len(), data.len())),
+            (
+                "io.github.containers.zstd-chunked.manifest-position",
+                format!("100:{}:{}:1", stored.len(), data.len()),
+            ),
         ],
-        1 => vec![("io.containers.zstd-chunked.manifest-position", String::from_utf8_lossy(data).into_owned())],
+        1 => {
+            vec![("io.containers.zstd-chunked.manifest-position", String::from_utf8_lossy(data).into_owned())]
+        }
         2 => vec![("containerd.io/snapshot/stargz/toc.digest", Digest::of(data).to_string())],
         _ => Vec::new(),
     };

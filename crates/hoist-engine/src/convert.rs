@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 pub(crate) use again::Again;
 pub(crate) use keep::PREFETCH;
-pub(crate) use notes::{Note, Notes};
+pub(crate) use notes::{Note, Noted, Notes};
 
 use futures_util::StreamExt;
 use hoist_format::digest::Digest;
@@ -129,16 +129,16 @@ impl Engine {
         Ok(Converted::Plain(notes))
     }
 
-    /// What is known of the layers' formats, by layer, and whether any can be read as it is. The registry is asked where
-    /// that is what a mount would do.
-    pub(crate) async fn notes(&self, image: &Image, asked: bool) -> (Notes, bool) {
+    /// What is known of the layers' formats. The registry is asked where that is what a mount would do.
+    pub(crate) async fn noted(&self, image: &Image, asked: bool) -> Noted {
         if let Some(kept) = self.kept_conversion(&image.digest, &image.manifest.layers) {
-            return (kept.notes(), kept.instead().is_empty());
+            return Noted::of(&kept);
         }
         let whole_first = self.config.trust != Trust::Registry && image.is_unvouched();
         if asked && !whole_first && (self.config.trust != Trust::None || image.originals().is_some()) {
             let (conversion, notes) = self.convert(image, None).await;
-            return (notes, conversion.is_some());
+            let pinned = conversion.as_ref().is_some_and(|conversion| conversion.pinned);
+            return Noted { notes, as_it_is: conversion.is_some(), pinned };
         }
         let mut notes = Notes::whole_first(image);
         for reader in formats::readers(&image.facts(false)) {
@@ -147,7 +147,7 @@ impl Engine {
                 notes.add(image, reader.covers(), reader.format(), None);
             }
         }
-        (notes, false)
+        Noted { notes, ..Noted::default() }
     }
 
     /// Can any of its layers be read as it is, or by nobody else? What was found out is kept for the mount that follows.

@@ -1,13 +1,14 @@
 //! Looking at the store and cleaning it: images, inspect, remove, prune.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use hoist_format::digest::Digest;
 use hoist_format::span::Codec;
 use serde::Serialize;
 
 use crate::config::Trust;
-use crate::convert::Notes;
+use crate::convert::{Noted, Notes};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::fill::Here;
@@ -44,6 +45,12 @@ pub struct Inspection {
     pub lazy: bool,
     /// Why, or why not.
     pub why: String,
+    /// What tells that its contents are right, when they are read now.
+    pub vouched: String,
+    /// Bytes of file contents that are here, of how many, of an image whose layers say nothing each by itself. Of others
+    /// the layers tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub present: Option<(u64, u64)>,
     /// Lowest first.
     pub layers: Vec<LayerInspection>,
 }
@@ -59,8 +66,10 @@ pub struct LayerInspection {
     pub format: String,
     /// Bytes as stored in the registry.
     pub size: u64,
-    /// Bytes of file contents that are here, of how many; None without an index.
-    pub present: Option<(u64, u64)>,
+    /// Bytes of file contents that are here, of how many: None inside without an index, and outside where the image as a
+    /// whole tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub present: Option<Option<(u64, u64)>>,
     /// Blob digest and diffID were checked here.
     pub verified: bool,
     /// Anything that a user should know.
@@ -140,9 +149,9 @@ impl Engine {
     /// When what is here of it is damaged.
     pub async fn inspect(&self, image: &Image) -> Result<Inspection, Error> {
         let own = self.has_own_layout(&image.digest);
-        let (notes, as_it_is) = self.notes(image, !own && image.index.is_none()).await;
+        let noted = self.noted(image, !own && image.index.is_none()).await;
         let (engine, image) = (self.clone(), image.clone());
-        let look = tokio::task::spawn_blocking(move || engine.look(&image, &notes, as_it_is));
+        let look = tokio::task::spawn_blocking(move || engine.look(&image, &noted));
         look.await.map_err(|e| Error::Internal(e.to_string()))?
     }
 
@@ -152,29 +161,37 @@ impl Engine {
     /// When what is here of it is damaged.
     pub fn inspect_here(&self, image: &Image) -> Result<Inspection, Error> {
         let kept = self.kept_conversion(&image.digest, &image.manifest.layers);
-        let notes = kept.as_ref().map(|kept| kept.notes()).unwrap_or_default();
-        self.look(image, &notes, kept.is_some())
+        self.look(image, &kept.as_ref().map(Noted::of).unwrap_or_default())
     }
 
-    fn look(&self, image: &Image, notes: &Notes, as_it_is: bool) -> Result<Inspection, Error> {
+    fn look(&self, image: &Image, noted: &Noted) -> Result<Inspection, Error> {
+        let Noted { notes, as_it_is, .. } = noted;
         let index = image.index.as_ref();
         let all_here = self.is_all_here(&image.digest);
         let converted =
             self.kept_conversion(&image.digest, &image.manifest.layers).filter(|_| index.is_none());
         let of_originals = image.originals().is_some();
         let is_refused = !notes.0.is_empty() && notes.0.values().all(|note| note.refused.is_some());
-        let (lazy, why) = match index.is_none() && !all_here {
-            true if as_it_is => (true, self.lazy_as_it_is(image, notes)),
+        let is_indexed = |layer: &Digest| index.is_some_and(|index| index.layers.contains_key(layer));
+        let whole_blobs = self.config.trust != Trust::Registry && image.is_unvouched();
+        let (lazy, mut why) = match index.is_none() && !all_here {
+            true if *as_it_is => (true, self.lazy_as_it_is(image, notes)),
             true if of_originals && is_refused => (
                 false,
                 "its own metadata is not used: its original layers are fetched whole, and verified first"
                     .into(),
+            ),
+            true if whole_blobs => (
+                false,
+                "nothing but the digests of its whole blobs vouches for what is in it, and --trust-index trusts nothing less: all of it is fetched and verified first".into(),
             ),
             _ => self.would_be_lazy(image),
         };
         let of_layers = image.is_of_layers();
         // The folder of one layer speaks for all, or others do in their place.
         let one_for_all = all_here && converted.is_some() && !of_layers;
+        let one_volume = !of_layers && index.or(converted.as_ref()).is_some_and(|index| index.of_image);
+        let (mut whole_first_reads, mut whole_present, mut vouching) = (0, None, BTreeMap::<_, usize>::new());
         let mut layers = Vec::new();
         for layer in &image.manifest.layers {
             let own = self.store.layer(&layer.digest, None);
@@ -196,8 +213,10 @@ impl Engine {
                 .and_then(|t| t.spans.linear())
                 .is_some_and(|s| s.codec == Codec::Zstd && s.spans.len() == 1);
             let note = notes.0.get(&layer.digest);
-            let refused = note.and_then(|note| note.refused.as_ref());
+            // How it would be read without the index says nothing of how it is with it.
+            let refused = note.and_then(|note| note.refused.as_ref()).filter(|_| !is_indexed(&layer.digest));
             let known = note.map(|note| note.format.clone());
+            let by_its_own = *as_it_is && note.is_some() && refused.is_none();
             let note = match (&state.lied, codec, whole_first) {
                 (Some(lied), _, _) => Some(format!("out of service: {lied}")),
                 _ if refused.is_some() => refused.map(|why| match of_layers {
@@ -218,6 +237,25 @@ impl Engine {
                     all.clone().enumerate().filter(|(i, _)| here.has(*i as u32)).map(|(_, e)| e.len).sum();
                 (sum, all.map(|e| e.len).sum())
             });
+            whole_first_reads += usize::from(whole_first && !all_here && lazy);
+            let verified = state.verified || one_for_all;
+            let vouched = if all_here || verified {
+                "the image's own digests: all of it was held against them"
+            } else if is_indexed(&layer.digest) {
+                "the published index's digests of its parts, and the image's once all of it is here"
+            } else if !by_its_own {
+                "the image's own digests: it is verified whole before it is read"
+            } else if image.is_unvouched() {
+                "checksums alone, until a pull has held all of it against the image's own digests"
+            } else if noted.pinned {
+                "digests of its parts in metadata that the image's own digests cover"
+            } else {
+                "digests of its parts in metadata that the image's own digests do not cover (--trust-index=registry)"
+            };
+            *vouching.entry(vouched).or_insert(0) += 1;
+            if one_volume {
+                whole_present = whole_present.or(present);
+            }
             layers.push(LayerInspection {
                 digest: layer.digest,
                 media_type: layer.media_type.clone(),
@@ -231,13 +269,26 @@ impl Engine {
                     name.to_owned()
                 }),
                 size: layer.size,
-                present,
-                verified: state.verified || one_for_all,
+                present: (!one_volume).then_some(present),
+                verified,
                 note,
             });
         }
+        if whole_first_reads > 0 {
+            let of = format!("{whole_first_reads} of {} layers", layers.len());
+            why = format!(
+                "{why}; {of} can be read from no place but the start, and come whole at their first read"
+            );
+        }
         let index = index.map(|i| i.digest);
-        Ok(Inspection { image: image.name.clone(), digest: image.digest, index, lazy, why, layers })
+        let one = vouching.len() == 1;
+        let told = vouching.into_iter().map(|(what, of)| match one {
+            true => what.to_owned(),
+            false => format!("of {of} layers {what}"),
+        });
+        let vouched = told.collect::<Vec<_>>().join("; ");
+        let (image, digest) = (image.name.clone(), image.digest);
+        Ok(Inspection { image, digest, index, lazy, why, vouched, present: whole_present, layers })
     }
 
     /// The layers that an image has in the store: its manifest's, and those that are shown instead.
@@ -292,6 +343,7 @@ impl Engine {
     pub fn prune(&self) -> Result<Pruned, Error> {
         let named: BTreeSet<Digest> = self.store.refs()?.iter().map(|r| r.manifest).collect();
         let mut kept = BTreeSet::new();
+        let mut layouts = Layouts::default();
         let mut pruned = Pruned::default();
         let clearing = self.store.clearing()?;
         for digest in self.store.image_digests()? {
@@ -300,6 +352,7 @@ impl Engine {
                 if let Some((manifest, _)) = dir.load(&digest) {
                     let manifest: Manifest = oci::parse("manifest", &digest, &manifest)?;
                     kept.extend(self.blobs_of(&digest, &manifest));
+                    self.note_layouts(&digest, &manifest, &mut layouts);
                 }
                 continue;
             }
@@ -308,14 +361,45 @@ impl Engine {
         for name in self.store.layer_names()? {
             let folder = self.store.root().join("layers").join(&name);
             let Some(dir) = LayerDir::at(&folder) else { continue };
-            // In the layout of an index, when it also stands here whole in our own.
-            let replaced = name.contains('.') && self.store.layer(dir.blob(), None).is_whole();
+            // In the layout of an index, when it also stands here whole in our own, or in that of a complete conversion.
+            let replaced = dir.is_published()
+                && (self.store.layer(dir.blob(), None).is_whole() || layouts.are_past(&dir));
             if (replaced || !kept.contains(&dir.blob().hex())) && !clearing.uses_layer(&folder) {
                 pruned.layers += usize::from(clearing.take_away(&folder)?);
             }
         }
         pruned.bytes = clearing.delete()?;
         Ok(pruned)
+    }
+
+    /// Notes in which layouts of an index the next mount of an image takes its layers.
+    fn note_layouts(&self, digest: &Digest, manifest: &Manifest, layouts: &mut Layouts) {
+        let complete = self.complete_conversion(digest);
+        if complete.is_some() {
+            layouts.settled.extend(manifest.layers.iter().map(|layer| layer.digest));
+        }
+        let others = || self.noted_index(digest).into_iter().chain(self.noted_conversion(digest));
+        let wanted: Vec<_> = complete.map_or_else(|| others().collect(), |complete| vec![complete]);
+        let folders = wanted.iter().flat_map(|index| index.layers.keys().map(|blob| (blob, index.digest)));
+        layouts
+            .wanted
+            .extend(folders.map(|(blob, index)| self.store.layer(blob, Some(&index)).path().to_owned()));
+    }
+}
+
+/// In which layouts of an index layers are wanted.
+#[derive(Default)]
+struct Layouts {
+    /// Layers of images of which a conversion is here, whole and verified.
+    settled: BTreeSet<Digest>,
+    /// Their folders, and those of other images.
+    wanted: BTreeSet<PathBuf>,
+}
+
+impl Layouts {
+    /// Does nobody want this folder any more?
+    fn are_past(&self, dir: &LayerDir) -> bool {
+        self.settled.contains(dir.blob()) && !self.wanted.contains(dir.path())
     }
 }
 

@@ -257,10 +257,15 @@ impl Engine {
         if self.complete_conversion(digest).is_some() {
             return None;
         }
-        let bytes = std::fs::read(self.store.image(digest).path().join("index.json")).ok()?;
-        let index = PublishedIndex::parse(bytes.into(), digest).ok()?;
+        let index = self.noted_index(digest)?;
         (self.config.trust == Trust::Registry && self.store.distrusted(&index.digest).is_none())
             .then_some(index)
+    }
+
+    /// The published index that the store remembers of an image, of use or not.
+    pub(crate) fn noted_index(&self, digest: &Digest) -> Option<PublishedIndex> {
+        let bytes = std::fs::read(self.store.image(digest).path().join("index.json")).ok()?;
+        PublishedIndex::parse(bytes.into(), digest).ok()
     }
 
     /// The image `digest`, which `name` once meant, as it is here; None if it is not. Nobody is asked.

@@ -68,7 +68,10 @@ impl PublishedIndex {
     }
 
     /// Reads the document of a conversion.
-    pub(crate) fn parse_converted(bytes: Bytes, subject: &Digest) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    /// When it is none, or of another image.
+    pub fn parse_converted(bytes: Bytes, subject: &Digest) -> Result<Self, Error> {
         Self::parse_as(CONVERTED, bytes, subject)
     }
 

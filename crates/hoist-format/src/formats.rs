@@ -160,7 +160,7 @@ pub trait Reader: Send {
     /// What it may describe.
     fn covers(&self) -> Covers;
     /// The format, for people; more is known when it is done.
-    fn format(&self) -> &'static str;
+    fn format(&self) -> &str;
     /// Is it known to be of this format? If not, that it could not be looked at says nothing.
     fn is_certain(&self) -> bool;
     /// The next step; `answers` are those to the step before, none at first.

@@ -1,5 +1,6 @@
 //! The test kit's daemons and tools for shell scripts.
 
+use hoist_testkit::overlaybd::Kind;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -94,6 +95,13 @@ enum Subcommands {
         /// The folder to make.
         to: PathBuf,
     },
+    /// Make an OCI layout of an image as TurboOCI stores it, from one of gzip layers without whiteouts.
+    Turbooci {
+        /// The image's layout.
+        from: PathBuf,
+        /// The folder to make.
+        to: PathBuf,
+    },
     /// Read a tree and print seconds, paths and bytes: for benches.
     Read {
         /// walk, sequential or random.
@@ -174,7 +182,8 @@ fn main() -> Result<()> {
             println!("{}", builder.write(&tag)?.manifest);
             Ok(())
         }
-        Subcommands::Overlaybd { from, to } => hoist_testkit::overlaybd::convert(&from, &to),
+        Subcommands::Overlaybd { from, to } => hoist_testkit::overlaybd::convert(Kind::Blocks, &from, &to),
+        Subcommands::Turbooci { from, to } => hoist_testkit::overlaybd::convert(Kind::Turbo, &from, &to),
         Subcommands::Read { how, root, count } => {
             let done = match how.as_str() {
                 "walk" => reading::walk(&root)?,

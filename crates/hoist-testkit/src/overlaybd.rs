@@ -1,6 +1,8 @@
-//! An image as overlaybd stores it, for the bench of formats: overlaybd's own tools are in no package registry. Each layer is
-//! what it changes of an ext4 on which the layers below it are, in blocks of 4 KiB, compressed with lz4
-//! (overlaybd `src/overlaybd/{lsmt,zfile,tar}`).
+//! An image as overlaybd stores it, or as TurboOCI does, for the bench of formats: overlaybd's own tools are in no package
+//! registry. Each layer is what it changes of an ext4 on which the layers below it are, in blocks of 4 KiB, compressed with lz4
+//! (overlaybd `src/overlaybd/{lsmt,zfile,tar}`); of TurboOCI only metadata, beside the original layers ([turbo]).
+
+mod turbo;
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -21,12 +23,22 @@ const LONGEST: usize = (1 << 14) - (BLOCK / SECTOR);
 /// Bytes of the device; it is sparse.
 const DEVICE: u64 = 16 << 30;
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// What is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// overlaybd.
+    Blocks,
+    /// TurboOCI: metadata beside the original layers.
+    Turbo,
+}
 
 /// Makes the layout `to` of the image in the layout `from`.
 ///
 /// # Errors
 /// When it has not one image, or its layers cannot be unpacked.
-pub fn convert(from: &Path, to: &Path) -> Result<()> {
+pub fn convert(kind: Kind, from: &Path, to: &Path) -> Result<()> {
     let json = |path: &Path| -> Result<Value> {
         serde_json::from_slice(&fs::read(path)?).with_context(|| format!("reading {}", path.display()))
     };
@@ -43,27 +55,56 @@ pub fn convert(from: &Path, to: &Path) -> Result<()> {
     process::run(format.arg(&disk))?;
     File::create(&below)?.set_len(DEVICE)?;
     fs::create_dir_all(&point)?;
-    let mut layers = Vec::new();
+    let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
     for layer in manifest["layers"].as_array().context("it has no layers")? {
+        let original = blob(layer);
         process::run(Command::new("mount").args(["-o", "loop"]).arg(&disk).arg(&point))?;
-        let unpacked = unpack(&blob(layer), &point);
+        let unpacked = unpack(&original, &point).and_then(|()| match kind {
+            Kind::Blocks => Ok(Vec::new()),
+            Kind::Turbo => {
+                // What was not written has no place yet.
+                process::run(Command::new("sync").arg("-f").arg(&point))?;
+                turbo::contents(&original, &point)
+            }
+        });
         process::run(Command::new("umount").arg(&point))?;
-        unpacked?;
+        let contents = unpacked?;
         let part = to.join("part");
-        pack(&disk, &below, &part)?;
-        layers.push(add(to, &part, LAYER)?);
+        let key = |name: &str| format!("containerd.io/snapshot/overlaybd/{name}");
+        let mut made = match kind {
+            Kind::Blocks => {
+                pack(&disk, &below, &part)?;
+                let made = add(to, &part, LAYER)?;
+                diff_ids.push(made["digest"].clone());
+                made
+            }
+            Kind::Turbo => {
+                let tar = turbo::pack(&disk, &below, &contents, &original, &part)?;
+                diff_ids.push(digest::of_file(&tar)?.0.into());
+                fs::remove_file(&tar)?;
+                let name = original.file_name().context("a blob without a name")?;
+                fs::copy(&original, to.join("blobs/sha256").join(name))?;
+                add(to, &part, GZIP_LAYER)?
+            }
+        };
+        made["annotations"] = json!({
+            key("blob-digest"): made["digest"], key("blob-size"): made["size"].to_string(), key("blob-fs-type"): "ext4",
+        });
+        let told = match kind {
+            Kind::Blocks => vec![("version", json!("0.1.0"))],
+            Kind::Turbo => vec![
+                ("version", json!("0.1.0-turbo.ociv1")),
+                ("turbo-oci/target-digest", layer["digest"].clone()),
+                ("turbo-oci/target-media-type", layer["mediaType"].clone()),
+            ],
+        };
+        told.into_iter().for_each(|(name, value)| made["annotations"][key(name)] = value);
+        layers.push(made);
         process::run(Command::new("cp").arg("--sparse=always").arg(&disk).arg(&below))?;
     }
     [&disk, &below].into_iter().try_for_each(fs::remove_file)?;
     fs::remove_dir(&point)?;
-    config["rootfs"]["diff_ids"] = layers.iter().map(|layer| layer["digest"].clone()).collect();
-    for layer in &mut layers {
-        let key = |name: &str| format!("containerd.io/snapshot/overlaybd/{name}");
-        layer["annotations"] = json!({
-            key("blob-digest"): layer["digest"], key("blob-size"): layer["size"].to_string(),
-            key("blob-fs-type"): "ext4", key("version"): "0.1.0",
-        });
-    }
+    config["rootfs"]["diff_ids"] = diff_ids.into();
     manifest["layers"] = layers.into();
     let part = to.join("part");
     let write = |value: &Value, media_type: &Value| -> Result<Value> {
@@ -99,6 +140,24 @@ fn unpack(layer: &Path, root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Blocks that `disk` has otherwise than `below`: the first sector of each, and its bytes.
+fn changed(disk: &File, below: &File, mut found: impl FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
+    let (mut now, mut was) = ([0; BLOCK], [0; BLOCK]);
+    let mut at = 0;
+    while let Ok(data) = seek(disk, SeekFrom::Data(at)) {
+        let end = seek(disk, SeekFrom::Hole(data))?;
+        at = end;
+        for offset in (data / BLOCK as u64 * BLOCK as u64..end).step_by(BLOCK) {
+            disk.read_exact_at(&mut now, offset)?;
+            below.read_exact_at(&mut was, offset)?;
+            if now != was {
+                found(offset as usize / SECTOR, &now)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Writes what `disk` has otherwise than `below`.
 fn pack(disk: &Path, below: &Path, to: &Path) -> Result<()> {
     let (disk, below, file) = (File::open(disk)?, File::open(below)?, File::create(to)?);
@@ -108,25 +167,14 @@ fn pack(disk: &Path, below: &Path, to: &Path) -> Result<()> {
     zfile.to.write_all(&[0; 4 * SECTOR])?;
     zfile.write(&lsmt_head(1 | 2 | 4, 0, 0))?;
     let mut index: Vec<(usize, usize, usize)> = Vec::new();
-    let (mut now, mut was) = ([0; BLOCK], [0; BLOCK]);
-    let mut at = 0;
-    while let Ok(data) = seek(&disk, SeekFrom::Data(at)) {
-        let end = seek(&disk, SeekFrom::Hole(data))?;
-        at = end;
-        for offset in (data / BLOCK as u64 * BLOCK as u64..end).step_by(BLOCK) {
-            disk.read_exact_at(&mut now, offset)?;
-            below.read_exact_at(&mut was, offset)?;
-            if now == was {
-                continue;
-            }
-            let (start, place, len) = (offset as usize / SECTOR, zfile.raw as usize / SECTOR, BLOCK / SECTOR);
-            match index.last_mut().filter(|last| last.0 + last.1 == start && last.1 < LONGEST) {
-                Some(last) => last.1 += len,
-                None => index.push((start, len, place)),
-            }
-            zfile.write(&now)?;
+    changed(&disk, &below, |start, block| {
+        let (place, len) = (zfile.raw as usize / SECTOR, BLOCK / SECTOR);
+        match index.last_mut().filter(|last| last.0 + last.1 == start && last.1 < LONGEST) {
+            Some(last) => last.1 += len,
+            None => index.push((start, len, place)),
         }
-    }
+        zfile.write(block)
+    })?;
     let start = zfile.raw;
     index.resize(index.len().next_multiple_of(256), ((1 << 50) - 1, 0, 0));
     for (sector, len, place) in &index {
@@ -134,7 +182,7 @@ fn pack(disk: &Path, below: &Path, to: &Path) -> Result<()> {
         zfile.write(&(*place as u64).to_le_bytes())?;
     }
     zfile.write(&lsmt_head(2 | 4, start, index.len() as u64))?;
-    let size = zfile.finish(&file)?;
+    let size = zfile.finish(&file, 3 * SECTOR as u64)?;
     let payload = size.next_multiple_of(SECTOR as u64);
     file.set_len(3 * SECTOR as u64 + payload + 1024)?;
     let record = format!("{} size={size}\n", size.to_string().len() + 9);
@@ -189,8 +237,8 @@ impl Zfile<'_> {
         Ok(())
     }
 
-    /// Gives its bytes, which start behind the tar header.
-    fn finish(mut self, file: &File) -> Result<u64> {
+    /// Gives its bytes, which start at `at` in the file.
+    fn finish(mut self, file: &File, at: u64) -> Result<u64> {
         if !self.held.is_empty() {
             self.block()?;
         }
@@ -215,7 +263,7 @@ impl Zfile<'_> {
         };
         self.to.write_all(&head(0x16))?;
         self.to.flush()?;
-        file.write_all_at(&head(0x1b), 3 * SECTOR as u64)?;
+        file.write_all_at(&head(0x1b), at)?;
         Ok(self.stored + table.len() as u64 + SECTOR as u64)
     }
 }

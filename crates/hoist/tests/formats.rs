@@ -9,6 +9,8 @@ mod hard_times;
 mod indexed;
 #[path = "formats/instead.rs"]
 mod instead;
+#[path = "formats/made.rs"]
+mod made;
 mod node;
 #[path = "formats/proven.rs"]
 mod proven;
@@ -121,7 +123,9 @@ fn is_read_as_it_is(mut image: Published, named: &str, parts: (u64, u64), except
 
     let Published { proxy, registry, name, .. } = image;
     drop((proxy, registry));
-    assert_right(&pulled.mount(&name, &[]), exceptions);
+    for driver in ["erofs", "fuse"] {
+        assert_right(&pulled.mount(&name, &["--driver", driver]), exceptions);
+    }
     assert_right(&offline.mount(&name, &[]), exceptions);
     assert_right(
         &offline.mount(&format!("{}@{manifest}", name.rsplit_once(':').unwrap().0), &[]),
@@ -162,6 +166,16 @@ fn zstd_chunked_of_containers() {
 /// list, to read one small file, and what all layers have.
 fn is_converted(image: Published, named: &str, exceptions: &Exceptions) -> (u64, u64) {
     let mut taken = (0, 0);
+    // It is called the same, whatever is trusted and before anything of it is here.
+    for trust in ["registry", "local", "none"] {
+        let told = inspect(&Node::new(), &image.name, &["--trust-index", trust]);
+        for layer in told["layers"].as_array().unwrap() {
+            assert!(layer["format"].as_str().unwrap().starts_with(named), "{trust}: {told}");
+        }
+        let why = told["why"].as_str().unwrap();
+        assert!(told["lazy"] == (trust == "registry"), "{trust}: {told}");
+        assert!(trust == "registry" || why.contains("digests of its whole blobs"), "{trust}: {told}");
+    }
     for driver in ["erofs", "fuse"] {
         let node = Node::new().with_driver(driver);
         image.proxy.reset();
@@ -191,19 +205,30 @@ fn is_converted(image: Published, named: &str, exceptions: &Exceptions) -> (u64,
         let told = inspect(&node, &image.name, &[]);
         for layer in told["layers"].as_array().unwrap() {
             assert!(layer["format"].as_str().unwrap().starts_with(named), "{told}");
+            // They are one file system, and nothing is here of one layer alone.
+            assert!(layer.get("present").is_none(), "{told}");
         }
+        assert!(
+            told["present"][0].as_u64() > Some(0)
+                && told["present"][0].as_u64() <= told["present"][1].as_u64(),
+            "{told}"
+        );
+        assert!(told["vouched"].as_str().unwrap().starts_with("checksums alone, until"), "{told}");
     }
     // Each blob once, whole, and nothing else after it.
     let pulled = Node::new();
     pulled.says(&["pull", &image.name]);
     let told = inspect(&pulled, &image.name, &[]);
     assert!(told["layers"].as_array().unwrap().iter().all(|layer| layer["verified"] == true), "{told}");
+    assert!(told["vouched"].as_str().unwrap().starts_with("the image's own digests: all"), "{told}");
     image.proxy.reset();
     assert_right(&pulled.mount(&image.name, &[]), exceptions);
     assert!(image.proxy.log().iter().all(|r| !r.path.contains("/blobs/")), "{:?}", image.proxy.log());
     let Published { proxy, registry, name, .. } = image;
     drop((proxy, registry));
-    assert_right(&pulled.mount(&name, &[]), exceptions);
+    for driver in ["erofs", "fuse"] {
+        assert_right(&pulled.mount(&name, &["--driver", driver]), exceptions);
+    }
     taken
 }
 
@@ -245,7 +270,8 @@ fn fetches_unasked(image: &Published, wanted: u64) {
     let here = || {
         let told = inspect(&node, &image.name, &[]);
         let layers = told["layers"].as_array().unwrap().iter();
-        layers.map(|layer| layer["present"][0].as_u64().unwrap_or_default()).sum::<u64>()
+        let of = |told: &Value| told["present"][0].as_u64().unwrap_or_default();
+        of(&told) + layers.map(of).sum::<u64>()
     };
     process::wait_until("what is fetched first", PATIENCE, || Ok(here() >= wanted)).unwrap();
     drop(running.stdin.take());
@@ -571,6 +597,56 @@ fn a_toc_is_what_the_manifest_says_or_a_matter_of_trust() {
     let image = published("estargz");
     assert_eq!(inspect(&node, &image.name, &["--trust-index", "local"])["lazy"], true);
     assert_eq!(inspect(&node, &image.name, &["--trust-index", "none"])["lazy"], false);
+}
+
+/// What a manifest says of the place of its layer's TOC, and what stands there.
+#[test]
+fn places_of_a_toc_that_cannot_be() {
+    const CHECKSUM: &str = "io.github.containers.zstd-chunked.manifest-checksum";
+    const POSITION: &str = "io.github.containers.zstd-chunked.manifest-position";
+    // Of the fields of the position: offset, length, length decompressed, type.
+    for (field, number, reason) in [
+        (0, "99999999999", "stand where it cannot"),
+        (1, "18446744073709551615", "stand where it cannot"),
+        (2, "10", "cannot be decompressed"),
+        (2, "99999999999", "more than 128 MiB"),
+        (3, "2", "of type 2"),
+    ] {
+        let layout = Layout::of("zstdchunked-containers");
+        layout.change(|manifest| {
+            let annotations = &mut manifest["layers"][0]["annotations"];
+            let told = annotations[POSITION].as_str().unwrap().to_owned();
+            let mut fields: Vec<_> = told.split(':').collect();
+            fields[field] = number;
+            annotations[POSITION] = fields.join(":").into();
+        });
+        falls_back(&Published::plain(layout.path()), &[], reason);
+    }
+    let layout = Layout::of("zstdchunked-containers");
+    layout.change(|manifest| {
+        let other = manifest["layers"][1]["annotations"][CHECKSUM].clone();
+        manifest["layers"][0]["annotations"][CHECKSUM] = other;
+    });
+    falls_back(&Published::plain(layout.path()), &[], "not the digest that its manifest says");
+}
+
+/// A TOC of a few KiB that decompresses to 200 MB: no more of it is made than a TOC may have.
+#[test]
+fn a_toc_that_is_a_bomb_is_not_used() {
+    let layout = Layout::of("estargz");
+    layout.change(|manifest| {
+        manifest["layers"][0].as_object_mut().unwrap().remove("annotations");
+        let blob = fs::read(layout.blob(&manifest["layers"][0]["digest"])).unwrap();
+        let (body, footer) = blob.split_at(blob.len() - 51);
+        let offset = std::str::from_utf8(&footer[16..32]).unwrap();
+        let files = &body[..usize::from_str_radix(offset, 16).unwrap()];
+        let dir = tempfile::tempdir().unwrap();
+        fs::File::create(dir.path().join("stargz.index.json")).unwrap().set_len(200 << 20).unwrap();
+        let tar = filter("tar", &["-C", dir.path().to_str().unwrap(), "-cf", "-", "stargz.index.json"], b"");
+        let all = [files, &filter("gzip", &["-n"], &tar), footer].concat();
+        dialects::replace(&layout, manifest, 0, &all, &["gzip", "-dc"]);
+    });
+    falls_back(&Published::plain(layout.path()), &[], "more than 128 MiB");
 }
 
 /// A layer without a TOC stands whole beside one that is read as it is.

@@ -2,6 +2,7 @@
 //! was if the image's own metadata is.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hoist_format::digest::Digest;
 use tokio::sync::Mutex;
@@ -13,6 +14,11 @@ use crate::image::Image;
 use crate::publish::PublishedIndex;
 use crate::store::Store;
 
+/// After a failure it is tried again no sooner than this, and then ever later: every read that needs the part asks for it,
+/// and each time all of the metadata is fetched.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 /// See the module.
 pub(crate) struct Again {
     store: Store,
@@ -20,7 +26,26 @@ pub(crate) struct Again {
     index: Digest,
     is_pinned: bool,
     /// One makes it, and others have it then.
-    making: Mutex<()>,
+    making: Mutex<Option<Failed>>,
+}
+
+/// The last attempt came to nothing.
+struct Failed {
+    why: String,
+    pause: Duration,
+    next: Instant,
+}
+
+impl Failed {
+    fn after(last: Option<Self>, why: String, now: Instant) -> Self {
+        let pause = last.map_or(FIRST_PAUSE, |last| (last.pause * 2).min(LONGEST_PAUSE));
+        Self { why, pause, next: now + pause }
+    }
+
+    /// How long nobody tries yet.
+    fn left(&self, now: Instant) -> Option<Duration> {
+        Some(self.next.saturating_duration_since(now)).filter(|left| !left.is_zero())
+    }
 }
 
 impl Again {
@@ -40,12 +65,28 @@ impl Again {
     /// Makes it anew, if `is_here` does not find that somebody just has.
     ///
     /// # Errors
-    /// When the image's metadata cannot be had, or is another now.
+    /// When the image's metadata cannot be had, or is another now; or was not to be had a moment ago.
     pub async fn make(&self, is_here: impl Fn() -> bool) -> Result<(), Error> {
-        let _alone = self.making.lock().await;
+        let mut failed = self.making.lock().await;
         if is_here() {
             return Ok(());
         }
+        if let Some(failed) = failed.as_ref()
+            && let Some(left) = failed.left(Instant::now())
+        {
+            let again = format!("it is tried again in {} s", left.as_secs() + 1);
+            let why = format!(
+                "a part of what was made of its metadata is gone, and could not be made anew: {}",
+                failed.why
+            );
+            return Err(Error::image("image", self.image.digest, format!("{why}; {again}")));
+        }
+        let made = self.attempt().await;
+        *failed = made.as_ref().err().map(|e| Failed::after(failed.take(), e.to_string(), Instant::now()));
+        made
+    }
+
+    async fn attempt(&self) -> Result<(), Error> {
         let image = &self.image;
         tracing::warn!(
             image = image.name,
@@ -67,5 +108,22 @@ impl Again {
             }
         }
         Err(why.unwrap_or_else(|| Error::Internal("no conversion was tried".into())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_minute() {
+        let (mut failed, mut now) = (None, Instant::now());
+        for pause in [1, 2, 4, 8, 16, 32, 60, 60].map(Duration::from_secs) {
+            let next = Failed::after(failed.take(), "it is down".into(), now);
+            assert_eq!(next.left(now), Some(pause));
+            now += pause;
+            assert_eq!(next.left(now), None);
+            failed = Some(next);
+        }
     }
 }

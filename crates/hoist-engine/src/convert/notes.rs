@@ -7,6 +7,7 @@ use hoist_format::formats::{self, Covers};
 
 use crate::error::Error;
 use crate::image::Image;
+use crate::publish::PublishedIndex;
 
 /// What is known of a layer's format.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,23 @@ pub(crate) struct Note {
 /// What is known of the layers, by blob.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Notes(pub BTreeMap<Digest, Note>);
+
+/// What is known of an image's formats.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Noted {
+    pub notes: Notes,
+    /// Can any layer be read as it is?
+    pub as_it_is: bool,
+    /// Do the manifest's digests cover the metadata that it is read by?
+    pub pinned: bool,
+}
+
+impl Noted {
+    /// Of a conversion that is here.
+    pub fn of(kept: &PublishedIndex) -> Self {
+        Self { notes: kept.notes(), as_it_is: kept.instead().is_empty(), pinned: kept.is_pinned() }
+    }
+}
 
 impl Notes {
     /// Of layers that are always fetched whole and verified before anything of them is read.

@@ -92,8 +92,8 @@ impl Reader for Overlaybd {
         Covers::Image
     }
 
-    fn format(&self) -> &'static str {
-        "overlaybd"
+    fn format(&self) -> &str {
+        &self.format
     }
 
     fn is_certain(&self) -> bool {
@@ -155,8 +155,8 @@ impl Reader for Turbo {
         Covers::Image
     }
 
-    fn format(&self) -> &'static str {
-        "TurboOCI"
+    fn format(&self) -> &str {
+        &self.format
     }
 
     fn is_certain(&self) -> bool {

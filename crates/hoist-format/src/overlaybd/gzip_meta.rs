@@ -6,6 +6,7 @@ use hoist_sys::inflate::{Inflate, WINDOW};
 use super::OverlaybdError;
 use super::zfile::crc;
 use crate::chunk::ChunkCodec;
+use crate::codec::FUZZING;
 use crate::le::{le32, le64};
 
 const MAGIC: &[u8; 8] = b"ddgzidx\0";
@@ -53,7 +54,7 @@ impl GzipIndex {
         let Some(head) = bytes.get(..HEAD).filter(|head| head.starts_with(MAGIC)) else {
             return bad("it has no header");
         };
-        if crc(&head[..HEAD - 4]) != le32(head, HEAD - 4) {
+        if !FUZZING && crc(&head[..HEAD - 4]) != le32(head, HEAD - 4) {
             return bad("its header has another checksum");
         }
         let packed = match head[10] {
@@ -154,7 +155,7 @@ fn zlib(bytes: &[u8], most: usize) -> Option<Vec<u8>> {
     }
     out.truncate(step.produced);
     let sum = body.get(step.consumed..step.consumed + 4)?;
-    let right = crate::codec::FUZZING || adler(&out).to_be_bytes() == sum;
+    let right = FUZZING || adler(&out).to_be_bytes() == sum;
     right.then_some(out)
 }
 

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::zfile::crc;
-use crate::codec::{CodecError, StreamDecoder};
+use crate::codec::{CodecError, FUZZING, StreamDecoder};
 use crate::le::{le32, le64};
 use crate::span::Codec;
 use crate::tar::{Decoder, Entry, EntryKind, Sink, TarError};
@@ -38,7 +38,7 @@ pub fn recorded(archive: &[u8]) -> Vec<Recorded> {
 fn decode(trace: &[u8]) -> Option<Vec<Recorded>> {
     let (head, records) = trace.split_at_checked(HEAD)?;
     let is_whole = le32(head, 0) == MAGIC && le64(head, 8) == records.len() as u64;
-    if !is_whole || records.len() % RECORD != 0 || crc(records) != le32(head, 16) {
+    if !is_whole || records.len() % RECORD != 0 || !(FUZZING || crc(records) == le32(head, 16)) {
         return None;
     }
     let read = |record: &[u8]| {

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::OverlaybdError;
-use crate::codec::{BlockAlgorithm, BlockRun};
+use crate::codec::{BlockAlgorithm, BlockRun, FUZZING};
 use crate::le::{le32, le64};
 
 const MAGIC: &[u8; 24] = b"ZFile\0\x01\0tuji.yyf@Alibaba";
@@ -66,7 +66,7 @@ impl Head {
         if flags & DIGEST != 0 {
             let mut copy = bytes.to_vec();
             copy[28..32].fill(0);
-            if crc(&copy) != le32(bytes, 28) {
+            if !FUZZING && crc(&copy) != le32(bytes, 28) {
                 return Err(bad("its header or trailer has another checksum"));
             }
         }
@@ -110,7 +110,7 @@ pub struct Zfile {
 impl Zfile {
     /// Reads the table.
     pub(super) fn new(head: Head, table: &[u8]) -> Result<Self, OverlaybdError> {
-        if head.index_crc.is_some_and(|sum| sum != crc(table)) {
+        if !FUZZING && head.index_crc.is_some_and(|sum| sum != crc(table)) {
             return Err(OverlaybdError::Zfile("its table has another checksum"));
         }
         let mut starts = Vec::with_capacity(table.len() / 4 + 1);

@@ -2,6 +2,7 @@
 
 mod erofs_layers;
 mod fixture;
+mod lies;
 mod overlaybd;
 mod readers;
 mod soci;

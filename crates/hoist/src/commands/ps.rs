@@ -90,11 +90,14 @@ async fn in_store(global: &Global, record: &container::Record) -> Option<(u64, u
     let digest = record.digest.as_ref()?.parse().ok()?;
     let engine = crate::engine_glue::open(global).ok()?;
     let image = engine.known(record.image.as_deref()?, digest).await.ok()??;
-    let layers = engine.inspect_here(&image).ok()?.layers;
-    layers.iter().try_fold((0, 0), |sum, layer| {
-        let (here, total) = layer.present?;
-        Some((sum.0 + here, sum.1 + total))
-    })
+    let told = engine.inspect_here(&image).ok()?;
+    let by_layers = || {
+        told.layers.iter().try_fold((0, 0), |sum, layer| {
+            let (here, total) = layer.present??;
+            Some((sum.0 + here, sum.1 + total))
+        })
+    };
+    told.present.or_else(by_layers)
 }
 
 impl Row {

@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use hoist_engine::store::{EndOfMount, Servers, Store};
@@ -13,7 +14,10 @@ use crate::failure::{user, user_hint};
 use crate::mount_table::mounted_type;
 
 /// After this long a wait is explained.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(2);
+/// So long it may be in use by what is on its way out: a process that ends, or one that was just forked by a program that has a
+/// file of the mount open, and has not executed yet.
+const IN_PASSING: Duration = Duration::from_secs(1);
 
 pub(super) fn run(global: &Global, options: &Unmount) -> anyhow::Result<()> {
     if let Some(what) = meant(global, &options.target) {
@@ -100,9 +104,23 @@ fn canonical(target: &Path) -> anyhow::Result<PathBuf> {
     .map_err(|error| user(format!("can't unmount {}: {error}", target.display())))
 }
 
+/// Tries it until it is not refused as busy, or `patience` is over.
+fn while_busy(patience: Duration, mut attempt: impl FnMut() -> std::io::Result<()>) -> std::io::Result<()> {
+    let since = Instant::now();
+    loop {
+        match attempt() {
+            Err(e) if e.kind() == ErrorKind::ResourceBusy && since.elapsed() < patience => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            done => return done,
+        }
+    }
+}
+
 /// Unmounts, or says what keeps it.
 pub(crate) fn unmount(target: &Path, lazy: bool) -> anyhow::Result<()> {
-    let Err(error) = hoist_sys::fuse::unmount(target, lazy) else { return Ok(()) };
+    let unmounted = while_busy(IN_PASSING, || hoist_sys::fuse::unmount(target, lazy));
+    let Err(error) = unmounted else { return Ok(()) };
     match (error.kind(), error.raw_os_error()) {
         // Someone else has just unmounted it.
         (_, Some(libc::EINVAL)) => Ok(()),
@@ -114,5 +132,28 @@ pub(crate) fn unmount(target: &Path, lazy: bool) -> anyhow::Result<()> {
             Err(user_hint(format!("unmounting takes root, or else {error}"), "run it with sudo"))
         }
         _ => Err(error).with_context(|| format!("unmounting {}", target.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Error;
+
+    use super::*;
+
+    #[test]
+    fn what_is_busy_in_passing_is_tried_again() {
+        let attempts = |patience, outcomes: &[i32]| {
+            let mut left = outcomes.iter();
+            let done = while_busy(patience, || match left.next() {
+                Some(errno) => Err(Error::from_raw_os_error(*errno)),
+                None => Ok(()),
+            });
+            (done.map_err(|e| e.raw_os_error().unwrap()), left.len())
+        };
+        let long = Duration::from_secs(600);
+        assert_eq!(attempts(long, &[libc::EBUSY, libc::EBUSY]), (Ok(()), 0));
+        assert_eq!(attempts(Duration::ZERO, &[libc::EBUSY, libc::EBUSY]), (Err(libc::EBUSY), 1));
+        assert_eq!(attempts(long, &[libc::EPERM, libc::EBUSY]), (Err(libc::EPERM), 1));
     }
 }

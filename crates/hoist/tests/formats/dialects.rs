@@ -6,7 +6,7 @@ const OF_NOW: &str = "io.github.containers.zstd-chunked.";
 const AT_FIRST: &str = "io.containers.zstd-chunked.";
 
 /// Puts other bytes in a layer's place, which may decompress to others too.
-fn replace(layout: &Layout, manifest: &mut Value, layer: usize, stored: &[u8], decompress: &[&str]) {
+pub fn replace(layout: &Layout, manifest: &mut Value, layer: usize, stored: &[u8], decompress: &[&str]) {
     let stream = filter(decompress[0], &decompress[1..], stored);
     let mut config = layout.json(&layout.blob(&manifest["config"]["digest"]));
     config["rootfs"]["diff_ids"][layer] = digest(&stream).into();

@@ -87,6 +87,36 @@ fn what_the_disk_has_lost_is_converted_again() {
     }
 }
 
+/// Where what the store has lost cannot be made anew, reads fail, and not each of them fetches all metadata.
+#[test]
+fn what_cannot_be_made_anew_is_not_asked_for_by_every_read() {
+    let image = published("turbooci-ext4");
+    let node = Node::new();
+    let mount = node.mount(&image.name, &["--background", "off"]);
+    for layer in node.layers() {
+        if let Ok(windows) = fs::metadata(layer.join("windows")) {
+            fs::write(layer.join("windows"), vec![0; windows.len() as usize]).unwrap();
+        }
+    }
+    let metadata = image.layers();
+    for layer in &metadata {
+        image.proxy.inject(Fault::new(
+            format!("/blobs/{layer}"),
+            When::Always,
+            FaultKind::Status(404, Vec::new()),
+        ));
+    }
+    image.proxy.reset();
+    let names: Vec<_> = fs::read_dir(mount.root().join("many/d02")).unwrap().take(40).collect();
+    let since = std::time::Instant::now();
+    let failed = names.into_iter().filter(|name| fs::read(name.as_ref().unwrap().path()).is_err()).count();
+    let asked = image.proxy.log().iter().filter(|r| r.path.ends_with(&metadata[0])).count();
+    // A file may be in the first span, which needs no window. An attempt asks for it twice at most, as what is pinned and
+    // as what is not; pauses between attempts grow from 1 s on.
+    let attempts = 2 + (since.elapsed().as_secs_f64() + 1.0).log2() as usize;
+    assert!(failed > 10 && (1..=2 * attempts).contains(&asked), "{failed} reads, {asked} requests");
+}
+
 fn on_disk(layer: &Path) -> u64 {
     let files = fs::read_dir(layer).unwrap().map(|file| file.unwrap().metadata().unwrap());
     files.map(|meta| std::os::unix::fs::MetadataExt::blocks(&meta) * 512).sum()

@@ -27,6 +27,10 @@ fn is_indexed(image: Published, metadata: &[usize], exceptions: &Exceptions) {
     let told = inspect(&node, &image.name, &[]);
     assert!(told["layers"].as_array().unwrap().iter().all(|layer| layer["verified"] == true), "{told}");
     assert_eq!(fs::read_dir(node.store("distrusted")).unwrap().count(), 0);
+    // What the index had brought is here in the other layout: nobody needs it twice.
+    let mounted_by = node.layers().len();
+    node.says(&["prune"]);
+    assert!(node.layers().len() < mounted_by, "{:?}", node.layers());
     let Published { proxy, registry, name, .. } = image;
     drop((proxy, registry));
     assert_right(&node.mount(&name, &[]), exceptions);

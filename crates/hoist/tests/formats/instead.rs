@@ -30,6 +30,12 @@ fn is_shown_by_its_originals(layout: &Layout, reason: &str, exceptions: &Excepti
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && said.contains("original layers are fetched whole instead"), "{said}");
     assert!(said.contains(reason), "{said}");
+    // Where nothing is trusted, whoever mounts it has them pulled.
+    let node = Node::new();
+    let mount = node.mount(&image.name, &["--trust-index", "none"]);
+    assert_right(&mount, exceptions);
+    let stats = mount.unmount();
+    assert_eq!(count(&stats, "demand_stalls"), 0, "{stats}");
     let by_digest = format!("{}@{}", image.name.rsplit_once(':').unwrap().0, image.digest);
     drop(image);
     assert_right(&pulled.mount(&by_digest, &[]), exceptions);

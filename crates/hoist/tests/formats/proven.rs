@@ -158,11 +158,11 @@ fn a_pull_finds_metadata_that_was_made_up() {
     assert_right(&node.mount(&image.name, &[]), &Exceptions::ext4());
 }
 
-/// A published index that shows other contents of a blob beside the image's.
-#[test]
-fn a_pull_finds_an_index_that_lied() {
+/// An image with an index beside it that shows other contents, of a blob that is not the image's: the image, its own blob, the
+/// other, and what is right of [`NOISE`].
+fn with_a_lying_index() -> (Published, String, String, Vec<u8>) {
     let right = noise();
-    let (layout, _, forged) = with_forgery(&right[100_000..100_040]);
+    let (layout, honest, forged) = with_forgery(&right[100_000..100_040]);
     let image = Published::plain(layout.path());
     let other = Layout(tempfile::tempdir().unwrap());
     fs::create_dir_all(other.path().join("blobs/sha256")).unwrap();
@@ -174,7 +174,8 @@ fn a_pull_finds_an_index_that_lied() {
     }
     other.change(|manifest| {
         manifest["layers"][0]["digest"] = forged.clone().into();
-        other.configure(manifest, |config| config["rootfs"]["diff_ids"][0] = forged.into());
+        let diff_id = forged.clone();
+        other.configure(manifest, |config| config["rootfs"]["diff_ids"][0] = diff_id.into());
     });
     let pushed = push_layout(&image.registry.host(), REPO, "other", other.path()).unwrap();
     let about =
@@ -194,6 +195,13 @@ fn a_pull_finds_an_index_that_lied() {
     let media_type = "application/vnd.oci.image.manifest.v1+json";
     hoist_testkit::push::push_manifest(&image.registry.host(), REPO, &image.index_tag(), media_type, &bytes)
         .unwrap();
+    (image, honest, forged, right)
+}
+
+/// A published index that shows other contents of a blob beside the image's.
+#[test]
+fn a_pull_finds_an_index_that_lied() {
+    let (image, _, _, right) = with_a_lying_index();
     let node = Node::new();
     let mount = node.mount(&image.name, &[]);
     assert!(mount.read(NOISE).unwrap() != right);
@@ -203,6 +211,22 @@ fn a_pull_finds_an_index_that_lied() {
     node.wait_distrusted();
     assert_verified(&node, &image);
     assert!(node.mount(&image.name, &[]).read(NOISE).unwrap() == right);
+}
+
+/// What comes is not what such an index says: all of the image, read by its own format, tells that the index is wrong.
+#[test]
+fn doubts_about_an_index_are_settled_by_a_pull() {
+    let (image, honest, forged, right) = with_a_lying_index();
+    let node = Node::new();
+    let mount = node.mount(&image.name, &["--background", "off"]);
+    serve_instead(&image, &forged, &honest);
+    assert!(mount.read(NOISE).is_err_and(|e| e.raw_os_error() == Some(libc::EIO)));
+    node.wait_distrusted();
+    mount.unmount();
+    let told = inspect(&node, &image.name, &[]);
+    assert!(told["index"].is_null(), "{told}");
+    assert!(node.mount(&image.name, &[]).read(NOISE).unwrap() == right);
+    assert_verified(&node, &image);
 }
 
 /// Without trust they are fetched whole, once, and verified; then no request is needed, and none is lazy.
