@@ -204,6 +204,8 @@ impl Engine {
 
 /// What is wrong with a layer.
 fn check_layer(dir: &LayerDir, checked: &mut Checked) -> Vec<(String, Remedy)> {
+    // What somebody takes away meanwhile is not damaged.
+    let Ok(Some(_here)) = dir.hold_what_is_here() else { return Vec::new() };
     let state = dir.state();
     if state.lied.is_some() {
         return Vec::new();

@@ -170,7 +170,7 @@ impl Engine {
         let all_here = self.is_all_here(&image.digest);
         let converted =
             self.kept_conversion(&image.digest, &image.manifest.layers).filter(|_| index.is_none());
-        let of_originals = image.originals().is_some();
+        let (of_layers, of_originals) = (image.is_of_layers(), image.originals().is_some());
         let is_refused = !notes.0.is_empty() && notes.0.values().all(|note| note.refused.is_some());
         let is_indexed = |layer: &Digest| index.is_some_and(|index| index.layers.contains_key(layer));
         let whole_blobs = self.config.trust != Trust::Registry && image.is_unvouched();
@@ -185,9 +185,11 @@ impl Engine {
                 false,
                 "nothing but the digests of its whole blobs vouches for what is in it, and --trust-index trusts nothing less: all of it is fetched and verified first".into(),
             ),
+            true if !of_layers && is_refused => {
+                (false, "its own metadata is not used, and nothing else tells what is in it".into())
+            }
             _ => self.would_be_lazy(image),
         };
-        let of_layers = image.is_of_layers();
         // The folder of one layer speaks for all, or others do in their place.
         let one_for_all = all_here && converted.is_some() && !of_layers;
         let one_volume = !of_layers && index.or(converted.as_ref()).is_some_and(|index| index.of_image);
@@ -241,10 +243,14 @@ impl Engine {
             let verified = state.verified || one_for_all;
             let vouched = if all_here || verified {
                 "the image's own digests: all of it was held against them"
-            } else if is_indexed(&layer.digest) {
+            } else if is_indexed(&layer.digest) || index.is_some() && one_volume {
                 "the published index's digests of its parts, and the image's once all of it is here"
+            } else if refused.is_some() && !of_layers && !of_originals {
+                "nothing that can be read"
             } else if !by_its_own {
                 "the image's own digests: it is verified whole before it is read"
+            } else if image.is_unvouched() && of_originals {
+                "nothing when it is first fetched, until a pull has held all of it against the image's own digests"
             } else if image.is_unvouched() {
                 "checksums alone, until a pull has held all of it against the image's own digests"
             } else if noted.pinned {

@@ -41,6 +41,19 @@ fn help_is_as_reviewed() {
     }
 }
 
+/// What `ctr` is told by the environment asks nothing of who does not speak of containerd.
+#[test]
+fn containerd_s_variables_are_for_who_names_it() {
+    let root = tempfile::tempdir().unwrap();
+    let pull = ["pull", "--root", root.path().to_str().unwrap(), "oci:/no/such/layout"];
+    let mut command = hoist(&pull);
+    for (name, value) in [("ADDRESS", "/x"), ("NAMESPACE", "k8s.io"), ("SNAPSHOTTER", "overlayfs")] {
+        command.env(format!("CONTAINERD_{name}"), value);
+    }
+    let said = stderr(&command.output().unwrap());
+    assert!(said.contains("/no/such/layout") && !said.contains("--containerd"), "{said}");
+}
+
 #[test]
 fn wrong_use_is_the_user_s_failure() {
     let root = tempfile::tempdir().unwrap();

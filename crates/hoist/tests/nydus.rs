@@ -139,6 +139,8 @@ fn bootstraps_that_cannot_be_are_refused_with_the_reason() {
         let told = inspect(&node, &image.name);
         let noted = |l: &&Value| l["note"].as_str().is_some_and(|note| note.contains(reason));
         assert!(told["layers"].as_array().unwrap().iter().all(|l| noted(&l)), "{told}");
+        assert!(told["lazy"] == false && told["vouched"] == "nothing that can be read", "{told}");
+        assert!(told["why"].as_str().unwrap().contains("nothing else tells what is in it"), "{told}");
     }
     let sound = with_bootstrap("nydus-v6", |_| ());
     assert_right(&Node::new().mount(&Published::plain(sound.path()).name, &[]));

@@ -68,3 +68,20 @@ async fn quiet(meter: &Meter, long: Duration) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The next step is not begun beside a request that somebody waits for, nor right after it.
+    #[tokio::test]
+    async fn who_waits_comes_first() {
+        let (meter, long) = (Meter::default(), Duration::from_millis(20));
+        let asked = meter.begin(1);
+        assert!(tokio::time::timeout(5 * long, quiet(&meter, long)).await.is_err());
+        drop(asked);
+        let since = Instant::now();
+        quiet(&meter, long).await;
+        assert!(since.elapsed() >= long);
+    }
+}

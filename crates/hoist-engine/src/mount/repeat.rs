@@ -6,7 +6,8 @@
 //! A question is a *repeat* if the thread whose read has just failed asks for a part of it again and has not ended a read
 //! call since: it has what is left of the time, maybe nothing. It is *of a queue* if others ask for what has just failed, or
 //! a loop device does, which reads for nobody knows whom: they have waited as long, or come too late to hope for more. These
-//! are tried for a short time, so that what could be had again is not refused.
+//! are tried for a short time, so that what could be had again is not refused, but all of a queue for no longer than
+//! [`TRIED`] together.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +20,8 @@ const KEPT: Duration = Duration::from_secs(5);
 const QUEUED: Duration = Duration::from_secs(2);
 /// The time that one of a queue has at least.
 const SHORT: Duration = Duration::from_secs(1);
+/// After the time of the first of a queue is over, the others are tried for this long, together.
+const TRIED: Duration = Duration::from_secs(5);
 /// How often the kernel repeats a read at most.
 const REPEATS: u32 = 2;
 /// Failures that are remembered.
@@ -80,7 +83,8 @@ impl Failed {
                 // It was told of the failure, and tries anew.
                 Some(false) => return fresh,
                 None if read.failed.elapsed() < QUEUED => {
-                    let left = left.max(SHORT.min(most));
+                    let is_tried = read.began.elapsed() < most + TRIED;
+                    let left = if is_tried { left.max(SHORT.min(most)) } else { Duration::ZERO };
                     queue.get_or_insert(Wait { began: read.began, left, repeats: false });
                 }
                 None => {}
@@ -91,7 +95,8 @@ impl Failed {
 
     /// This read fails. To be called before the reader is answered.
     pub fn note(&self, (start, end): (u64, u64), reader: Reader, wait: Wait) {
-        if wait.repeats {
+        // Who was not tried is no reason not to try the next one.
+        if wait.repeats || wait.left.is_zero() {
             return;
         }
         let calls = reader.and_then(read_calls);
@@ -158,6 +163,14 @@ mod tests {
             assert_eq!(failed.wait(range, reader, Duration::from_nanos(1)).left, Duration::from_nanos(1));
         }
         assert_eq!(failed.wait((8192, 9000), None, LONG).left, LONG, "something else");
+        // A queue of many, all of whom have waited: none of them is tried, and when it is over the next one is.
+        let short = Duration::from_millis(1);
+        failed.0.lock().unwrap().iter_mut().for_each(|read| read.began -= TRIED + short);
+        let late = failed.wait((0, 4096), None, short);
+        assert!(late.left.is_zero() && !late.repeats);
+        let failures = failed.0.lock().unwrap().len();
+        failed.note((0, 4096), None, late);
+        assert_eq!(failed.0.lock().unwrap().len(), failures);
         failed.0.lock().unwrap().iter_mut().for_each(|read| read.failed -= QUEUED);
         assert_eq!(failed.wait((0, 4096), None, LONG).left, LONG, "long after");
     }

@@ -12,7 +12,7 @@ use super::error::RegistryError;
 /// When a server counts as down.
 #[derive(Debug, Clone)]
 pub struct DownPolicy {
-    /// After so many failures in a row; one that came of waiting in vain counts twice.
+    /// After so many failures in a row; one that came of waiting in vain counts twice, and others beside it do not.
     pub failures: u32,
     /// And not before this long after the first of them: a server that is started anew is waited for.
     pub after: Duration,
@@ -37,6 +37,8 @@ struct State {
     failures: u32,
     /// When the first of these failures began.
     since: Option<Instant>,
+    /// When the last failure was counted.
+    counted: Option<Instant>,
     rests_until: Option<Instant>,
     /// A request is under way that will tell.
     probing: bool,
@@ -89,7 +91,11 @@ impl Health {
     pub fn failed(&self, error: &RegistryError, began: Instant) {
         let mut state = self.lock();
         let waited = matches!(error, RegistryError::TimedOut { .. });
-        state.failures = state.failures.saturating_add(1 + u32::from(waited));
+        // Who waited in vain beside one that is counted was not the next in a row.
+        if !(waited && state.counted.is_some_and(|counted| began < counted)) {
+            state.failures = state.failures.saturating_add(1 + u32::from(waited));
+            state.counted = Some(Instant::now());
+        }
         state.since.get_or_insert(began);
         state.rests_until = waited.then(|| Instant::now() + self.policy.rest);
         state.last = error.cause();
@@ -175,6 +181,18 @@ mod tests {
         let health = health(Duration::from_secs(1000));
         (0..100).for_each(|_| health.admit().map(|a| a.report(&late(), false)).unwrap());
         assert!(!health.is_down());
+    }
+
+    #[test]
+    fn who_waits_in_vain_side_by_side_counts_once() {
+        let health = health(Duration::ZERO);
+        for round in 0..2 {
+            assert!(!health.is_down(), "{round}");
+            let beside: Vec<_> =
+                (0..8).map(|_| health.admit().unwrap_or_else(|why| panic!("{why}"))).collect();
+            beside.into_iter().for_each(|asked| asked.report(&late(), false));
+        }
+        assert!(health.is_down());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::fault::{FaultKind, due};
 use super::message::{BodyLength, Head};
-use super::{LOG_LIMIT, Logged, ProxyOptions, Shared, control, login};
+use super::{LOG_LIMIT, Logged, ProxyOptions, ProxyStats, Shared, control, login};
 
 /// Bodies are copied in pieces of this size; small enough that a limited line is shared fairly.
 const PIECE: usize = 256 << 10;
@@ -108,7 +108,8 @@ async fn pass(
     let body = response.response_body(request.word(0))?;
     let sent = alter(&mut response, body, fault.as_ref());
     client.write_all(&response.to_bytes()).await?;
-    let mut copy = Copy { shared, limited: options.rate.is_some(), at: 0, fault };
+    let counted: Counted = |stats| &mut stats.body_bytes;
+    let mut copy = Copy { shared, limited: options.rate.is_some(), at: 0, fault, counted };
     copy.response(registry, client, body).await?;
     let ends = body == BodyLength::UntilClose || response.closes() || sent != body;
     if ends {
@@ -142,7 +143,8 @@ async fn exchange(
     stream.set_nodelay(true)?;
     let registry = upstream.insert(BufReader::with_capacity(PIECE, stream));
     registry.write_all(&request.to_bytes()).await?;
-    let mut copy = Copy { shared, limited: false, at: 0, fault: None };
+    let counted: Counted = |stats| &mut stats.request_body_bytes;
+    let mut copy = Copy { shared, limited: false, at: 0, fault: None, counted };
     copy.request(client, registry, body).await?;
     loop {
         let head = Head::read(registry).await?.context("the registry closed the connection")?;
@@ -206,13 +208,15 @@ struct Copy<'a> {
     /// Bytes of the body so far.
     at: u64,
     fault: Option<FaultKind>,
+    /// Where its bytes are counted.
+    counted: Counted,
 }
+
+type Counted = fn(&mut ProxyStats) -> &mut u64;
 
 impl Copy<'_> {
     async fn request(&mut self, from: &mut Stream, to: &mut Stream, body: BodyLength) -> Result<()> {
-        self.body(from, to, body).await?;
-        self.shared.state().stats.request_body_bytes += self.at;
-        Ok(())
+        self.body(from, to, body).await
     }
 
     async fn response(&mut self, from: &mut Stream, to: &mut Stream, body: BodyLength) -> Result<()> {
@@ -222,10 +226,7 @@ impl Copy<'_> {
             }
             _ => body,
         };
-        let counted_before = self.at;
-        let done = self.body(from, to, keep).await;
-        self.shared.state().stats.body_bytes += self.at - counted_before;
-        done
+        self.body(from, to, keep).await
     }
 
     async fn body(&mut self, from: &mut Stream, to: &mut Stream, body: BodyLength) -> Result<()> {
@@ -267,6 +268,8 @@ impl Copy<'_> {
             if self.limited {
                 self.shared.limit.pass(n).await;
             }
+            // Before it is sent: whoever has received it may look at the count.
+            *(self.counted)(&mut self.shared.state().stats) += n as u64;
             match self.flipped(&from.buffer()[..n]) {
                 Some(wrong) => to.write_all(&wrong).await?,
                 None => to.get_mut().write_all(&from.buffer()[..n]).await?,

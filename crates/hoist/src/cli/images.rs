@@ -63,35 +63,37 @@ pub struct Pull {
     /// For containerd, but fetch all of it now
     #[arg(long, requires = "containerd")]
     pub full: bool,
-    /// containerd's socket
+    /// containerd's socket, or what CONTAINERD_ADDRESS says
     #[arg(
         long,
         requires = "containerd",
         value_name = "SOCKET",
-        env = "CONTAINERD_ADDRESS",
-        default_value = crate::daemon::settings::CONTAINERD
+        default_value_os_t = said("CONTAINERD_ADDRESS", crate::daemon::settings::CONTAINERD).into()
     )]
     pub address: PathBuf,
-    /// containerd's namespace; Kubernetes has k8s.io
+    /// containerd's namespace, or what CONTAINERD_NAMESPACE says; Kubernetes has k8s.io
     #[arg(
         long,
         requires = "containerd",
         value_name = "NAME",
-        env = "CONTAINERD_NAMESPACE",
-        default_value = "default"
+        default_value_t = said("CONTAINERD_NAMESPACE", "default")
     )]
     pub namespace: String,
-    /// What containerd calls hoist's snapshotter
+    /// What containerd calls hoist's snapshotter, or what CONTAINERD_SNAPSHOTTER says
     #[arg(
         long,
         requires = "containerd",
         value_name = "NAME",
-        env = "CONTAINERD_SNAPSHOTTER",
-        default_value = "hoist"
+        default_value_t = said("CONTAINERD_SNAPSHOTTER", "hoist")
     )]
     pub snapshotter: String,
     /// The image to fetch
     pub image: String,
+}
+
+/// What the environment has under the name, as `ctr` reads it. A default, so that it asks for no `--containerd`.
+fn said(name: &str, otherwise: &str) -> String {
+    std::env::var(name).ok().filter(|value| !value.is_empty()).unwrap_or_else(|| otherwise.to_owned())
 }
 
 /// Build the index that makes an image lazy

@@ -10,6 +10,8 @@ fn is_indexed(image: Published, metadata: &[usize], exceptions: &Exceptions) {
     let node = Node::new();
     let told = inspect(&node, &image.name, &[]);
     assert!(told["index"].is_string() && told["lazy"] == true, "{told}");
+    // Of all its layers alike.
+    assert!(told["vouched"].as_str().unwrap().starts_with("the published index's digests"), "{told}");
     image.proxy.reset();
     let mount = node.mount(&image.name, &[]);
     assert!(hoist_testkit::reading::walk(mount.root()).unwrap().paths > 2000);
