@@ -141,6 +141,8 @@ impl Engine {
 
     /// All of a conversion was held against the image's own digests.
     pub(super) fn keep_proven(&self, image: &Image, index: &Digest) -> Result<(), Error> {
+        // Of an image that somebody has removed meanwhile there is nothing to say.
+        let Some(_held) = self.store.image(&image.digest).hold()? else { return Ok(()) };
         let path = self.store.image(&image.digest).path().join(PROVEN);
         write_atomic(&path, index.to_string().as_bytes())
     }

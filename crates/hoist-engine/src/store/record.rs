@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use hoist_format::digest::Digest;
 use serde::{Deserialize, Serialize};
 
+use super::usage::hold;
 use super::{Store, write_atomic};
 use crate::error::Error;
 
@@ -45,11 +46,23 @@ impl ImageDir {
     pub fn has_manifest(&self) -> bool {
         self.path.join("manifest.json").exists()
     }
-    /// Keeps manifest and config.
+    /// Keeps manifest and config, though others take away what nobody needs.
     pub fn save(&self, manifest: &[u8], config: &[u8]) -> Result<(), Error> {
-        fs::create_dir_all(&self.path).map_err(Error::io("create", &self.path))?;
+        let _held = loop {
+            fs::create_dir_all(&self.path).map_err(Error::io("create", &self.path))?;
+            if let Some(held) = hold(&self.path)? {
+                break held;
+            }
+        };
         super::write_if_new(&self.path.join("config.json"), config)?;
         super::write_if_new(&self.path.join("manifest.json"), manifest)
+    }
+    /// Keeps it from being taken away until the file is dropped; None if it is not here.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn hold(&self) -> Result<Option<fs::File>, Error> {
+        hold(&self.path)
     }
     /// Was the tree of this index found to be the image's own?
     pub fn is_judged(&self, index: &Digest) -> bool {

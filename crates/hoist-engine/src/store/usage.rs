@@ -55,17 +55,25 @@ impl LayerDir {
     /// # Errors
     /// The file system's.
     pub fn hold_what_is_here(&self) -> Result<Option<File>, Error> {
-        let folder = match File::open(self.path()) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            folder => folder.map_err(Error::io("open", self.path()))?,
-        };
-        folder.lock_shared().map_err(Error::io("lock", self.path()))?;
-        // It may have been taken away just before.
-        let (locked, now) = (folder.metadata(), fs::metadata(self.path()));
-        let is_it = matches!((locked, now), (Ok(locked), Ok(now))
-            if (locked.dev(), locked.ino()) == (now.dev(), now.ino()));
-        Ok(is_it.then_some(folder))
+        hold(self.path())
     }
+}
+
+/// Keeps a folder from being taken away until the file is dropped; None if there is none, or it is just being taken away.
+///
+/// # Errors
+/// The file system's.
+pub(super) fn hold(path: &Path) -> Result<Option<File>, Error> {
+    let folder = match File::open(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        folder => folder.map_err(Error::io("open", path))?,
+    };
+    folder.lock_shared().map_err(Error::io("lock", path))?;
+    // It may have been taken away just before.
+    let (locked, now) = (folder.metadata(), fs::metadata(path));
+    let is_it = matches!((locked, now), (Ok(locked), Ok(now))
+        if (locked.dev(), locked.ino()) == (now.dev(), now.ino()));
+    Ok(is_it.then_some(folder))
 }
 
 impl Store {
@@ -225,6 +233,27 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path().join("gone")).unwrap().count(), 0);
         drop(hold);
         assert!(!store.clearing().unwrap().uses_layer(held.path()));
+    }
+
+    #[test]
+    fn an_image_is_written_while_others_take_images_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let image = store.image(&Digest::of(b"m"));
+        assert!(image.hold().unwrap().is_none());
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    if image.path().exists() {
+                        store.clearing().unwrap().take_away(image.path()).ok();
+                    }
+                }
+            });
+            let saved: Vec<_> = (0..200).map(|_| image.save(b"{}", b"{}")).collect();
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            saved.into_iter().for_each(|saved| saved.unwrap());
+        });
     }
 
     #[test]
