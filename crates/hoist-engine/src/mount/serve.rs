@@ -286,7 +286,7 @@ impl Server {
         };
         let Some(layer) = self.layer(&file) else { return self.answer_stranger(asked, &file) };
         if let Some(descriptor) = asked.descriptor() {
-            if layer.is_probed_by(asked.pid()) {
+            if layer.is_probed_by(asked.thread()) {
                 layer.adopt_writer(descriptor);
                 return answer(asked, Answer::Allow);
             }
@@ -316,7 +316,7 @@ impl Server {
         if !self.resumed || lock(&self.files).free.contains(file) {
             return answer(asked, Answer::Allow);
         }
-        tracing::error!(pid = asked.pid(), "a read failed: its layer could not be taken over");
+        tracing::error!(thread = asked.thread(), "a read failed: its layer could not be taken over");
         answer(asked, Answer::Deny(libc::EIO));
     }
 
@@ -324,22 +324,22 @@ impl Server {
         let layer = asked.file().and_then(|file| self.layer(&file));
         let here = layer.is_some_and(|layer| is_here(&layer, &asked));
         if !here {
-            tracing::error!(pid = asked.pid(), "a read failed: its question could not be taken over");
+            tracing::error!(thread = asked.thread(), "a read failed: its question could not be taken over");
         }
         answer(asked, if here { Answer::Allow } else { Answer::Deny(libc::EIO) });
     }
 
     async fn fill(self: Arc<Self>, layer: Arc<LazyLayer>, asked: Asked) {
-        let ((start, end), pid) = (asked.range(), asked.pid());
-        let wait = layer.failed.wait((start, end), Some(pid), self.timeout);
+        let ((start, end), thread) = (asked.range(), asked.thread());
+        let wait = layer.failed.wait((start, end), Some(thread), self.timeout);
         if wait.repeats && wait.left.is_zero() {
-            tracing::debug!(layer = %layer.dir().blob(), offset = start, pid, "a read that has failed is repeated");
+            tracing::debug!(layer = %layer.dir().blob(), offset = start, thread, "a read that has failed is repeated");
             return answer(asked, Answer::Deny(libc::EIO));
         }
-        let watch = Watch::begin(&layer, start, asked.count(), pid);
+        let watch = Watch::begin(&layer, start, asked.count(), thread);
         let filled = self.fill_range(&layer, start, end, Some(wait.left)).await;
         if filled.is_err() {
-            layer.failed.note((start, end), Some(pid), wait);
+            layer.failed.note((start, end), Some(thread), wait);
         }
         answer(asked, filled.as_ref().map_or_else(|e| Answer::Deny(e.errno()), |()| Answer::Allow));
         watch.end(&layer, filled.as_ref().copied());
@@ -376,7 +376,7 @@ impl Server {
         match futures_util::future::try_join_all(all).await {
             Ok(_) => answer(asked, Answer::Allow),
             Err(e) => {
-                tracing::error!(offset = start, pid = asked.pid(), "a read failed: {e}");
+                tracing::error!(offset = start, thread = asked.thread(), "a read failed: {e}");
                 answer(asked, Answer::Deny(e.errno()));
             }
         }

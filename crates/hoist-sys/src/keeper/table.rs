@@ -373,7 +373,7 @@ impl Asked {
     }
 
     /// Which thread reads: its number in `/proc`.
-    pub fn pid(&self) -> u32 {
+    pub fn thread(&self) -> u32 {
         self.pid.unsigned_abs()
     }
 

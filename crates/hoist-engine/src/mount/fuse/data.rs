@@ -37,7 +37,7 @@ struct Wait {
     layer: Arc<LazyLayer>,
     start: u64,
     len: usize,
-    pid: u32,
+    thread: u32,
 }
 
 impl Data {
@@ -61,7 +61,7 @@ impl Data {
     }
 
     /// Answers with `len` bytes from `start` of a layer's data file, at once if they are here.
-    pub fn read(self: &Arc<Self>, layer: usize, start: u64, len: usize, pid: u32, answer: Answer) {
+    pub fn read(self: &Arc<Self>, layer: usize, start: u64, len: usize, thread: u32, answer: Answer) {
         let layer = match self.layers.get(layer) {
             None | Some(Held::Gone) => return answer.fail(libc::EIO),
             Some(Held::Whole(file)) => return give(file, start, len, answer),
@@ -75,7 +75,7 @@ impl Data {
                 fill.note_read(start, end);
             }
             _ => {
-                let wait = Wait { layer: Arc::clone(layer), start, len, pid };
+                let wait = Wait { layer: Arc::clone(layer), start, len, thread };
                 let cancel = Arc::default();
                 self.waiting().insert(answer.unique(), Arc::clone(&cancel));
                 self.runtime.spawn(Arc::clone(self).fill(wait, cancel, answer));
@@ -98,13 +98,13 @@ impl Data {
         let unique = answer.unique();
         let range = (wait.start, wait.start.saturating_add(wait.len as u64));
         // Who reads through a loop device is not to be told.
-        let reader = (!wait.layer.is_read_through_loop()).then_some(wait.pid);
+        let reader = (!wait.layer.is_read_through_loop()).then_some(wait.thread);
         let time = wait.layer.failed.wait(range, reader, self.timeout);
         if time.repeats && time.left.is_zero() {
             self.waiting().remove(&unique);
             return answer.fail(libc::EIO);
         }
-        let watch = Watch::begin(&wait.layer, wait.start, wait.len as u64, wait.pid);
+        let watch = Watch::begin(&wait.layer, wait.start, wait.len as u64, wait.thread);
         let outcome = tokio::select! {
             filled = tokio::time::timeout(time.left, wait.fill()) => {
                 Some(filled.unwrap_or(Err(FillError::Timeout(self.timeout))))
