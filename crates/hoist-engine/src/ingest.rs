@@ -97,7 +97,7 @@ impl Haste {
     /// the builder's processor for some milliseconds. They travel in the memory that they were decoded to.
     fn in_flight(self) -> usize {
         match self {
-            Self::Now => 32,
+            Self::Now => 64,
             Self::Whenever => 6,
         }
     }
