@@ -13,6 +13,7 @@ pub mod loop_device;
 pub mod map;
 pub mod memory;
 pub mod mount;
+mod outliving;
 pub mod presence;
 pub mod process;
 pub mod shm;

@@ -11,15 +11,13 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags};
 use rustix::process::{Resource, getrlimit};
 
 use crate::fanotify::{self, Answer, Group, Record};
+use crate::outliving::Outliving;
 
 /// Events in work at once.
 const SLOTS: usize = 1 << 16;
@@ -29,7 +27,7 @@ const SLOT: usize = 8;
 const HEADER: usize = 512;
 /// Where in it the inbox begins.
 const INBOX: usize = 8;
-const BYTES: usize = (HEADER + SLOTS * SLOT) * 8;
+const WORDS: usize = HEADER + SLOTS * SLOT;
 /// Of layout 1.
 const MAGIC: u64 = u64::from_le_bytes(*b"hoistev1");
 /// State of a slot that is being written; otherwise it is 0 when free, or one more than the number.
@@ -48,7 +46,7 @@ pub struct Table {
 
 #[derive(Debug)]
 struct Shared {
-    memory: Mapping,
+    memory: Outliving,
     /// One event at a time lies in the inbox.
     reading: Mutex<()>,
     /// Events in work in this process, and how many there may be.
@@ -57,17 +55,6 @@ struct Shared {
     less: Condvar,
     counting: Mutex<()>,
 }
-
-#[derive(Debug)]
-struct Mapping {
-    file: File,
-    words: NonNull<AtomicU64>,
-}
-
-// SAFETY: the mapping is only accessed through atomics, and unmapped by the last owner.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -79,14 +66,7 @@ impl Table {
     /// # Errors
     /// The kernel's: no memory, too many open files.
     pub fn new() -> io::Result<Self> {
-        let file =
-            File::from(memfd_create(c"hoist-events", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
-        file.set_len(BYTES as u64)?;
-        // A shorter file under a mapping would be a SIGBUS.
-        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        let table = Self::map(file)?;
-        table.words()[0].store(MAGIC, Ordering::Release);
-        Ok(table)
+        Ok(Self::over(Outliving::new(c"hoist-events", WORDS, MAGIC)?))
     }
 
     /// The table in a file that another process made with [`Table::new`].
@@ -94,40 +74,31 @@ impl Table {
     /// # Errors
     /// It is none, or one of another layout; or the kernel's.
     pub fn of(file: File) -> io::Result<Self> {
-        let sealed = rustix::fs::fcntl_get_seals(&file)?.contains(SealFlags::SHRINK);
-        if !sealed || file.metadata()?.len() != BYTES as u64 {
-            return Err(io::Error::other("no table of events, or one of another version of hoist"));
-        }
-        let table = Self::map(file)?;
-        if table.words()[0].load(Ordering::Acquire) != MAGIC {
-            return Err(io::Error::other("a table of events of another version of hoist"));
-        }
-        Ok(table)
+        let memory = Outliving::of(file, WORDS, MAGIC).map_err(|e| match e.kind() {
+            io::ErrorKind::InvalidData => {
+                io::Error::other("no table of events, or one of another version of hoist")
+            }
+            _ => e,
+        })?;
+        Ok(Self::over(memory))
     }
 
-    fn map(file: File) -> io::Result<Self> {
-        // SAFETY: a fresh shared mapping, as long as the file, whose length is sealed.
-        let map = unsafe {
-            let access = ProtFlags::READ | ProtFlags::WRITE;
-            rustix::mm::mmap(std::ptr::null_mut(), BYTES, access, MapFlags::SHARED, &file, 0)?
-        };
+    fn over(memory: Outliving) -> Self {
         // The kernel shall find the inbox there: a page fault in a dying process would lose the event.
-        // SAFETY: locks a page of the fresh mapping; best effort.
-        let _ = unsafe { rustix::mm::mlock(map, HEADER * 8) };
-        let words = NonNull::new(map.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
+        memory.lock(HEADER);
         // Each holds a descriptor, and the process needs some for other ends.
         let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX) / 2;
         let most = usize::try_from(descriptors).unwrap_or(usize::MAX).clamp(1, SLOTS);
-        Ok(Self {
+        Self {
             shared: Arc::new(Shared {
-                memory: Mapping { file, words },
+                memory,
                 reading: Mutex::default(),
                 in_work: AtomicUsize::new(0),
                 most,
                 less: Condvar::new(),
                 counting: Mutex::default(),
             }),
-        })
+        }
     }
 
     fn words(&self) -> &[AtomicU64] {
@@ -284,7 +255,7 @@ fn number(state: u64) -> RawFd {
 
 impl AsFd for Table {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.memory.file.as_fd()
+        self.shared.memory.as_fd()
     }
 }
 
@@ -295,21 +266,6 @@ impl Shared {
         while self.in_work.load(Ordering::Acquire) >= self.most {
             counting = self.less.wait(counting).unwrap_or_else(PoisonError::into_inner);
         }
-    }
-}
-
-impl Mapping {
-    fn words(&self) -> &[AtomicU64] {
-        // SAFETY: page-aligned words, zero at first, mapped until drop; only accessed atomically, and by
-        // the kernel's writes to the inbox (see `receive`).
-        unsafe { std::slice::from_raw_parts(self.words.as_ptr(), BYTES / 8) }
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping; no reference into it outlives `self`.
-        let _ = unsafe { rustix::mm::munmap(self.words.as_ptr().cast(), BYTES) };
     }
 }
 
