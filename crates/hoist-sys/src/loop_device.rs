@@ -25,6 +25,19 @@ pub struct LoopDevice {
     path: PathBuf,
 }
 
+/// Whether this process may have loop devices.
+///
+/// # Errors
+/// NotFound where the kernel has none, or nobody has made `/dev/loop-control`; PermissionDenied.
+pub fn available() -> io::Result<()> {
+    control().map(drop)
+}
+
+fn control() -> io::Result<File> {
+    let opened = File::options().read(true).write(true).open("/dev/loop-control");
+    opened.map_err(|e| io::Error::new(e.kind(), format!("opening /dev/loop-control: {e}")))
+}
+
 impl LoopDevice {
     /// Sets a free device up over `backing`, whose size must be a multiple of `block` (512 to 4096).
     ///
@@ -34,8 +47,7 @@ impl LoopDevice {
         let explain = |what: &'static str| {
             move |e: io::Error| io::Error::new(e.kind(), format!("{what} a loop device: {e}"))
         };
-        let control = File::options().read(true).write(true).open("/dev/loop-control");
-        let control = control.map_err(explain("asking for"))?;
+        let control = control().map_err(explain("asking for"))?;
         loop {
             // SAFETY: takes no argument.
             let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };

@@ -41,6 +41,17 @@ pub fn knows(file_system: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether this kernel's EROFS takes files of a file system from other devices than its first.
+///
+/// # Errors
+/// EINVAL before Linux 5.16; as [`knows`].
+pub fn erofs_knows_devices() -> io::Result<()> {
+    let fs = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // It is looked at when the file system is made, which this one never is.
+    fsconfig_set_string(&fs, "device", "/")?;
+    Ok(())
+}
+
 /// Mounts an EROFS image, read-only, its external devices in order, on folder `target`: all files, or all
 /// block devices.
 ///

@@ -47,7 +47,11 @@ pub(super) fn choose(wanted: Option<Driver>, root: &Path, group: &Events<'_>) ->
 fn missing(driver: Driver, root: &Path, group: &Events<'_>) -> Result<(), String> {
     match driver {
         Driver::Erofs => erofs().and_then(|()| events(root, &*group()?)),
-        Driver::ErofsFuse => erofs().and_then(|()| fuse_device()),
+        Driver::ErofsFuse => {
+            erofs()?;
+            hoist_sys::loop_device::available().map_err(|e| format!("no loop device can be had ({e})"))?;
+            fuse_device()
+        }
         Driver::Fuse => {
             fuse_device()?;
             match (hoist_sys::mount::knows("fuse"), hoist_sys::fuse::find_helper()) {
@@ -64,10 +68,12 @@ fn erofs() -> Result<(), String> {
         Some(libc::ENODEV) => "this kernel has no EROFS".to_owned(),
         _ => format!("EROFS cannot be mounted ({e})"),
     })?;
-    match hoist_sys::userns::is_initial() {
-        true => Ok(()),
-        false => Err("mounting EROFS takes root of the machine, not of a user namespace".into()),
+    if !hoist_sys::userns::is_initial() {
+        return Err("mounting EROFS takes root of the machine, not of a user namespace".into());
     }
+    hoist_sys::mount::erofs_knows_devices().map_err(|e| {
+        format!("this kernel's EROFS takes one device alone ({e}): Linux 5.16 and later take more")
+    })
 }
 
 fn fuse_device() -> Result<(), String> {

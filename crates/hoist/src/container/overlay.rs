@@ -1,16 +1,13 @@
 //! A container's writes, mounted over its image.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::Context;
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
-};
+use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::Container;
 
@@ -37,22 +34,26 @@ impl Container {
     }
 }
 
-fn overlay(lower: &Path, upper: &Path, work: &Path, target: &Path, flags: &[&str]) -> rustix::io::Result<()> {
-    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    // "lowerdir+" takes one path as it is, colons and commas included.
-    fsconfig_set_string(&fs, "lowerdir+", lower)?;
-    fsconfig_set_string(&fs, "upperdir", escaped(upper))?;
-    fsconfig_set_string(&fs, "workdir", escaped(work))?;
-    flags.iter().try_for_each(|flag| fsconfig_set_flag(&fs, *flag))?;
-    fsconfig_create(&fs)?;
-    let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    move_mount(&mount, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+fn overlay(lower: &Path, upper: &Path, work: &Path, target: &Path, flags: &[&str]) -> anyhow::Result<()> {
+    // By mount(2): the newer calls take a path with a comma in it only since Linux 6.5, and a lower one that has a colon since
+    // 6.7 ("lowerdir+").
+    let mut options = Vec::new();
+    for (option, path) in [("lowerdir", lower), ("upperdir", upper), ("workdir", work)] {
+        options.extend_from_slice(option.as_bytes());
+        options.push(b'=');
+        options.extend(escaped(path));
+        options.push(b',');
+    }
+    options.extend_from_slice(flags.join(",").as_bytes());
+    let options = CString::new(options)?;
+    Ok(rustix::mount::mount("overlay", target, "overlay", MountFlags::empty(), options.as_c_str())?)
 }
 
-/// These two options of overlayfs take a backslash for an escape (`ovl_unescape` in fs/overlayfs/params.c).
-fn escaped(path: &Path) -> OsString {
+/// overlayfs takes a backslash for an escape, commas to part options, and colons to part lower folders (`ovl_next_opt`,
+/// `ovl_unescape` and `ovl_split_lowerdirs` in fs/overlayfs).
+fn escaped(path: &Path) -> impl Iterator<Item = u8> {
     let bytes = path.as_os_str().as_bytes().iter();
-    OsString::from_vec(bytes.flat_map(|&b| if b == b'\\' { vec![b, b] } else { vec![b] }).collect())
+    bytes.flat_map(|&b| [b'\\', b].into_iter().skip(usize::from(!matches!(b, b'\\' | b',' | b':'))))
 }
 
 /// Unmounts what is mounted there, if anything is.
