@@ -8,8 +8,8 @@
 //! longer, and that is all. Only where no successor comes to anything is what is asked denied, with EIO.
 //!
 //! What FUSE serves needs no group. The descriptors of such a [session](crate::fuse::Session), deposited with
-//! [`Keeper::deposit_session`], are all that keeps it alive; requests that nobody has answered are in the
-//! kernel. While nobody serves, the keeper fails them with EIO, as it denies the events of a group. A process
+//! [`Keeper::deposit_session`], are all that keeps it alive; requests that nobody has answered are in its own
+//! list. While nobody serves, the keeper fails them with EIO, as it denies the events of a group. A process
 //! that has nothing but sessions, as an ordinary user's, has no group at all.
 //!
 //! The other way round the filler watches the keeper, and starts a new one when it dies.

@@ -125,7 +125,8 @@ impl Drop for Mounted {
 #[test]
 fn programs_see_what_the_handler_says() {
     let mounted = Mounted::new(2);
-    assert_eq!(mounted.session.fds().count(), 2);
+    // The list of requests, and two queues.
+    assert_eq!(mounted.session.fds().count(), 3);
     let meta = fs::metadata(mounted.path("link")).unwrap();
     assert_eq!((meta.mode(), meta.len(), meta.ino()), (0o100_640, CONTENT.len() as u64, FILE));
     assert_eq!((meta.uid(), meta.gid(), meta.mtime(), meta.mtime_nsec()), (70_000, 70_001, -5, 6));
@@ -168,7 +169,6 @@ fn opens_cost_nothing() {
 #[test]
 fn a_successor_answers_what_was_left() {
     let mounted = Mounted::new(2);
-    assert!(mounted.session.negotiated().can_resend());
     mounted.tiny.to_lose.store(1, Ordering::SeqCst);
     let path = mounted.path("file");
     let reader = std::thread::spawn(move || fs::read(path).unwrap());
@@ -178,7 +178,7 @@ fn a_successor_answers_what_was_left() {
     assert!(!reader.is_finished());
     let fds = mounted.session.fds().map(|fd| fd.try_clone_to_owned().unwrap()).collect();
     let successor = Session::from_fds(fds, mounted.session.negotiated()).unwrap();
-    successor.resend().unwrap();
+    let _threads = successor.serve(&mounted.tiny, 2).unwrap();
     assert_eq!(reader.join().unwrap(), CONTENT);
 }
 

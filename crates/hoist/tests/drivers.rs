@@ -20,7 +20,9 @@ use node::{Mounted, Node, Published, count, user};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// All but the first, which the other tests use.
-const DRIVERS: [&str; 2] = ["fuse", "erofs-fuse"];
+fn drivers() -> Vec<&'static str> {
+    node::drivers().into_iter().filter(|driver| *driver != "erofs").collect()
+}
 
 fn assert_right(mount: &Mounted) {
     let differences = compare_tree(mount.root(), &Exceptions::full()).unwrap();
@@ -29,7 +31,8 @@ fn assert_right(mount: &Mounted) {
 
 fn is_right_through_every_driver(format: &str) {
     let image = Published::indexed(&fixtures_dir().unwrap().join(format));
-    let nodes = DRIVERS.map(|driver| (driver, Node::new().with_driver(driver)));
+    let nodes: Vec<_> =
+        drivers().into_iter().map(|driver| (driver, Node::new().with_driver(driver))).collect();
     for (driver, node) in &nodes {
         let mount = node.mount(&image.name, &[]);
         assert_right(&mount);
@@ -105,7 +108,7 @@ fn the_fastest_driver_that_works_is_taken() {
 
 #[test]
 fn damage_and_absence_are_errors_that_pass() {
-    for driver in DRIVERS {
+    for driver in drivers() {
         for kind in [FaultKind::FlipBit(70_000), FaultKind::Status(404, vec![]), FaultKind::WrongContentRange]
         {
             let case = Case::new();
@@ -122,7 +125,7 @@ fn damage_and_absence_are_errors_that_pass() {
 
 #[test]
 fn a_full_disk_fails_reads_until_there_is_room() {
-    for driver in DRIVERS {
+    for driver in drivers() {
         let node = |store: &Path| Node::with_store(store).with_driver(driver);
         disk::reads_fail_until_there_is_room(&Case::new(), node);
     }
@@ -130,7 +133,7 @@ fn a_full_disk_fails_reads_until_there_is_room() {
 
 #[test]
 fn filler_and_keeper_killed_together_leave_errors_and_never_zeros() {
-    for driver in DRIVERS {
+    for driver in drivers() {
         let case = Case::new();
         let node = Node::new().with_driver(driver);
         let mount = node.mount(&case.image.name, &[]);
@@ -188,7 +191,7 @@ fn a_reader_that_waits_can_be_killed() {
 
 #[test]
 fn many_read_at_once() {
-    for driver in DRIVERS {
+    for driver in drivers() {
         let case = Case::new();
         let node = Node::new().with_driver(driver);
         let mount = node.mount(&case.image.name, &[]);
@@ -232,7 +235,7 @@ fn programs() -> (tempfile::TempDir, Published) {
 fn programs_run() {
     let (dir, image) = programs();
     let root = dir.path().join("root");
-    for driver in DRIVERS {
+    for driver in drivers() {
         let node = Node::new().with_driver(driver);
         let mount = node.mount(&image.name, &[]);
         let said = common::output(Command::new("chroot").arg(mount.root()).args(["/bin/cat", "/etc/group"]));
@@ -326,7 +329,7 @@ fn an_ordinary_user_with_subordinate_numbers_has_users() {
 /// A detached mount is served on for who still has a file of it open.
 #[test]
 fn detached_in_use_it_is_served_on() {
-    ["erofs", "erofs-fuse", "fuse"].into_iter().for_each(is_served_on_when_detached);
+    node::drivers().into_iter().for_each(is_served_on_when_detached);
 }
 
 fn is_served_on_when_detached(driver: &'static str) {

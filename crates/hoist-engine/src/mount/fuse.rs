@@ -113,13 +113,6 @@ impl Served {
             Some(_) => serve(&session, &Arc::new(carrier::Files::of(show)?)),
         };
         let threads = threads.map_err(text)?;
-        if let Err(e) = session.resend() {
-            tracing::warn!(
-                target = %show.target.display(),
-                "this kernel cannot say what the process before this one was asked ({e}): readers that waited for \
-                 it then may wait until the mount is gone"
-            );
-        }
         let carrier = record.carried.as_ref().map(|loops| Carrier::of(show.layers, loops));
         Ok(Self { ended: watch_end(threads), carrier, record })
     }

@@ -145,8 +145,8 @@ impl Guard {
         }
         if let Some(keeper) = &state.keeper {
             if let Some(stored) = &state.stored {
-                let queues = keeper.session(id).map_or(0, |fds| fds.len());
-                (0..queues).for_each(|n| stored.release(&session_deposit_name(id, n)));
+                let fds = keeper.session(id).map_or(0, |fds| fds.len());
+                (0..fds).for_each(|n| stored.release(&session_deposit_name(id, n)));
                 stored.release(&deposit_name(id));
             }
             let told = keeper

@@ -6,8 +6,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// `FUSE_DEV_IOC_CLONE`: `_IOR(229, 0, uint32_t)`.
 const CLONE: libc::c_ulong = 0x8004_e500;
-/// `FUSE_NOTIFY_RESEND` (Linux 6.9), in the place of a reply's error.
-const RESEND: i32 = 7;
 
 /// An open `/dev/fuse`. Close-on-exec.
 #[derive(Debug)]
@@ -48,6 +46,19 @@ impl Device {
         Ok(&buffer[..n])
     }
 
+    /// The same, to memory that others have too. How many bytes it was.
+    ///
+    /// # Errors
+    /// As [`Device::read`].
+    ///
+    /// # Safety
+    /// There are `len` bytes at `buffer`, which nobody else writes to meanwhile, or has a reference to other than to atomics.
+    pub(super) unsafe fn read_into(&self, buffer: *mut u8, len: usize) -> io::Result<usize> {
+        // SAFETY: the kernel writes at most `len` bytes there, as the caller allows.
+        let n = unsafe { libc::read(self.fd.as_raw_fd(), buffer.cast(), len) };
+        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
+
     /// Whether reading waits for a request, in all processes that have this descriptor, or fails with EAGAIN.
     ///
     /// # Errors
@@ -63,22 +74,10 @@ impl Device {
     /// # Errors
     /// ENOENT where nobody waits for it any more; others are the server's fault.
     pub fn reply(&self, unique: u64, errno: i32, bytes: &[u8]) -> io::Result<()> {
-        self.write(unique, -errno, bytes)
-    }
-
-    /// Asks for the requests again that were read by anyone and not replied to.
-    ///
-    /// # Errors
-    /// EINVAL before Linux 6.9.
-    pub fn resend(&self) -> io::Result<()> {
-        self.write(0, RESEND, &[])
-    }
-
-    fn write(&self, unique: u64, error: i32, bytes: &[u8]) -> io::Result<()> {
         let mut header = [0; 16];
         let len = (header.len() + bytes.len()) as u32;
         header[..4].copy_from_slice(&len.to_ne_bytes());
-        header[4..8].copy_from_slice(&error.to_ne_bytes());
+        header[4..8].copy_from_slice(&(-errno).to_ne_bytes());
         header[8..].copy_from_slice(&unique.to_ne_bytes());
         // The kernel takes a message whole or not at all.
         rustix::io::writev(&self.fd, &[IoSlice::new(&header), IoSlice::new(bytes)])?;

@@ -5,17 +5,15 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::device::Device;
+use super::in_work::{INBOXES, InWork, Left, Slot};
 use super::request::{Operation, Request};
 use super::session::Session;
 use crate::keeper::Table;
 
-/// `FUSE_MIN_READ_BUFFER` is 8 KiB; the longest request here, a name, is shorter.
-pub(super) const REQUEST_MAX: usize = 16 << 10;
-
 /// A file system: has an answer to each request.
 pub trait Handler: Send + Sync + 'static {
-    /// Answers a request, now or, by keeping the answer, later. Interrupts too are handed in, and need
-    /// no answer.
+    /// Answers a request: now or, if it is a read, by keeping the answer, later. Interrupts too are handed in, and
+    /// need no answer.
     fn handle(&self, request: &Request<'_>, answer: Answer);
 }
 
@@ -26,6 +24,7 @@ pub struct Answer {
     device: Option<Arc<Device>>,
     unique: u64,
     answers: Option<Table>,
+    slot: Option<Slot>,
 }
 
 impl Answer {
@@ -44,7 +43,7 @@ impl Answer {
         self.send(errno, &[]);
     }
 
-    /// There is nothing to answer.
+    /// There is nothing to answer. A read stays noted.
     pub fn none(mut self) {
         self.device = None;
     }
@@ -61,6 +60,7 @@ impl Answer {
         if let Some(answers) = &self.answers {
             answers.note_answered();
         }
+        self.slot.take().into_iter().for_each(Slot::done);
     }
 }
 
@@ -71,40 +71,68 @@ impl Drop for Answer {
 }
 
 impl Session {
-    /// Starts threads, at least one for each queue, that serve until the file system is unmounted.
+    /// Answers what a dead process has left, and starts threads, at least one for each queue, that serve until the file
+    /// system is unmounted.
     ///
     /// # Errors
     /// The kernel's from starting a thread.
     pub fn serve(&self, handler: &Arc<impl Handler>, threads: usize) -> io::Result<Vec<JoinHandle<()>>> {
-        let threads = threads.max(self.devices.len());
+        let queue = |i: usize| Queue {
+            number: i % self.devices.len(),
+            device: Arc::clone(&self.devices[i % self.devices.len()]),
+            in_work: self.in_work.clone(),
+            answers: self.answers.clone(),
+        };
+        for Left { queue: number, bytes, slot } in self.in_work.left(self.devices.len()) {
+            queue(number).hand_in(&**handler, &bytes, slot);
+        }
+        self.in_work.clear_all();
         let start = |i: usize| {
-            let device = Arc::clone(&self.devices[i % self.devices.len()]);
-            let (handler, answers) = (Arc::clone(handler), self.answers.clone());
+            let (queue, handler) = (queue(i), Arc::clone(handler));
             std::thread::Builder::new()
                 .name(format!("hoist-fuse-{i}"))
-                .spawn(move || answer_all(&device, &*handler, answers.as_ref()))
+                .spawn(move || queue.answer_all(&*handler, i))
         };
-        (0..threads).map(start).collect()
+        (0..threads.clamp(self.devices.len(), INBOXES)).map(start).collect()
     }
 }
 
-fn answer_all(device: &Arc<Device>, handler: &impl Handler, answers: Option<&Table>) {
-    // Touched before: a page fault in a dying process would lose the request.
-    let mut buffer = vec![1; REQUEST_MAX];
-    loop {
-        let bytes = match device.read(&mut buffer) {
-            Ok(bytes) => bytes,
-            Err(e) => match e.raw_os_error() {
-                // Taken back, or a signal came.
-                Some(libc::ENOENT | libc::EINTR | libc::EAGAIN) => continue,
-                // Unmounted, or aborted through /sys/fs/fuse/connections.
-                _ => return,
-            },
-        };
+/// A queue, as one thread sees it.
+struct Queue {
+    number: usize,
+    device: Arc<Device>,
+    in_work: InWork,
+    answers: Option<Table>,
+}
+
+impl Queue {
+    fn answer_all(&self, handler: &impl Handler, inbox: usize) {
+        let mut request = Vec::new();
+        self.in_work.open(inbox);
+        loop {
+            match self.in_work.receive(inbox, &self.device, &mut request) {
+                Ok(()) => self.hand_in(handler, &request, None),
+                Err(e) => match e.raw_os_error() {
+                    // Taken back, or a signal came.
+                    Some(libc::ENOENT | libc::EINTR | libc::EAGAIN) => {}
+                    // Unmounted, or aborted through /sys/fs/fuse/connections.
+                    _ => return,
+                },
+            }
+            self.in_work.clear(inbox);
+        }
+    }
+
+    /// Has a request answered. Only reads may be answered later: they are noted, unless they are already.
+    fn hand_in(&self, handler: &impl Handler, bytes: &[u8], slot: Option<Slot>) {
         match Request::parse(bytes) {
             Ok(request) => {
-                let device = Some(Arc::clone(device));
-                let answer = Answer { device, unique: request.unique, answers: answers.cloned() };
+                let slot = match request.operation {
+                    Operation::Read { .. } => slot.or_else(|| self.in_work.note(self.number, bytes)),
+                    _ => slot,
+                };
+                let device = Some(Arc::clone(&self.device));
+                let answer = Answer { device, unique: request.unique, answers: self.answers.clone(), slot };
                 match request.operation {
                     Operation::Forget => answer.none(),
                     Operation::Destroy => answer.with(&[]),
@@ -113,37 +141,63 @@ fn answer_all(device: &Arc<Device>, handler: &impl Handler, answers: Option<&Tab
             }
             Err(e) => {
                 if let Some(unique) = e.unique {
-                    let _ = device.reply(unique, libc::EIO, &[]);
+                    let _ = self.device.reply(unique, libc::EIO, &[]);
                 }
+                slot.into_iter().for_each(Slot::done);
             }
         }
     }
 }
 
-/// Fails with EIO all that is asked at this moment, of a device that does not [wait](Device::set_waiting).
+/// The number to fail a request by; None for one that nobody waits for.
+fn awaited(request: &[u8]) -> Option<u64> {
+    match Request::parse(request) {
+        Ok(Request { operation: Operation::Forget | Operation::Interrupt { .. }, .. }) => None,
+        Ok(Request { unique, .. }) => Some(unique),
+        Err(e) => e.unique,
+    }
+}
+
+/// Does anybody wait for what a dead process has left?
+pub(crate) fn is_left_waiting(in_work: &InWork, queues: usize) -> bool {
+    in_work.left(queues).iter().any(|left| awaited(&left.bytes).is_some())
+}
+
+/// Fails with EIO what a dead process has left, of queues of these descriptors. Each fails where nobody waits for it any more.
+pub(crate) fn refuse_left(in_work: &InWork, queues: &[Device]) {
+    for Left { queue, bytes, slot } in in_work.left(queues.len()) {
+        if let Some(unique) = awaited(&bytes) {
+            let _ = queues[queue].reply(unique, libc::EIO, &[]);
+        }
+        slot.into_iter().for_each(Slot::done);
+    }
+    in_work.clear_all();
+}
+
+/// Fails with EIO all that is asked at this moment, of queues that do not [wait](Device::set_waiting).
 ///
 /// # Errors
 /// The session is over.
-pub(crate) fn refuse_all(device: &Device) -> io::Result<()> {
-    let mut buffer = [0; REQUEST_MAX];
-    loop {
-        let (unique, wants_reply) = match device.read(&mut buffer) {
-            Ok(bytes) => match Request::parse(bytes) {
-                Ok(Request { unique, operation, .. }) => {
-                    (Some(unique), !matches!(operation, Operation::Forget | Operation::Interrupt { .. }))
+pub(crate) fn refuse_asked(in_work: &InWork, queues: &[Device]) -> io::Result<()> {
+    let mut request = Vec::new();
+    for (inbox, queue) in queues.iter().enumerate() {
+        in_work.open(inbox);
+        loop {
+            match in_work.receive(inbox, queue, &mut request) {
+                Ok(()) => {
+                    if let Some(unique) = awaited(&request) {
+                        let _ = queue.reply(unique, libc::EIO, &[]);
+                    }
                 }
-                Err(e) => (e.unique, true),
-            },
-            Err(e) => match e.raw_os_error() {
-                Some(libc::EAGAIN) => return Ok(()),
-                // Taken back, or a signal came.
-                Some(libc::ENOENT | libc::EINTR) => continue,
-                _ => return Err(e),
-            },
-        };
-        if let Some(unique) = unique.filter(|_| wants_reply) {
-            // It fails where nobody waits for it any more.
-            let _ = device.reply(unique, libc::EIO, &[]);
+                Err(e) => match e.raw_os_error() {
+                    Some(libc::EAGAIN) => break,
+                    // Taken back, or a signal came.
+                    Some(libc::ENOENT | libc::EINTR) => {}
+                    _ => return Err(e),
+                },
+            }
+            in_work.clear(inbox);
         }
     }
+    Ok(())
 }

@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::device::Device;
+use super::in_work::{INBOX_BYTES, INBOXES, InWork};
 use super::request::{Operation, Request};
-use super::serve::REQUEST_MAX;
 use crate::keeper::Table;
 
 /// `FUSE_*` flags of the handshake.
@@ -22,7 +22,6 @@ mod flag {
     pub const CACHE_SYMLINKS: u64 = 1 << 23;
     pub const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
     pub const INIT_EXT: u64 = 1 << 30;
-    pub const HAS_RESEND: u64 = 1 << 39;
 }
 
 /// Read-only, never changing, without open files: names, attributes, links and pages may be cached for good.
@@ -35,8 +34,7 @@ const WANTED: u64 = flag::ASYNC_READ
     | flag::MAX_PAGES
     | flag::CACHE_SYMLINKS
     | flag::NO_OPENDIR_SUPPORT
-    | flag::INIT_EXT
-    | flag::HAS_RESEND;
+    | flag::INIT_EXT;
 
 /// Oldest minor version of the protocol that is spoken to: Linux 2.6.31.
 const OLDEST: u32 = 12;
@@ -59,11 +57,6 @@ pub struct Negotiated {
 }
 
 impl Negotiated {
-    /// Can requests of a dead process be asked for again (Linux 6.9)?
-    pub fn can_resend(&self) -> bool {
-        self.flags & flag::HAS_RESEND != 0
-    }
-
     /// Does the kernel go on without opens (files since Linux 4.14, folders since 5.1)? Else they must be
     /// answered.
     pub fn without_opens(&self) -> bool {
@@ -75,6 +68,7 @@ impl Negotiated {
 #[derive(Debug)]
 pub struct Session {
     pub(super) devices: Vec<Arc<Device>>,
+    pub(super) in_work: InWork,
     negotiated: Negotiated,
     pub(super) answers: Option<Table>,
 }
@@ -86,7 +80,8 @@ impl Session {
     /// # Errors
     /// The kernel's, or a protocol of another age.
     pub fn start(device: Device, queues: usize, check: bool) -> io::Result<Self> {
-        let mut buffer = vec![0; REQUEST_MAX];
+        let in_work = InWork::new()?;
+        let mut buffer = vec![0; INBOX_BYTES];
         // It implies `default_permissions`.
         let wanted = if check { WANTED | flag::POSIX_ACL } else { WANTED };
         let negotiated = loop {
@@ -113,27 +108,31 @@ impl Session {
             break Negotiated { minor: minor.min(MINOR), flags, max_readahead };
         };
         let mut devices = vec![Arc::new(device)];
-        while devices.len() < queues.max(1) {
+        while devices.len() < queues.clamp(1, INBOXES) {
             // Old kernels have one queue (before 4.2); it serves any number of threads.
             match devices[0].another() {
                 Ok(another) => devices.push(Arc::new(another)),
                 Err(_) => break,
             }
         }
-        Ok(Self { devices, negotiated, answers: None })
+        Ok(Self { devices, in_work, negotiated, answers: None })
     }
 
-    /// Goes on with a session whose descriptors (all of [`Session::fds`]) and agreement come from another
-    /// process.
+    /// Goes on with a session whose descriptors (all of [`Session::fds`], in that order) and agreement come from
+    /// another process, which is dead.
     ///
     /// # Errors
-    /// Without a descriptor.
+    /// Without a list of requests and a queue, or with more queues than there may be.
     pub fn from_fds(fds: Vec<OwnedFd>, negotiated: Negotiated) -> io::Result<Self> {
-        if fds.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a FUSE session has a descriptor"));
+        let mut fds = fds.into_iter();
+        let in_work = fds.next().map(|list| InWork::of(list.into())).transpose()?;
+        let devices: Vec<_> = fds.map(|fd| Arc::new(fd.into())).collect();
+        match in_work {
+            Some(in_work) if (1..=INBOXES).contains(&devices.len()) => {
+                Ok(Self { devices, in_work, negotiated, answers: None })
+            }
+            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "not all of a FUSE session's descriptors")),
         }
-        let devices = fds.into_iter().map(|fd| Arc::new(fd.into())).collect();
-        Ok(Self { devices, negotiated, answers: None })
     }
 
     /// Counts answers where the keeper sees it.
@@ -141,18 +140,11 @@ impl Session {
         self.answers = Some(table.clone());
     }
 
-    /// Its descriptors: whoever holds them all keeps the mount from failing. A request in work belongs to
-    /// the one that it was read from; a descriptor that is closed for good fails those it had.
+    /// Its descriptors: whoever holds them all keeps the mount from failing. The first is the list of the requests in
+    /// work, the others are queues. A request in work belongs to the queue that it was read from; a queue that is closed
+    /// for good fails those it had.
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.devices.iter().map(|d| d.as_fd())
-    }
-
-    /// Has every request delivered anew that another process read and did not reply to.
-    ///
-    /// # Errors
-    /// EINVAL before Linux 6.9: those requests stay unanswered until the mount is ended.
-    pub fn resend(&self) -> io::Result<()> {
-        self.devices[0].resend()
+        [self.in_work.as_fd()].into_iter().chain(self.devices.iter().map(|d| d.as_fd()))
     }
 
     /// What was agreed on.

@@ -161,11 +161,16 @@ impl Guard {
     fn any_alive(&mut self) -> bool {
         let Ok(now) = Snapshot::take() else { return true };
         self.mounts.iter_mut().for_each(|mount| mount.look(&now));
-        self.mounts.iter().any(|mount| mount.is_alive(&now)) || self.sessions().any(session::is_connected)
+        self.mounts.iter().any(|mount| mount.is_alive(&now)) || self.queues().any(session::is_connected)
     }
 
-    fn sessions(&self) -> impl Iterator<Item = &OwnedFd> {
-        self.deposits.iter().filter(|(name, _)| session::is_one(name)).map(|(_, fd)| fd)
+    /// The queues of the FUSE sessions.
+    fn queues(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.deposits.iter().filter(|(name, _)| session::is_queue(name)).map(|(_, fd)| fd)
+    }
+
+    fn named(&self) -> impl Iterator<Item = (&String, &OwnedFd)> {
+        self.deposits.iter().map(|(name, fd)| (name, fd))
     }
 
     /// Starts a candidate if it is time for one.
@@ -244,7 +249,7 @@ impl Guard {
         }
         if unserved && self.denying {
             asked.extend(self.group.iter().map(|group| (Source::Group, group.as_fd(), PollFlags::IN)));
-            asked.extend(self.sessions().map(|fd| (Source::Sessions, fd.as_fd(), PollFlags::IN)));
+            asked.extend(self.queues().map(|fd| (Source::Sessions, fd.as_fd(), PollFlags::IN)));
         }
         let mut polled: Vec<_> =
             asked.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
@@ -294,8 +299,8 @@ impl Guard {
 
     /// The same for sessions.
     fn refuse_all(&mut self) -> Next {
-        // Those that fail are over.
-        self.deposits.retain(|(name, fd)| !session::is_one(name) || session::refuse_all(fd).is_ok());
+        let over = session::refuse_all(self.named());
+        self.deposits.retain(|(name, _)| !over.contains(name));
         Next::GoOn
     }
 
@@ -379,9 +384,7 @@ impl Guard {
             return self.promote();
         }
         say("the process that served the mounts is gone; starting its successor");
-        // What it had read comes to light. Before Linux 6.9 it does not, and counts for nothing here.
-        self.sessions().for_each(|fd| drop(session::resend(fd)));
-        let waited = self.table.left().next().is_some() || self.sessions().any(session::is_asked);
+        let waited = self.table.left().next().is_some() || session::is_any_asked(self.named());
         let useless = waited && self.table.answered() == filler.answered;
         if useless && filler.child.is_some() && filler.since.elapsed() < LONG {
             self.died_in_vain(killed);
@@ -465,19 +468,14 @@ impl Guard {
             // Fails where the reader was killed or already has its answer.
             let _ = asked.answer(Answer::Deny(libc::EIO));
         }
-        self.deposits.retain(|(name, fd)| {
-            let good = !session::is_one(name) || session::begin_refusing(fd).is_ok();
-            if !good && session::is_connected(fd) {
-                // Closed by its last holder it fails for good: better than readers who wait for nobody.
-                say("a FUSE mount is given up: this kernel cannot say what a dead process was asked");
-            }
-            good
-        });
+        // Closed by its last holder, what cannot be refused fails for good: better than readers who wait for nobody.
+        let over = session::begin_refusing(self.named());
+        self.deposits.retain(|(name, _)| !over.contains(name));
     }
 
     fn stop_denying(&mut self) {
         if std::mem::replace(&mut self.denying, false) {
-            self.sessions().for_each(|fd| drop(session::end_refusing(fd)));
+            self.queues().for_each(|fd| drop(session::end_refusing(fd)));
         }
     }
 }

@@ -95,7 +95,7 @@ impl Inheritance {
     /// Is any of it still there for anyone? Yes when in doubt.
     pub fn is_needed(&self) -> bool {
         let Ok(now) = Snapshot::take() else { return true };
-        let mut sessions = self.deposits.iter().filter(|(name, _)| session::is_one(name));
+        let mut sessions = self.deposits.iter().filter(|(name, _)| session::is_queue(name));
         self.mounts.iter().any(|mount| mount.is_alive(&now))
             || sessions.any(|(_, fd)| session::is_connected(fd))
     }

@@ -24,24 +24,25 @@ pub fn refuse_for(
         // It fails where the reader was killed.
         let _ = asked.answer(Answer::Deny(libc::EIO));
     }
-    let sessions = deposits.iter().filter(|(name, _)| session::is_one(name)).map(|(_, fd)| fd);
-    let mut sessions: Vec<&OwnedFd> = sessions.filter(|fd| session::begin_refusing(fd).is_ok()).collect();
+    let mut over = session::begin_refusing(deposits.iter());
     loop {
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        let time = until.saturating_duration_since(Instant::now());
+        if time.is_zero() {
             break;
         }
-        let fds = group.iter().map(|group| group.as_fd()).chain(sessions.iter().map(|fd| fd.as_fd()));
+        let left = deposits.iter().filter(|(name, _)| !over.contains(name));
+        let queues = left.clone().filter(|(name, _)| session::is_queue(name)).map(|(_, fd)| fd.as_fd());
+        let fds = group.iter().map(|group| group.as_fd()).chain(queues);
         let mut polled: Vec<_> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        let left = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
-        if !matches!(poll(&mut polled, Some(&left)), Ok(1..)) {
+        let time = Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() };
+        if !matches!(poll(&mut polled, Some(&time)), Ok(1..)) {
             continue;
         }
         if let Some(group) = group.filter(|_| !polled[0].revents().is_empty()) {
             let _ = table.take(group, |asked| drop(asked.answer(Answer::Deny(libc::EIO))));
         }
-        // Those that fail are over.
-        sessions.retain(|fd| session::refuse_all(fd).is_ok());
+        over.extend(session::refuse_all(left));
     }
-    sessions.iter().for_each(|fd| drop(session::end_refusing(fd)));
+    let queues = deposits.iter().filter(|(name, _)| session::is_queue(name) && !over.contains(name));
+    queues.for_each(|(_, fd)| drop(session::end_refusing(fd)));
 }

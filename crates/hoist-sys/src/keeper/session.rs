@@ -1,26 +1,40 @@
 //! FUSE sessions that the keeper holds: what becomes of them while nobody serves them.
 //!
 //! A session lives as long as somebody has its descriptors, and then what is asked waits in the kernel. What a
-//! dead process had read and not answered is put back there (Linux 6.9), and then fails like the rest.
+//! dead process had read and not answered stands in the session's list, and fails like the rest.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::fuse::Device;
+use crate::fuse::{Device, InWork, is_left_waiting, refuse_asked, refuse_left};
 
 /// What the names of a session's descriptors among the deposits begin with.
 const PREFIX: &str = "fuse ";
+/// The number of the list of requests in work: the first of the descriptors.
+const LIST: usize = 0;
 
 /// The name under which one of a session's descriptors is deposited.
-pub fn deposit_name(session: &str, queue: usize) -> String {
-    format!("{PREFIX}{session} {queue}")
+pub fn deposit_name(session: &str, number: usize) -> String {
+    format!("{PREFIX}{session} {number}")
+}
+
+/// Whose is what has this name, and which of its descriptors?
+fn parse(name: &str) -> Option<(&str, usize)> {
+    let (session, number) = name.strip_prefix(PREFIX)?.rsplit_once(' ')?;
+    Some((session, number.parse().ok()?))
 }
 
 /// Is what has this name a session's?
-pub(super) fn is_one(name: &str) -> bool {
-    name.starts_with(PREFIX)
+pub(super) fn is_part(name: &str) -> bool {
+    parse(name).is_some()
+}
+
+/// Is what has this name a queue of a session?
+pub(super) fn is_queue(name: &str) -> bool {
+    parse(name).is_some_and(|(_, number)| number != LIST)
 }
 
 fn state(fd: &OwnedFd) -> PollFlags {
@@ -32,40 +46,89 @@ fn state(fd: &OwnedFd) -> PollFlags {
     }
 }
 
-/// Is its file system still mounted for anyone? Yes when in doubt.
-pub(super) fn is_connected(fd: &OwnedFd) -> bool {
-    !state(fd).contains(PollFlags::ERR)
+/// Is the file system of this queue still mounted for anyone? Yes when in doubt.
+pub(super) fn is_connected(queue: &OwnedFd) -> bool {
+    !state(queue).contains(PollFlags::ERR)
 }
 
-/// Does anybody wait for it?
-pub(super) fn is_asked(fd: &OwnedFd) -> bool {
-    let state = state(fd);
-    state.contains(PollFlags::IN) && !state.contains(PollFlags::ERR)
+/// All of a session's descriptors.
+struct Parts<'d> {
+    name: &'d str,
+    list: Option<&'d OwnedFd>,
+    queues: Vec<&'d OwnedFd>,
 }
 
-fn device(fd: &OwnedFd) -> io::Result<Device> {
-    Ok(fd.as_fd().try_clone_to_owned()?.into())
+/// The sessions among these deposits.
+fn sessions<'d>(deposits: impl Iterator<Item = (&'d String, &'d OwnedFd)>) -> Vec<Parts<'d>> {
+    let mut sessions: BTreeMap<&str, BTreeMap<usize, &OwnedFd>> = BTreeMap::new();
+    for (name, fd) in deposits {
+        if let Some((session, number)) = parse(name) {
+            sessions.entry(session).or_default().insert(number, fd);
+        }
+    }
+    let parts = |(name, mut fds): (&'d str, BTreeMap<usize, &'d OwnedFd>)| {
+        let list = fds.remove(&LIST);
+        Parts { name, list, queues: fds.into_values().collect() }
+    };
+    sessions.into_iter().map(parts).collect()
 }
 
-/// Puts back what a dead process had read.
-pub(super) fn resend(fd: &OwnedFd) -> io::Result<()> {
-    device(fd)?.resend()
+impl Parts<'_> {
+    fn in_work(&self) -> io::Result<InWork> {
+        let list = self.list.ok_or(io::ErrorKind::NotFound)?;
+        InWork::of(list.as_fd().try_clone_to_owned()?.into())
+    }
+
+    fn devices(&self) -> io::Result<Vec<Device>> {
+        self.queues.iter().map(|fd| Ok(fd.as_fd().try_clone_to_owned()?.into())).collect()
+    }
+
+    /// Does anybody wait for it?
+    fn is_asked(&self) -> bool {
+        let asked = |fd: &OwnedFd| {
+            let state = state(fd);
+            state.contains(PollFlags::IN) && !state.contains(PollFlags::ERR)
+        };
+        self.queues.iter().any(|fd| asked(fd))
+            || self.in_work().is_ok_and(|list| is_left_waiting(&list, self.queues.len()))
+    }
+
+    fn refuse(&self, also_left: bool) -> io::Result<()> {
+        let (in_work, queues) = (self.in_work()?, self.devices()?);
+        if also_left {
+            queues.iter().try_for_each(|queue| queue.set_waiting(false))?;
+            refuse_left(&in_work, &queues);
+        }
+        refuse_asked(&in_work, &queues)
+    }
 }
 
-/// From now on what it is asked is refused, what was asked before included.
-pub(super) fn begin_refusing(fd: &OwnedFd) -> io::Result<()> {
-    let device = device(fd)?;
-    device.set_waiting(false)?;
-    device.resend()?;
-    crate::fuse::refuse_all(&device)
+/// Does anybody wait for one of the sessions among these deposits, whose server is dead?
+pub(super) fn is_any_asked<'d>(deposits: impl Iterator<Item = (&'d String, &'d OwnedFd)>) -> bool {
+    sessions(deposits).iter().any(Parts::is_asked)
+}
+
+/// From now on what the sessions among these deposits are asked is refused, what they were asked before included. The names of
+/// all descriptors of those that are over.
+pub(super) fn begin_refusing<'d>(deposits: impl Iterator<Item = (&'d String, &'d OwnedFd)>) -> Vec<String> {
+    let over = |parts: &Parts<'_>| parts.refuse(true).is_err();
+    sessions(deposits).into_iter().filter(over).flat_map(|parts| names(&parts)).collect()
+}
+
+/// Refuses what is asked now.
+pub(super) fn refuse_all<'d>(deposits: impl Iterator<Item = (&'d String, &'d OwnedFd)>) -> Vec<String> {
+    let over = |parts: &Parts<'_>| {
+        let spoke = parts.queues.iter().any(|fd| !state(fd).is_empty());
+        spoke && parts.refuse(false).is_err()
+    };
+    sessions(deposits).into_iter().filter(over).flat_map(|parts| names(&parts)).collect()
+}
+
+fn names(parts: &Parts<'_>) -> Vec<String> {
+    (LIST..=parts.queues.len()).map(|number| deposit_name(parts.name, number)).collect()
 }
 
 /// Somebody is to serve it again.
-pub(super) fn end_refusing(fd: &OwnedFd) -> io::Result<()> {
-    device(fd)?.set_waiting(true)
-}
-
-/// Refuses what is asked now. An error is that it is over.
-pub(super) fn refuse_all(fd: &OwnedFd) -> io::Result<()> {
-    crate::fuse::refuse_all(&device(fd)?)
+pub(super) fn end_refusing(queue: &OwnedFd) -> io::Result<()> {
+    Device::from(queue.as_fd().try_clone_to_owned()?).set_waiting(true)
 }

@@ -142,7 +142,7 @@ impl Keeper {
         fds: impl Iterator<Item = BorrowedFd<'f>>,
     ) -> io::Result<()> {
         let mut fds = fds.enumerate();
-        fds.try_for_each(|(queue, fd)| self.deposit(&session::deposit_name(name, queue), fd))
+        fds.try_for_each(|(number, fd)| self.deposit(&session::deposit_name(name, number), fd))
     }
 
     /// Copies of a session's descriptors, the first first; none where there is none of this name.
@@ -151,8 +151,8 @@ impl Keeper {
     /// Too many open files.
     pub fn session(&self, name: &str) -> io::Result<Vec<OwnedFd>> {
         let state = self.shared.lock();
-        let queues = (0..).map_while(|queue| state.deposits.get(&session::deposit_name(name, queue)));
-        queues.map(OwnedFd::try_clone).collect()
+        let fds = (0..).map_while(|number| state.deposits.get(&session::deposit_name(name, number)));
+        fds.map(OwnedFd::try_clone).collect()
     }
 
     /// Takes a session back: it ends with the last copy elsewhere.
@@ -160,14 +160,14 @@ impl Keeper {
     /// # Errors
     /// As for [`Keeper::watch`].
     pub fn withdraw_session(&self, name: &str) -> io::Result<()> {
-        let queues = self.session(name)?.len();
-        (0..queues).try_for_each(|queue| self.withdraw(&session::deposit_name(name, queue)))
+        let fds = self.session(name)?.len();
+        (0..fds).try_for_each(|number| self.withdraw(&session::deposit_name(name, number)))
     }
 
     /// The names of all deposits but sessions.
     pub fn deposits(&self) -> Vec<String> {
         let state = self.shared.lock();
-        state.deposits.keys().filter(|name| !session::is_one(name)).cloned().collect()
+        state.deposits.keys().filter(|name| !session::is_part(name)).cloned().collect()
     }
 
     /// A copy of what was deposited under this name, by this process or one before it.

@@ -32,6 +32,14 @@ pub struct Node {
     daemon: OnceLock<Child>,
 }
 
+/// The drivers that are held to a promise: all of them, or those that another kernel has which the tests are run on
+/// (`old_kernels.rs`), by `HOIST_TEST_DRIVERS`.
+pub fn drivers() -> Vec<&'static str> {
+    let named = std::env::var("HOIST_TEST_DRIVERS").ok();
+    let has = |driver: &&str| named.as_ref().is_none_or(|named| named.split(',').any(|name| name == *driver));
+    ["erofs", "erofs-fuse", "fuse"].into_iter().filter(has).collect()
+}
+
 /// Of these the daemon has what the first command has: they are not a client's to say.
 const OF_THE_DAEMON: [&str; 3] = ["--background", "--read-timeout", "--store-limit"];
 
