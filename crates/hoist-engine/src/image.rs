@@ -175,7 +175,7 @@ impl Engine {
         let config = config?;
         if !is_of_several {
             // Else the list that it was chosen from has said for what it is.
-            let parsed: ImageConfig = oci::parse("config", &manifest.config.digest, &config)?;
+            let parsed = oci::parse_config(&manifest.config.digest, &config)?;
             self.check_platform(name, &parsed)?;
         }
         self.store.image(&digest).save(&bytes, &config)?;
@@ -324,7 +324,7 @@ fn build(
     source: ImageSource,
 ) -> Result<Image, Error> {
     let manifest: Manifest = oci::parse("manifest", &digest, &manifest_bytes)?;
-    let config: ImageConfig = oci::parse("config", &manifest.config.digest, config)?;
+    let config = oci::parse_config(&manifest.config.digest, config)?;
     if config.rootfs.diff_ids.len() != manifest.layers.len() {
         let why = format!(
             "it has {} layers, but its config has {} diffIDs: it is no container image, or damaged",

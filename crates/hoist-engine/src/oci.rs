@@ -30,6 +30,23 @@ pub(crate) fn parse<T: serde::de::DeserializeOwned>(
         .map_err(|e| Error::image(what, of, format!("it is not the JSON expected: {e}")))
 }
 
+/// Reads an image's configuration.
+///
+/// # Errors
+/// It is none. What is no image at all, but stands beside one, is told apart.
+pub(crate) fn parse_config(of: &Digest, bytes: &[u8]) -> Result<ImageConfig, Error> {
+    parse("config", of, bytes).map_err(|e| {
+        let object: Option<serde_json::Map<String, serde_json::Value>> = serde_json::from_slice(bytes).ok();
+        match object.is_some_and(|object| !object.contains_key("rootfs")) {
+            true => {
+                let why = "it names no layers (rootfs): this is no container image, but what some tool keeps beside one; give the name of the image itself";
+                Error::image("config", of, why)
+            }
+            false => e,
+        }
+    })
+}
+
 /// Names a blob or manifest.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]

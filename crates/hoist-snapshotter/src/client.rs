@@ -51,6 +51,11 @@ impl ClientError {
     pub fn is_unreachable(&self) -> bool {
         matches!(self.status.code(), Code::Unavailable | Code::Unknown)
     }
+
+    /// Whether it knows no snapshotter of that name (its plugins/services/snapshots: "snapshotter not loaded").
+    pub fn is_unknown_snapshotter(&self) -> bool {
+        self.status.code() == Code::InvalidArgument && self.status.message().contains("not loaded")
+    }
 }
 
 /// A blob, small enough to be sent whole.

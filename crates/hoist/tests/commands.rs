@@ -196,12 +196,9 @@ fn a_stubborn_program_is_killed() {
         name
     };
     let name = start(&[]);
-    let stopped = node.hoist(&["stop", "--time", "1500ms", &name]).output().unwrap();
+    let stopped = node.hoist(&["stop", "--time", "2s", &name]).output().unwrap();
     // A long wait is explained.
-    assert!(
-        stopped.status.success() && stderr(&stopped).contains("waiting for the program of"),
-        "{stopped:?}"
-    );
+    assert!(stopped.status.success() && stderr(&stopped).contains("it is killed in 1 s "), "{stopped:?}");
     assert_eq!(ps(&node)[0]["exit_code"], json!(137));
     node.says(&["rm", &name]);
     for options in [&["--name", "a"][..], &["--name", "a", "--rm"]] {
@@ -209,6 +206,10 @@ fn a_stubborn_program_is_killed() {
         node.says(&["rm", "--force", "a"]);
         assert_eq!(ps(&node).len(), 0, "{options:?}");
     }
+    // And one that is over at once is not.
+    start(&["--rm", "--name", "brief"]);
+    let stopped = node.hoist(&["stop", "-t", "1", "brief"]).output().unwrap();
+    assert!(stopped.status.success() && stderr(&stopped).is_empty(), "{stopped:?}");
     start(&["--rm", "--name", "gone"]);
     node.says(&["stop", "-t", "0", "gone"]);
     assert_eq!(ps(&node).len(), 0);

@@ -123,8 +123,10 @@ fn what_is_wrong_is_told() {
     let machine = start(&node);
     let socket = machine.containerd.socket();
     let pull = ["pull", "--containerd", "--address", socket.to_str().unwrap(), "--snapshotter"];
-    let said = node.fails(&[&pull[..], &["nothing", &image.name]].concat());
+    let output = node.hoist(&[&pull[..], &["nothing", &image.name]].concat()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("by the snapshotter nothing") && said.contains("containerd says"), "{said}");
+    assert!(output.status.code() == Some(1) && said.contains("hint: "), "{said}");
     // A snapshotter that would have to unpack them.
     let said = node.fails(&[&pull[..], &["overlayfs", &image.name]].concat());
     assert!(said.contains("would have to unpack layer") && said.contains("is it hoist's"), "{said}");

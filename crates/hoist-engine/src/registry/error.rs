@@ -173,6 +173,7 @@ impl RegistryError {
     /// has other content than the image's.
     pub fn is_user_failure(&self) -> bool {
         matches!(self, Self::NotFound { .. } | Self::Unauthorized { .. } | Self::Config { .. })
+            || matches!(self, Self::Unreachable { detail, .. } if is_no_such_host(detail))
             || matches!(self, Self::Tls { .. } | Self::Layout { .. })
             || matches!(self, Self::Status { status: 401 | 403, .. } | Self::DigestMismatch { .. })
     }
@@ -228,6 +229,14 @@ impl RegistryError {
     }
 }
 
+/// Does the cause say that a name means no host? That none could be asked is another matter.
+fn is_no_such_host(detail: &str) -> bool {
+    // The words of std, and behind them of glibc and musl.
+    detail.strip_prefix("failed to lookup address information").is_some_and(|why| {
+        !["Temporary failure", "Try again", "System error"].iter().any(|words| why.contains(words))
+    })
+}
+
 /// The innermost cause, which is the one a user can act on ("connection refused").
 pub(super) fn cause(error: reqwest::Error) -> String {
     let error = error.without_url();
@@ -238,4 +247,26 @@ pub(super) fn cause(error: reqwest::Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_host_is_the_users_to_mend() {
+        let unreachable = |detail: &str| RegistryError::Unreachable {
+            doing: "reading manifest 1 of r/x".into(),
+            host: "r".into(),
+            detail: detail.into(),
+        };
+        for (why, is_user) in [
+            ("failed to lookup address information: Name or service not known", true),
+            ("failed to lookup address information: Name does not resolve", true),
+            ("failed to lookup address information: Temporary failure in name resolution", false),
+            ("Connection refused (os error 111)", false),
+        ] {
+            assert_eq!(unreachable(why).is_user_failure(), is_user, "{why}");
+        }
+    }
 }

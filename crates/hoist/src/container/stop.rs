@@ -15,6 +15,8 @@ use crate::failure::user_hint;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// So long is waited without a word.
 const UNSEEN: Duration = Duration::from_secs(1);
+/// Of less that is left after that no word is worth the reading.
+const TOLD: Duration = Duration::from_secs(1);
 /// So long it may be without, while it is started or what it had mounted is unmounted.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -54,11 +56,11 @@ pub fn stop(root: &Path, name: &str, time: Duration, tell: &dyn Fn(&str)) -> any
         let named = record(&dir).and_then(|record| parse(&record.stop_signal?));
         told(named.unwrap_or(Signal::TERM))?;
     }
-    let ended = match time.checked_sub(UNSEEN) {
+    let ended = match time.checked_sub(UNSEEN).filter(|left| *left >= TOLD) {
         None => program.wait(Some(time)),
         Some(left) => {
             program.wait(Some(UNSEEN)) || {
-                let kill = format!("it is killed in {} s (--time 0 kills at once)", left.as_secs());
+                let kill = format!("it is killed in {:.0} s (--time 0 kills at once)", left.as_secs_f64());
                 tell(&format!(
                     "waiting for the program of {name}, process {}, to end; {kill}",
                     program.pid()

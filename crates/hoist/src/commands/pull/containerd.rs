@@ -112,7 +112,8 @@ async fn layers(client: &Client, image: &Image, options: &Pull) -> anyhow::Resul
             image: image.name.clone(),
             manifest: image.digest.to_string(),
         };
-        if !client.have(&options.snapshotter, &layer).await? {
+        let had = client.have(&options.snapshotter, &layer).await;
+        if !had.map_err(|error| unknown(error, options))? {
             return Err(user_hint(
                 format!("the snapshotter {} would have to unpack layer {}", options.snapshotter, layer.chain),
                 "is it hoist's, on this store? Its log tells why (\"remote-snapshot-prepared\":\"false\")",
@@ -120,6 +121,19 @@ async fn layers(client: &Client, image: &Image, options: &Pull) -> anyhow::Resul
         }
     }
     Ok(())
+}
+
+fn unknown(error: ClientError, options: &Pull) -> anyhow::Error {
+    match error.is_unknown_snapshotter() {
+        true => user_hint(
+            error.to_string(),
+            format!(
+                "what does containerd's configuration call hoist's snapshotter (proxy_plugins)? `--snapshotter` says another name than {:?}",
+                options.snapshotter
+            ),
+        ),
+        false => error.into(),
+    }
 }
 
 fn unreachable(error: ClientError, options: &Pull) -> anyhow::Error {
