@@ -20,6 +20,7 @@ use std::sync::Arc;
 pub(crate) use again::Again;
 pub(crate) use keep::PREFETCH;
 pub(crate) use notes::{Note, Noted, Notes};
+pub(crate) use whole::Brought;
 
 use futures_util::StreamExt;
 use hoist_format::digest::Digest;
@@ -35,6 +36,8 @@ use crate::pull::LAYERS;
 use crate::store::usage::Choosing;
 use verified::Verified;
 
+/// Why an image is not read that has no others.
+const WHOLE_LAYERS_ONLY: &str = "--trust-index=none trusts no metadata, only whole layers";
 /// Readers that are asked side by side.
 const READERS: usize = 8;
 
@@ -131,7 +134,8 @@ impl Engine {
 
     /// What is known of the layers' formats. The registry is asked where that is what a mount would do.
     pub(crate) async fn noted(&self, image: &Image, asked: bool) -> Noted {
-        if let Some(kept) = self.kept_conversion(&image.digest, &image.manifest.layers) {
+        let kept = || self.kept_conversion(&image.digest, &image.manifest.layers);
+        if let Some(kept) = self.complete_conversion(&image.digest).or_else(kept) {
             return Noted::of(&kept);
         }
         let whole_first = self.config.trust != Trust::Registry && image.is_unvouched();
@@ -141,10 +145,13 @@ impl Engine {
             return Noted { notes, as_it_is: conversion.is_some(), pinned };
         }
         let mut notes = Notes::whole_first(image);
+        let refused =
+            (asked && !whole_first && self.config.trust == Trust::None).then_some(WHOLE_LAYERS_ONLY);
         for reader in formats::readers(&image.facts(false)) {
+            let covers = reader.covers();
             // Which of several layers it reads is known when it has.
-            if reader.covers() != Covers::Layers {
-                notes.add(image, reader.covers(), reader.format(), None);
+            if covers != Covers::Layers {
+                notes.add(image, covers, reader.format(), refused.filter(|_| covers == Covers::Image));
             }
         }
         Noted { notes, ..Noted::default() }
@@ -185,9 +192,8 @@ async fn convert(
     let facts = image.facts(trust == Trust::Registry || verified.is_some());
     let readers = formats::readers(&facts);
     if trust == Trust::None && verified.is_none() {
-        let why = "--trust-index=none trusts no metadata, only whole layers";
         for reader in readers.iter().filter(|reader| reader.covers() == Covers::Image) {
-            notes.add(image, Covers::Image, reader.format(), Some(why));
+            notes.add(image, Covers::Image, reader.format(), Some(WHOLE_LAYERS_ONLY));
         }
         return (None, notes);
     }

@@ -57,6 +57,14 @@ pub enum Error {
         /// The decoder's words.
         why: String,
     },
+    /// What is in an image that is one file system cannot be had: which of its blobs is at fault the reason says.
+    #[error("cannot fetch all of {image}: {why}")]
+    Contents {
+        /// Which image.
+        image: String,
+        /// Why.
+        why: String,
+    },
     /// A file of the store or a mount failed.
     #[error("cannot {doing} {}: {source}{}", path.display(), hint(source))]
     Io {
@@ -107,6 +115,7 @@ impl Error {
         match self {
             Self::Registry(e) => e.is_user_failure(),
             Self::Reference(_) | Self::Image { .. } | Self::Digest { .. } | Self::Layer { .. } => true,
+            Self::Contents { .. } => true,
             Self::Mount { .. } | Self::NotFound(_) | Self::Store { .. } | Self::Merge { .. } => true,
             Self::Io { source, .. } => matches!(
                 source.kind(),
@@ -121,6 +130,10 @@ impl Error {
     pub(crate) fn io(doing: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_owned();
         move |source| Self::Io { doing, path, source }
+    }
+
+    pub(crate) fn contents(image: &str, why: impl ToString) -> Self {
+        Self::Contents { image: image.to_owned(), why: why.to_string() }
     }
 
     pub(crate) fn image(what: &'static str, of: impl ToString, why: impl ToString) -> Self {

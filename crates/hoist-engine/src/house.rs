@@ -55,7 +55,7 @@ impl Engine {
                 name: known.name,
                 digest: known.manifest,
                 layer_bytes: manifest.layers.iter().map(|l| l.size).sum(),
-                complete: self.is_all_here(&known.manifest),
+                complete: self.is_complete(&known.manifest),
                 pinned: known.pinned,
             });
         }
@@ -63,6 +63,26 @@ impl Engine {
     }
 
     /// Is every layer here, verified?
+    pub fn is_complete(&self, manifest: &Digest) -> bool {
+        self.is_all_here(manifest) || self.is_complete_by_index(manifest)
+    }
+
+    /// The same, as a published index lays it out.
+    fn is_complete_by_index(&self, manifest: &Digest) -> bool {
+        let dir = self.store.image(manifest);
+        let trusted =
+            self.noted_index(manifest).filter(|index| self.store.distrusted(&index.digest).is_none());
+        let (Some(index), Some((bytes, _))) = (trusted, dir.load(manifest)) else { return false };
+        let Ok(parsed) = serde_json::from_slice::<Manifest>(&bytes) else { return false };
+        let is_verified = |blob: &Digest| {
+            let laid_out = self.store.layer(blob, Some(&index.digest));
+            laid_out.state().verified && laid_out.is_whole() || self.store.layer(blob, None).is_whole()
+        };
+        parsed.layers.iter().all(|layer| is_verified(&layer.digest))
+            && dir.sound_tree(Some(&index.digest)).is_some()
+    }
+
+    /// Is every layer here, verified, so that no index is needed?
     pub fn is_all_here(&self, manifest: &Digest) -> bool {
         self.has_own_layout(manifest) || self.complete_conversion(manifest).is_some()
     }

@@ -14,6 +14,7 @@ use hoist_format::tree::Tree;
 use hoist_format::{erofs, merge};
 use serde::Serialize;
 
+use crate::convert::Brought;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::image::Image;
@@ -33,7 +34,7 @@ pub struct Pulled {
     pub digest: Digest,
     /// Layers that had to be fetched.
     pub fetched_layers: usize,
-    /// All its layers.
+    /// All layers that it is shown by.
     pub layers: usize,
     /// Why the registry could not say whether the name still means this image: all of it was here.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,9 +93,9 @@ impl Engine {
     ) -> Result<Pulled, Error> {
         let started = Instant::now();
         if !image.is_of_layers() {
-            let fetched_layers = self.pull_converted(image, progress).await?;
+            let Brought { fetched: fetched_layers, of: layers } =
+                self.pull_converted(image, progress).await?;
             let stats = Stats::of_client(&self.stats, started.elapsed());
-            let layers = image.manifest.layers.len();
             return Ok(Pulled {
                 image: image.name.clone(),
                 digest: image.digest,

@@ -16,6 +16,8 @@ mod node;
 mod proven;
 #[path = "formats/soci.rs"]
 mod soci;
+#[path = "formats/told.rs"]
+mod told;
 #[path = "formats/trusted.rs"]
 mod trusted;
 #[path = "formats/whole.rs"]
@@ -423,6 +425,11 @@ impl Layout {
 
     fn json(&self, path: &Path) -> Value {
         serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    }
+
+    fn manifest(&self) -> Value {
+        let index = self.json(&self.path().join("index.json"));
+        self.json(&self.blob(&index["manifests"][0]["digest"]))
     }
 
     /// Makes it one of these manifests, the first of which its tag names.

@@ -104,6 +104,11 @@ impl Engine {
         PublishedIndex::parse_converted(bytes.into(), manifest).ok()
     }
 
+    /// Is what is verified of a conversion verified by digests of its parts, and not of its blobs?
+    pub(crate) fn rests_on_parts(&self, manifest: &Digest, index: &PublishedIndex) -> bool {
+        index.converted && index.instead().is_empty() && !self.is_noted_as_proven(manifest, index)
+    }
+
     fn is_noted_as_proven(&self, manifest: &Digest, index: &PublishedIndex) -> bool {
         let noted = std::fs::read(self.store.image(manifest).path().join(PROVEN));
         noted.is_ok_and(|noted| noted == index.digest.to_string().as_bytes())

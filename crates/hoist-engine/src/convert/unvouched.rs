@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hoist_format::digest::Digest;
 
 use super::verified::Verified;
+use super::whole::Brought;
 use super::{Converted, Notes, keep};
 use crate::engine::Engine;
 use crate::error::Error;
@@ -16,7 +17,7 @@ use crate::progress::Progress;
 use crate::publish::PublishedIndex;
 
 impl Engine {
-    /// Fetches all of it, verified; gives the number of layers that had to be fetched.
+    /// Fetches all of it, verified.
     ///
     /// # Errors
     /// When something of it cannot be had, or is not what the image's digests say.
@@ -24,9 +25,9 @@ impl Engine {
         &self,
         image: &Image,
         progress: &dyn Progress,
-    ) -> Result<usize, Error> {
+    ) -> Result<Brought, Error> {
         if self.complete_conversion(&image.digest).is_some() {
-            return Ok(0);
+            return Ok(Brought::all_or_none(image, false));
         }
         let before = self.noted_conversion(&image.digest);
         let mut blobs = Verified::default();
@@ -41,13 +42,15 @@ impl Engine {
             return Err(Error::image("image", image.digest, why));
         }
         let (tree, devices) = self.published_tree(image, &index).await?;
-        let Some((blob, size)) = devices.into_iter().next() else { return Ok(0) };
+        let Some((blob, size)) = devices.into_iter().next() else {
+            return Ok(Brought::all_or_none(image, false));
+        };
         let dir = self.store.layer(&blob, Some(&index.digest));
         let held = dir.hold()?;
         dir.touch();
         drop(choosing);
         let layer = self.filled_layer(image, &index, (&blob, size), (&tree, 0))?;
-        let failed = |e: FillError| Error::Layer { blob, why: e.to_string() };
+        let failed = |e: FillError| Error::contents(&image.name, e);
         let fill = layer.fill().await.map_err(failed)?;
         let mut blobs =
             Arc::into_inner(blobs).ok_or_else(|| Error::Internal("blobs with two owners".into()))?;
@@ -67,7 +70,7 @@ impl Engine {
         self.hold_others(image, &index, before.as_ref())?;
         drop(held);
         crate::evict::keep_limit(self, [blob.hex()].into()).await;
-        Ok(1)
+        Ok(Brought::all_or_none(image, true))
     }
 
     /// Brings the layers that it was made of, as its own metadata is of no use.
@@ -76,7 +79,7 @@ impl Engine {
         image: &Image,
         notes: Notes,
         progress: &dyn Progress,
-    ) -> Result<usize, Error> {
+    ) -> Result<Brought, Error> {
         let whole = |digest: &Digest| self.store.layer(digest, None).is_whole();
         let originals: Vec<_> = image.originals().into_iter().flatten().map(|o| o.digest).collect();
         let missing = originals.iter().filter(|digest| !whole(digest)).count();
@@ -91,7 +94,7 @@ impl Engine {
         }
         let spared = originals.iter().map(Digest::hex).collect();
         crate::evict::keep_limit(self, spared).await;
-        Ok(missing)
+        Ok(Brought { fetched: missing, of: originals.len() })
     }
 
     /// Holds other layouts of the image against `proven`, which is complete: what was converted `before` of other

@@ -7,12 +7,21 @@ use hoist_format::formats::{self, Covers};
 use super::Converted;
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::fill::FillError;
 use crate::image::{Image, stream_of};
 use crate::mount::verify;
 use crate::progress::Progress;
 
 /// Bytes of a data file that are asked for at once.
 const STEP: u64 = 32 << 20;
+
+/// What a pull of such an image had to fetch: of one file system all layers that have it, or none.
+pub(crate) struct Brought {
+    /// Layers that had to be fetched.
+    pub fetched: usize,
+    /// Of so many that it is shown by.
+    pub of: usize,
+}
 
 impl Image {
     /// Can its layers be unpacked, each by itself?
@@ -22,8 +31,15 @@ impl Image {
     }
 }
 
+impl Brought {
+    pub(super) fn all_or_none(image: &Image, all: bool) -> Self {
+        let of = image.manifest.layers.len();
+        Self { fetched: if all { of } else { 0 }, of }
+    }
+}
+
 impl Engine {
-    /// Fetches all of an image in the layout of its own format; gives the number of layers that had to be fetched.
+    /// Fetches all of an image in the layout of its own format.
     ///
     /// # Errors
     /// When it cannot be read in that format, or something of it cannot be had.
@@ -31,7 +47,7 @@ impl Engine {
         &self,
         image: &Image,
         progress: &dyn Progress,
-    ) -> Result<usize, Error> {
+    ) -> Result<Brought, Error> {
         if image.is_unvouched() {
             return self.pull_unvouched(image, progress).await;
         }
@@ -54,7 +70,7 @@ impl Engine {
         drop(choosing);
         let spared = devices.iter().map(|(blob, _)| blob.hex()).collect();
         let instead = index.instead();
-        let mut fetched = instead.iter().filter(|blob| !before.contains(blob)).count();
+        let mut filled = false;
         for (number, (blob, size)) in devices.into_iter().enumerate() {
             let dir = self.store.layer(&blob, Some(&index.digest));
             let state = dir.state();
@@ -63,7 +79,7 @@ impl Engine {
             }
             let layer = self.filled_layer(image, &index, (&blob, size), (&tree, number as u16))?;
             progress.begin(&format!("pulling {}", image.name), size);
-            let failed = |e: crate::fill::FillError| Error::Layer { blob, why: e.to_string() };
+            let failed = |e: FillError| Error::contents(&image.name, e);
             let fill = layer.fill().await.map_err(failed)?;
             for at in (0..size).step_by(STEP as usize) {
                 let end = size.min(at + STEP);
@@ -72,13 +88,19 @@ impl Engine {
             }
             verify::finish(&fill, layer.dir(), index.is_pinned()).await?;
             progress.end();
-            fetched += 1;
+            filled = true;
         }
         if index.of_image && index.is_pinned() {
             self.hold_others(image, &index, None)?;
         }
         drop(held);
         crate::evict::keep_limit(self, spared).await;
-        Ok(fetched)
+        Ok(match instead.is_empty() {
+            true => Brought::all_or_none(image, filled),
+            false => {
+                let fetched = instead.iter().filter(|blob| !before.contains(blob)).count();
+                Brought { fetched, of: instead.len() }
+            }
+        })
     }
 }

@@ -13,7 +13,7 @@ use crate::worker::{Worker, absolute_name};
 
 pub(super) fn run(global: &Global, options: &Inspect) -> anyhow::Result<()> {
     let mut inspection = look(global, &options.image)?;
-    if !options.json && inspection["index"].is_null() && is_all_verified(&inspection) {
+    if !options.json && inspection["index"].is_null() && inspection["complete"] == true {
         inspection["index"] = "none needed: all of it is here".into();
     }
     super::print_value(&inspection, options.json)
@@ -50,9 +50,4 @@ fn unknown_here(global: &Global, image: &str) -> anyhow::Result<Option<String>> 
         Source::Registry(reference) => Some(reference.to_string()),
         Source::Layout { .. } => None,
     }))
-}
-
-fn is_all_verified(inspection: &Value) -> bool {
-    let layers = inspection["layers"].as_array().map_or(&[][..], Vec::as_slice);
-    inspection["lazy"] == false && layers.iter().all(|layer| layer["verified"] == true)
 }

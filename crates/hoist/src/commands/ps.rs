@@ -97,7 +97,7 @@ async fn in_store(global: &Global, record: &container::Record) -> Option<(u64, u
             Some((sum.0 + here, sum.1 + total))
         })
     };
-    told.present.or_else(by_layers)
+    told.present.unwrap_or_else(by_layers)
 }
 
 impl Row {

@@ -111,10 +111,14 @@ fn text(history: Option<(&History, bool)>, faster: &[String], inspected: Option<
         None => text.push_str("it was not mounted from this store, or long ago\n"),
     }
     if let Some(inspected) = inspected {
-        let lazy = if inspected["lazy"] == true { "would be lazy" } else { "would not be lazy" };
+        let lazy = match (&inspected["complete"], &inspected["lazy"]) {
+            (Value::Bool(true), _) => "",
+            (_, Value::Bool(true)) => " would be lazy",
+            _ => " would not be lazy",
+        };
         let why = inspected["why"].as_str().unwrap_or_default();
         text.push_str(&format!(
-            "\na mount of {} now {lazy}: {why}\n",
+            "\na mount of {} now{lazy}: {why}\n",
             inspected["image"].as_str().unwrap_or_default()
         ));
         text.push_str(&format!(

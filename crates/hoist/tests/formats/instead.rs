@@ -66,8 +66,7 @@ fn turbooci_of_damaged_metadata() {
 }
 
 /// The metadata of the two layers is exchanged.
-#[test]
-fn turbooci_of_another_layer() {
+pub(super) fn of_other_layers() -> Layout {
     let layout = Layout::of("turbooci-erofs");
     layout.change(|manifest| {
         for field in ["digest", "size"] {
@@ -75,6 +74,12 @@ fn turbooci_of_another_layer() {
             manifest["layers"][0][field] = std::mem::replace(&mut manifest["layers"][1][field], lower);
         }
     });
+    layout
+}
+
+#[test]
+fn turbooci_of_another_layer() {
+    let layout = of_other_layers();
     is_shown_by_its_originals(&layout, "of another layer than", &Exceptions::full());
 }
 
