@@ -30,9 +30,9 @@ use crate::config::Trust;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::image::Image;
+use crate::own::LAYERS;
 use crate::progress::Progress;
 use crate::publish::PublishedIndex;
-use crate::pull::LAYERS;
 use crate::store::usage::Choosing;
 use verified::Verified;
 

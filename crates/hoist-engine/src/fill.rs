@@ -5,11 +5,13 @@
 //! at most one job at a time (single flight); whoever wants bytes of a claimed span waits for that
 //! job's progress and goes on the moment its own extents are published, not when the job ends.
 
+mod anew;
 mod assemble;
 mod carried;
 mod chunks;
 mod counts;
 mod doubt;
+mod finish;
 mod here;
 mod job;
 mod keep;
@@ -31,11 +33,11 @@ use hoist_format::table::Table;
 use hoist_sys::shm::SharedBits;
 use tokio::sync::{Notify, Semaphore};
 
-use crate::convert::Again;
 use crate::error::Error;
 use crate::registry::{ImageSource, RegistryError};
 use crate::store::{DIGESTS, Digests, Known, LayerDir, LayerState, Parts};
 
+pub use anew::Anew;
 pub use counts::{Counts, FillCounts};
 pub use doubt::Doubt;
 pub(crate) use here::Here;
@@ -168,7 +170,7 @@ impl LayerFill {
         dir: LayerDir,
         table: Arc<Table>,
         data: Arc<File>,
-        (windows, again): (Option<crate::oci::Descriptor>, Option<Arc<Again>>),
+        (windows, again): (Option<crate::oci::Descriptor>, Option<Arc<dyn Anew>>),
         source: ImageSource,
         (known, doubt, through): (Arc<Known>, Arc<Doubt>, Arc<Through>),
         (meter, slots): (Arc<Meter>, Arc<Semaphore>),

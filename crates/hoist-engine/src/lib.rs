@@ -16,6 +16,7 @@ pub mod ingest;
 mod lowest;
 mod mount;
 pub mod oci;
+mod own;
 pub mod progress;
 pub mod publish;
 mod pull;

@@ -1,29 +1,22 @@
 //! The full pull: every layer whole, verified, on disk, and indexed in the same pass.
 
-use std::fs::File;
-use std::io::Seek as _;
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::StreamExt;
 use hoist_format::chunk::Blob;
 use hoist_format::digest::Digest;
 use hoist_format::table::Table;
-use hoist_format::tree::Tree;
-use hoist_format::{erofs, merge};
 use serde::Serialize;
 
 use crate::convert::Brought;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::image::Image;
-use crate::ingest::{Expected, Haste, Ingest, Ingested};
+use crate::ingest::Expected;
+use crate::own::LAYERS;
 use crate::progress::Progress;
 use crate::publish;
-use crate::registry::ImageSource;
 use crate::stats::Stats;
-use crate::store::{Begun, Kept, LayerDir, LayerState, Parts, Store};
 
 /// What a pull did.
 #[derive(Debug, Clone, Serialize)]
@@ -61,12 +54,6 @@ pub struct Indexed {
     /// The published artifact.
     pub pushed: Option<Digest>,
 }
-
-/// Blob bytes asked for in one request of a pull, and how many such requests run at once.
-const PART: u64 = 4 << 20;
-const PARALLEL: usize = 4;
-/// Layers that are decoded at once: each takes two threads.
-pub(crate) const LAYERS: usize = 2;
 
 impl Engine {
     /// Fetches everything of an image; done only when all of it is verified and on disk.
@@ -183,105 +170,6 @@ impl Engine {
         }
     }
 
-    /// Gives what keeps the layer from being taken away.
-    pub(crate) async fn pull_layer(
-        &self,
-        expected: &Expected,
-        source: &ImageSource,
-        progress: &dyn Progress,
-    ) -> Result<File, Error> {
-        let dir = self.store.layer(&expected.blob, None);
-        let held = dir.hold()?;
-        let aside = self.store.aside()?;
-        let path = aside.path().to_owned();
-        let file = aside.reopen().map_err(Error::io("open", &path))?;
-        let kept = self.store.kept(&expected.blob, expected.size).map(Arc::new);
-        let begun = (expected.size > PART).then(|| Begun::open(&dir)).transpose()?.map(Arc::new);
-        let data = Some((file, path));
-        let pulled =
-            fetch_and_ingest(expected, (source, &self.store), kept, begun.clone(), data, progress).await;
-        if let (Err(Error::Io { .. }), Some(begun)) = (&pulled, &begun) {
-            // It may have been for want of room.
-            begun.forget();
-        }
-        let (done, reused) = pulled?;
-        self.known.copied(reused);
-        let parts = keep(&dir, done)?;
-        aside.persist(dir.file("data")).map_err(|e| Error::io("rename to", dir.file("data"))(e.error))?;
-        // A complete layer without its data would be the worst to find after a power cut.
-        crate::store::sync_dir(dir.path())?;
-        dir.save_state(&LayerState::whole(parts))?;
-        begun.iter().for_each(|begun| begun.forget());
-        Ok(held)
-    }
-
-    /// Takes over a layer that was completed and verified in the layout of a published index: the same
-    /// pass has found its data and its tree right. Spans and windows are the index's, so none are kept.
-    fn adopt(&self, own: &LayerDir) -> Result<bool, Error> {
-        for theirs in self.store.published_layouts(own.blob()) {
-            let state = theirs.state();
-            // A conversion has no tree of the layer alone.
-            if !(state.verified && theirs.is_whole() && theirs.file("tree").exists()) {
-                continue;
-            }
-            let parts = (theirs.sound_part("table", |p| &p.table), theirs.sound_part("tree", |p| &p.tree));
-            let (Some(table), Some(tree)) = parts else { continue };
-            let parts = state.parts.unwrap_or_else(|| Parts {
-                data_size: 0,
-                table: Digest::of(&table),
-                tree: Digest::of(&tree),
-            });
-            let _held = own.hold()?;
-            let _ = std::fs::remove_file(own.file("windows"));
-            own.save("tree", &tree)?;
-            own.save("table", &table)?;
-            let _ = std::fs::remove_file(own.file("data"));
-            let data = own.file("data");
-            std::fs::hard_link(theirs.file("data"), &data).map_err(Error::io("link to", &data))?;
-            crate::store::sync_dir(own.path())?;
-            own.save_state(&LayerState::whole(parts))?;
-            return Ok(true);
-        }
-        Ok(false)
-    }
-
-    /// True when every layer is here in our own, verified layout.
-    pub(crate) fn has_own_layout(&self, manifest: &Digest) -> bool {
-        let Some((bytes, _)) = self.store.image(manifest).load(manifest) else { return false };
-        let Ok(parsed) = serde_json::from_slice::<crate::oci::Manifest>(&bytes) else { return false };
-        parsed.layers.iter().all(|l| self.store.layer(&l.digest, None).is_whole())
-    }
-
-    /// The merged tree of our own layouts, made if it is not there.
-    pub(crate) fn own_tree(&self, image: &Image) -> Result<PathBuf, Error> {
-        let dir = self.store.image(&image.digest);
-        if let Some(path) = dir.sound_tree(None) {
-            return Ok(path);
-        }
-        let layers: Vec<_> = image.manifest.layers.iter().map(|layer| layer.digest).collect();
-        dir.save_tree(None, &self.merged(&layers, &image.digest, |blob| self.store.layer(blob, None))?)
-    }
-
-    /// The tree of these layers, lowest first, merged anew from their own trees in the folders that `layout` names.
-    /// `image`: the manifest that they are of.
-    pub(crate) fn merged(
-        &self,
-        layers: &[Digest],
-        image: &Digest,
-        layout: impl Fn(&Digest) -> LayerDir,
-    ) -> Result<Vec<u8>, Error> {
-        let mut trees = Vec::new();
-        let mut devices = Vec::new();
-        for layer in layers {
-            let (tree, size) = layer_tree(&layout(layer))?;
-            trees.push(tree);
-            devices.push(erofs::Device { tag: layer.hex(), size });
-        }
-        let refs: Vec<_> = trees.iter().collect();
-        let merged = merge::merge(&refs).map_err(|source| Error::Merge { image: *image, source })?;
-        erofs::encode(&merged, &devices).map_err(|e| Error::image("image", image, e))
-    }
-
     /// Builds the index of an image, and publishes it if asked.
     ///
     /// # Errors
@@ -368,187 +256,4 @@ fn fetchable(image: &Image, layer: &Digest, table: &[u8]) -> Result<(), Error> {
     }
     let why = "it is compressed as a whole, so no index can tell where its parts are: mount it without one";
     Err(Error::image("layer", layer, why))
-}
-
-/// The tree of a layer alone, and the size of its data file.
-pub(crate) fn layer_tree(folder: &LayerDir) -> Result<(Tree, u64), Error> {
-    let bad = |name: &str, e: &dyn std::fmt::Display| {
-        // Nothing is made of it any more, and the next pull brings it again.
-        let disowned = folder.disown();
-        let path = folder.file(name);
-        disowned.err().unwrap_or(Error::Store { path, why: format!("is damaged: {e}; pull the image again") })
-    };
-    let part = |name: &str, digest: fn(&Parts) -> &Digest| {
-        folder.sound_part(name, digest).ok_or_else(|| bad(name, &"it is not what was written"))
-    };
-    let tree = part("tree", |parts| &parts.tree)?;
-    let tree = erofs::decode(&tree).map_err(|e| bad("tree", &e))?;
-    let table = part("table", |parts| &parts.table)?;
-    let table = Table::decode(&table).map_err(|e| bad("table", &e))?;
-    Ok((tree, table.extents.data_size))
-}
-
-/// Keeps what a pass found, except the data file.
-fn keep(dir: &LayerDir, done: Ingested) -> Result<Parts, Error> {
-    let tree = keep_tree(dir, &done)?;
-    dir.save("windows", &done.windows)?;
-    let table = done.table.encode();
-    dir.save("table", &table)?;
-    Ok(Parts { data_size: done.table.extents.data_size, table: Digest::of(&table), tree })
-}
-
-/// Keeps the layer's own tree; gives the digest of what was written.
-pub(crate) fn keep_tree(dir: &LayerDir, done: &Ingested) -> Result<Digest, Error> {
-    let device = erofs::Device { tag: dir.blob().hex(), size: done.table.extents.data_size };
-    let tree = erofs::encode(&done.layer.tree, &[device])
-        .map_err(|e| Error::Layer { blob: *dir.blob(), why: e.to_string() })?;
-    dir.save("tree", &tree)?;
-    Ok(Digest::of(&tree))
-}
-
-/// A pass over a blob, from the first server that has it right: a mirror that has not is found out
-/// only at the end. What was `kept` is not fetched; how much of it was used stands beside the outcome.
-pub(crate) async fn fetch_and_ingest(
-    expected: &Expected,
-    (source, store): (&ImageSource, &Store),
-    mut kept: Option<Arc<Kept>>,
-    mut begun: Option<Arc<Begun>>,
-    data: Option<(std::fs::File, PathBuf)>,
-    progress: &dyn Progress,
-) -> Result<(Ingested, u64), Error> {
-    loop {
-        let anew = |(file, path): &(std::fs::File, PathBuf)| {
-            let mut again = file.try_clone().map_err(Error::io("open", path))?;
-            again.set_len(0).and_then(|()| again.rewind()).map_err(Error::io("empty", path))?;
-            Ok::<_, Error>((again, path.clone()))
-        };
-        let data = data.as_ref().map(anew).transpose()?;
-        let fetched =
-            fetch_once(expected, (source, store), kept.as_ref(), begun.as_ref(), data, progress).await;
-        if let Err(Error::Digest { .. } | Error::Layer { .. }) = fetched {
-            begun.take().iter().for_each(|begun| begun.forget());
-        }
-        match fetched {
-            Err(e @ (Error::Digest { .. } | Error::Layer { .. })) if kept.is_some() => {
-                tracing::warn!("{e}; fetching all of it, without what was kept here");
-                kept = None;
-            }
-            Err(e @ (Error::Digest { .. } | Error::Layer { .. })) if source.lied(&expected.blob) => {
-                tracing::warn!("{e}; fetching it from another server");
-            }
-            done => return done.map(|done| (done, kept.map_or(0, |kept| kept.bytes()))),
-        }
-    }
-}
-
-/// Streams a blob in order, by several ranged requests side by side, through a pass.
-async fn fetch_once(
-    expected: &Expected,
-    (source, store): (&ImageSource, &Store),
-    kept: Option<&Arc<Kept>>,
-    begun: Option<&Arc<Begun>>,
-    data: Option<(std::fs::File, PathBuf)>,
-    progress: &dyn Progress,
-) -> Result<Ingested, Error> {
-    // Without a data file it is a check, which readers need not wait for.
-    let haste = if data.is_some() { Haste::Now } else { Haste::Whenever };
-    let ingest = Arc::new(Ingest::start(expected.clone(), data, &store.aside_folder(), haste)?);
-    let parts: Vec<_> = if source.ranges_ignored() {
-        vec![(0..expected.size, false)]
-    } else {
-        let ranges = (0..expected.size).step_by(PART as usize).map(|at| at..expected.size.min(at + PART));
-        ranges
-            .flat_map(|range| kept.map_or_else(|| vec![(range.clone(), false)], |k| k.cut(range.clone())))
-            .collect()
-    };
-    let mut fetches = futures_util::stream::iter(parts.into_iter().map(|(range, is_kept)| {
-        let kept = kept.filter(|_| is_kept).cloned();
-        let (source, blob) = (source.clone(), expected.blob);
-        let fetching = async move {
-            if let Some(kept) = kept {
-                let (to, from) = tokio::sync::mpsc::channel(4);
-                // What cannot be read comes short, and so the digest finds it wrong.
-                tokio::task::spawn_blocking(move || kept.read(range, |b| to.blocking_send(Ok(b)).is_ok()));
-                return Ok(from);
-            }
-            let mut body = source.blob_range(&blob, range.clone()).await?;
-            // The first part streams at once; later ones are gathered while they wait their turn.
-            let (to, from) = tokio::sync::mpsc::channel(1024);
-            tokio::spawn(async move {
-                loop {
-                    let next = body.next().await.transpose();
-                    let Some(next) = next else { return };
-                    let last = next.is_err();
-                    if to.send(next).await.is_err() || last {
-                        return;
-                    }
-                }
-            });
-            Ok::<_, crate::registry::RegistryError>(from)
-        };
-        // A task of its own: it goes on while an earlier part is being fed.
-        let task = tokio::spawn(fetching);
-        async move { task.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())) }
-    }))
-    .buffered(PARALLEL);
-    let mut ignored = false;
-    let mut fed = 0;
-    let mut failure = None;
-    'parts: while let Some(part) = fetches.next().await {
-        let mut part = match part {
-            Ok(part) => part,
-            Err(e) => {
-                ignored = e.is_ranges_ignored();
-                failure = Some(e);
-                break;
-            }
-        };
-        while let Some(next) = part.recv().await {
-            match next {
-                Ok(bytes) => {
-                    let at = fed;
-                    fed += bytes.len() as u64;
-                    progress.advance(bytes.len() as u64);
-                    feed(&ingest, begun, bytes, at).await;
-                }
-                Err(e) => {
-                    failure = Some(e);
-                    break 'parts;
-                }
-            }
-        }
-    }
-    drop(fetches);
-    if ignored {
-        // This server sends whole blobs only: the rest comes in one stream from the start.
-        failure = None;
-        let mut body = source.blob_range(&expected.blob, 0..expected.size).await?;
-        let mut skip = fed;
-        while let Some(mut bytes) = body.next().await? {
-            let cut = skip.min(bytes.len() as u64);
-            skip -= cut;
-            let bytes = bytes.split_off(cut as usize);
-            let length = bytes.len() as u64;
-            progress.advance(bytes.len() as u64);
-            feed(&ingest, begun, bytes, fed).await;
-            fed += length;
-        }
-    }
-    let ingest = Arc::into_inner(ingest).ok_or_else(|| Error::Internal("a pass has two owners".into()))?;
-    let result = tokio::task::spawn_blocking(move || ingest.finish()).await;
-    let result = result.map_err(|e| Error::Internal(e.to_string()))?;
-    match failure {
-        Some(e) => Err(e.into()),
-        None => result,
-    }
-}
-
-/// Feeding blocks while the pass is behind, so it may not be done on an async worker's time.
-async fn feed(ingest: &Arc<Ingest>, begun: Option<&Arc<Begun>>, bytes: bytes::Bytes, at: u64) {
-    let (ingest, begun) = (Arc::clone(ingest), begun.cloned());
-    let feeding = tokio::task::spawn_blocking(move || {
-        begun.iter().for_each(|begun| begun.keep(&bytes, at));
-        ingest.feed(bytes);
-    });
-    let _ = feeding.await;
 }

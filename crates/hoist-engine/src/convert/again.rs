@@ -4,12 +4,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use hoist_format::digest::Digest;
 use tokio::sync::Mutex;
 
 use super::{convert, keep};
 use crate::config::Trust;
 use crate::error::Error;
+use crate::fill::Anew;
 use crate::image::Image;
 use crate::publish::PublishedIndex;
 use crate::store::Store;
@@ -50,7 +53,7 @@ impl Failed {
 
 impl Again {
     /// Of an index that was made here.
-    pub fn of(store: &Store, image: &Image, index: &PublishedIndex) -> Option<Arc<Self>> {
+    pub fn of(store: &Store, image: &Image, index: &PublishedIndex) -> Option<Arc<dyn Anew>> {
         let again = || Self {
             store: store.clone(),
             image: image.clone(),
@@ -59,14 +62,11 @@ impl Again {
             making: Mutex::default(),
         };
         // What is shown instead is no conversion's.
-        (index.converted && index.instead().is_empty()).then(|| Arc::new(again()))
+        (index.converted && index.instead().is_empty()).then(|| Arc::new(again()) as Arc<dyn Anew>)
     }
 
-    /// Makes it anew, if `is_here` does not find that somebody just has.
-    ///
-    /// # Errors
-    /// When the image's metadata cannot be had, or is another now; or was not to be had a moment ago.
-    pub async fn make(&self, is_here: impl Fn() -> bool) -> Result<(), Error> {
+    /// See [`Anew::make`]; an error too where it could not be made a moment ago.
+    async fn make_it(&self, is_here: &(dyn Fn() -> bool + Sync)) -> Result<(), Error> {
         let mut failed = self.making.lock().await;
         if is_here() {
             return Ok(());
@@ -108,6 +108,12 @@ impl Again {
             }
         }
         Err(why.unwrap_or_else(|| Error::Internal("no conversion was tried".into())))
+    }
+}
+
+impl Anew for Again {
+    fn make<'a>(&'a self, is_here: &'a (dyn Fn() -> bool + Sync)) -> BoxFuture<'a, Result<(), Error>> {
+        self.make_it(is_here).boxed()
     }
 }
 

@@ -10,8 +10,8 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::image::{Image, stream_of};
 use crate::ingest::Expected;
+use crate::own::LAYERS;
 use crate::progress::Progress;
-use crate::pull::LAYERS;
 
 impl Image {
     /// The layers that it was made of.

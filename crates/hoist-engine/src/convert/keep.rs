@@ -288,7 +288,7 @@ fn merge_described(
                 let tree = std::mem::take(&mut described.tree);
                 (tree, described.table.extents.data_size)
             }
-            None => crate::pull::layer_tree(&store.layer(&layer.digest, None))?,
+            None => crate::own::layer_tree(&store.layer(&layer.digest, None))?,
         };
         trees.push(tree);
         devices.push(erofs::Device { tag: layer.digest.hex(), size });

@@ -12,7 +12,6 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::fill::FillError;
 use crate::image::Image;
-use crate::mount::verify;
 use crate::progress::Progress;
 use crate::publish::PublishedIndex;
 
@@ -65,7 +64,7 @@ impl Engine {
                 "what was read of it lazily was not what its digests say, and is put right: end what runs on it"
             );
         }
-        verify::finish(&fill, layer.dir(), true).await?;
+        fill.finish(true).await?;
         self.keep_proven(image, &index.digest)?;
         self.hold_others(image, &index, before.as_ref())?;
         drop(held);

@@ -9,7 +9,6 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::fill::FillError;
 use crate::image::{Image, stream_of};
-use crate::mount::verify;
 use crate::progress::Progress;
 
 /// Bytes of a data file that are asked for at once.
@@ -86,7 +85,7 @@ impl Engine {
                 fill.fill(at, end).await.map_err(failed)?;
                 progress.advance(end - at);
             }
-            verify::finish(&fill, layer.dir(), index.is_pinned()).await?;
+            fill.finish(index.is_pinned()).await?;
             progress.end();
             filled = true;
         }

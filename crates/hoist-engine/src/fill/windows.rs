@@ -12,8 +12,7 @@ use bytes::{Bytes, BytesMut};
 use hoist_format::chunk::State;
 use hoist_format::span::Spans;
 
-use super::FillError;
-use crate::convert::Again;
+use super::{Anew, FillError};
 use crate::error::Error;
 use crate::oci::Descriptor;
 use crate::registry::ImageSource;
@@ -34,7 +33,7 @@ pub struct Windows {
 enum Origin {
     Registry(ImageSource),
     /// From a conversion, as the file `windows` of this folder.
-    Made(Arc<Again>, LayerDir),
+    Made(Arc<dyn Anew>, LayerDir),
 }
 
 impl Windows {
@@ -42,7 +41,7 @@ impl Windows {
     pub fn new(
         dir: &LayerDir,
         published: Option<Descriptor>,
-        again: Option<Arc<Again>>,
+        again: Option<Arc<dyn Anew>>,
         source: ImageSource,
     ) -> Self {
         let local = match &published {
@@ -76,7 +75,7 @@ impl Windows {
             }
             let (descriptor, source) = match remote {
                 Some((descriptor, Origin::Registry(source))) => (descriptor, source),
-                Some((_, Origin::Made(again, dir))) => return made(&again, &dir, &wanted).await.map(Some),
+                Some((_, Origin::Made(again, dir))) => return made(&*again, &dir, &wanted).await.map(Some),
                 None => {
                     return Err(FillError::Corrupt(
                         "the window of a checkpoint is missing from the store".into(),
@@ -107,9 +106,9 @@ impl Windows {
 }
 
 /// One that the store has lost. Where it was made anew, that is another file.
-async fn made(again: &Again, dir: &LayerDir, wanted: &State) -> Result<Bytes, FillError> {
+async fn made(again: &dyn Anew, dir: &LayerDir, wanted: &State) -> Result<Bytes, FillError> {
     let stored = || File::open(dir.file("windows")).ok().and_then(|file| read(&file, wanted));
-    again.make(|| stored().is_some()).await.map_err(|e| match e {
+    again.make(&|| stored().is_some()).await.map_err(|e| match e {
         Error::Registry(e) => FillError::Fetch(Arc::new(e)),
         e => FillError::Corrupt(e.to_string()),
     })?;

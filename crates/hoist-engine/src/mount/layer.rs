@@ -19,10 +19,9 @@ use tokio::sync::{Mutex, OnceCell, Semaphore, watch};
 use super::filling::{Filling, Kept};
 use super::repeat::Failed;
 use super::slow::Slowest;
-use crate::convert::Again;
 use crate::counters::Counters;
 use crate::error::Error;
-use crate::fill::{Doubt, FillCounts, FillError, LayerFill, Meter, Tables, Through};
+use crate::fill::{Anew, Doubt, FillCounts, FillError, LayerFill, Meter, Tables, Through};
 use crate::ingest::Expected;
 use crate::oci::Descriptor;
 use crate::registry::ImageSource;
@@ -48,7 +47,7 @@ pub(crate) struct TableSource {
     pub windows: Option<Descriptor>,
     pub source: ImageSource,
     /// Of a conversion, whose parts no registry has.
-    again: Option<Arc<Again>>,
+    again: Option<Arc<dyn Anew>>,
     fetching: Mutex<()>,
 }
 
@@ -60,7 +59,7 @@ impl TableSource {
         expected: Option<Expected>,
         (table, windows): (Descriptor, Option<Descriptor>),
         source: ImageSource,
-        again: Option<Arc<Again>>,
+        again: Option<Arc<dyn Anew>>,
     ) -> Self {
         Self { store, dir, index, expected, table, windows, source, again, fetching: Mutex::default() }
     }
@@ -78,7 +77,7 @@ impl TableSource {
             return Ok(bytes);
         }
         if let Some(again) = &self.again {
-            again.make(|| self.stored().is_some()).await?;
+            again.make(&|| self.stored().is_some()).await?;
             let why = "has lost what was just written";
             return self
                 .stored()

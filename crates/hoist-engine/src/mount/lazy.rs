@@ -17,6 +17,7 @@ use crate::config::Driver;
 use crate::convert::Again;
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::fill::Anew;
 use crate::image::Image;
 use crate::publish::PublishedIndex;
 use crate::registry::ImageSource;
@@ -131,7 +132,7 @@ impl Engine {
         image: &Image,
         index: &PublishedIndex,
         blob: &Digest,
-        again: Option<Arc<Again>>,
+        again: Option<Arc<dyn Anew>>,
     ) -> Result<TableSource, Error> {
         let bad = |why: String| Error::image("published index", index.digest, why);
         let parts = index.layers.get(blob).cloned();
@@ -233,7 +234,7 @@ impl Engine {
         if kept.is_none()
             && let Some(again) = Again::of(&self.store, image, index)
         {
-            again.make(|| false).await?;
+            again.make(&|| false).await?;
             kept = dir.sound_tree(Some(&index.digest));
         }
         if let Some(path) = kept {

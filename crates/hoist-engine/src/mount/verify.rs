@@ -12,7 +12,7 @@ use crate::fill::{FillError, LayerFill};
 use crate::image::Image;
 use crate::ingest::{Haste, Ingest};
 use crate::publish::PublishedIndex;
-use crate::store::{LayerDir, LayerState, Parts};
+use crate::store::Parts;
 
 /// After a failure it is tried again no sooner than this, and then ever later.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -98,7 +98,7 @@ async fn settle(engine: &Engine, image: &Image, index: &Digest, layer: &LazyLaye
         let doubt = layer.doubt().raised().await;
         let Ok(fill) = Box::pin(layer.fill()).await else { continue };
         let from = (&image.source, &engine.store);
-        let whole = Box::pin(crate::pull::fetch_and_ingest(expected, from, None, None, None, silent)).await;
+        let whole = Box::pin(crate::own::fetch_and_ingest(expected, from, None, None, None, silent)).await;
         let table = fill.table().encode();
         let settled = whole.and_then(|(done, _)| match crate::check::lie(&table, &done.table.encode()) {
             Some(why) => {
@@ -160,7 +160,7 @@ async fn check(
         }
         // Every chunk was held to its digest when it came.
         let passed = layer.judged.get_or_try_init(|| async {
-            finish(&fill, layer.dir(), true).await.map_err(Trouble::Checking)?;
+            fill.finish(true).await.map_err(Trouble::Checking)?;
             tracing::info!(layer = %layer.dir().blob(), "complete, and all of it is what its metadata says");
             Ok(true)
         });
@@ -181,22 +181,6 @@ async fn check(
         pass_by(layer);
     }
     Ok(true)
-}
-
-/// The check and the state of a layer of chunks that is complete: what stands in the data file is read and held to
-/// what was recorded. `verified`: does the image's manifest hold right what that was compared with?
-pub(crate) async fn finish(fill: &Arc<LayerFill>, dir: &LayerDir, verified: bool) -> Result<(), Error> {
-    fill.mend().await.map_err(|e| Error::Store {
-        path: dir.file("data"),
-        why: format!("has not what was verified, and it can't be fetched again: {e}"),
-    })?;
-    let state = dir.state();
-    dir.save_state(&LayerState { verified, ..state })?;
-    let this = Arc::clone(fill);
-    let table = Digest::of(&dir.table_bytes().unwrap_or_default());
-    let parts = Parts { data_size: fill.table().extents.data_size, table, tree: Digest::of(b"") };
-    let native = tokio::task::spawn_blocking(move || this.become_native(parts)).await;
-    native.map_err(|e| Error::Internal(e.to_string()))?
 }
 
 /// Did it pass?
@@ -225,10 +209,10 @@ async fn judge(
         // What was kept may have been damaged here: only the registry's own bytes accuse.
         let silent = &crate::progress::Silent;
         let from = (&image.source, &engine.store);
-        let again = crate::pull::fetch_and_ingest(&expected, from, None, None, None, silent).await;
+        let again = crate::own::fetch_and_ingest(&expected, from, None, None, None, silent).await;
         passed = again.map(|(done, _)| done);
     }
-    let tree = passed.as_ref().ok().map(|done| crate::pull::keep_tree(layer.dir(), done)).transpose()?;
+    let tree = passed.as_ref().ok().map(|done| crate::own::keep_tree(layer.dir(), done)).transpose()?;
     let table = fill.table().encode();
     if let Some(why) = Engine::verdict(&table, passed)? {
         fill.condemn(&why);
