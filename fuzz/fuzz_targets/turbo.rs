@@ -4,8 +4,12 @@
 //! what is in it): five bytes of the input are a place and what stands there.
 #![no_main]
 
+#[path = "../../crates/hoist-format/tests/foreign/archive.rs"]
+mod archive;
+
 use std::sync::LazyLock;
 
+use archive::tar;
 use hoist_format::digest::Digest;
 use hoist_format::overlaybd::{GzipIndex, TurboLayer, describe_turbo};
 use libfuzzer_sys::fuzz_target;
@@ -70,28 +74,4 @@ fn patch(bytes: &mut [u8], patches: &[u8]) {
             two.copy_from_slice(&patch[3..]);
         }
     }
-}
-
-fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut all = Vec::new();
-    for (name, bytes) in files {
-        let mut header = [0; 512];
-        let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
-        put(0, name);
-        put(100, "0000644");
-        put(108, "0000000");
-        put(116, "0000000");
-        put(124, &format!("{:011o}", bytes.len()));
-        put(136, "00000000000");
-        put(148, "        ");
-        put(156, "0");
-        put(257, "ustar\x0000");
-        let sum: u32 = header.iter().map(|b| u32::from(*b)).sum();
-        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-        all.extend_from_slice(&header);
-        all.extend_from_slice(bytes);
-        all.resize(all.len().next_multiple_of(512), 0);
-    }
-    all.resize(all.len() + 1024, 0);
-    all
 }

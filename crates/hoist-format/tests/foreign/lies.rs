@@ -8,6 +8,8 @@ use hoist_format::digest::Digest;
 use hoist_format::ext4;
 use hoist_format::overlaybd::{GzipIndex, Image, Step, TurboLayer, describe_turbo};
 
+use super::archive::tar;
+
 fn crc(bytes: &[u8]) -> u32 {
     !crc32c::crc32c_append(!0, bytes)
 }
@@ -198,27 +200,6 @@ fn indexes_of_gzip_layers() {
     // A window that is none.
     let short = GzipIndex::read(gzip_meta(&[FIRST, (1 << 20, 500, 333, 100, 3)], same)).unwrap();
     assert!(short.window(1).unwrap_err().to_string().contains("a window is damaged"));
-}
-
-fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut all = Vec::new();
-    for (name, bytes) in files {
-        let mut header = [0; 512];
-        let mut text = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
-        text(0, name);
-        text(100, "0000644");
-        text(124, &format!("{:011o}", bytes.len()));
-        text(148, "        ");
-        text(156, "0");
-        text(257, "ustar\x0000");
-        let sum: u32 = header.iter().map(|b| u32::from(*b)).sum();
-        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-        all.extend_from_slice(&header);
-        all.extend_from_slice(bytes);
-        all.resize(all.len().next_multiple_of(512), 0);
-    }
-    all.resize(all.len() + 1024, 0);
-    all
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Images that other projects' own tools made, read and held against what containerd's unpack of the same tree shows.
 
+mod archive;
 mod erofs_layers;
 mod fixture;
 mod lies;
