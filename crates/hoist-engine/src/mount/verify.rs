@@ -63,9 +63,11 @@ pub(super) async fn when_whole(
             }
         }
     }
+    // What was made here of another format's metadata has no trees of its layers to be held against.
+    let is_of_layers = image.index.as_ref().is_some_and(|index| !index.converted && !index.of_image);
     // Layers may have been removed and be filled anew after the tree was judged; or all be whole already, by
     // other images or an earlier filler, before it was.
-    if !all_checked || engine.store.image(&image.digest).is_judged(&index) {
+    if !is_of_layers || !all_checked || engine.store.image(&image.digest).is_judged(&index) {
         return;
     }
     let meter = Arc::clone(&engine.meter);

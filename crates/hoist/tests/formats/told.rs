@@ -138,6 +138,7 @@ fn a_nydus_blob_that_is_damaged_outside_its_chunks() {
     // With a layer gone the pull names that one, and no other.
     fs::remove_file(&blob).unwrap();
     let said = Node::new().fails(&["pull", &name]);
+    let said = said.lines().find(|line| line.starts_with("error: ")).unwrap();
     let layers = layout.manifest()["layers"].clone();
     assert!(
         said.contains("cannot fetch all of") && said.contains(&digest.as_str().unwrap()[7..19]),
@@ -170,4 +171,25 @@ fn what_stands_beside_an_image() {
     let image = published("estargz-extern-esgztoc");
     let said = Node::new().fails(&["pull", &image.name]);
     assert!(said.contains("this is no container image") && said.contains("the image itself"), "{said}");
+}
+
+/// Neither do later mounts doubt what an earlier one has completed.
+#[test]
+fn an_image_that_was_read_through_by_its_own_metadata() {
+    for (fixture, exceptions) in [("estargz", Exceptions::full()), ("nydus-v6", Exceptions::without_fifo())] {
+        let image = published(fixture);
+        let node = Node::new();
+        let is_complete = || json(&node, &["images"])[0]["complete"] == true;
+        let mount = node.mount(&image.name, &[]);
+        assert_right(&mount, &exceptions);
+        process::wait_until("the check of all of it", PATIENCE, || Ok(is_complete())).unwrap();
+        mount.unmount();
+        image.proxy.reset();
+        let mount = node.mount(&image.name, &[]);
+        assert_right(&mount, &exceptions);
+        mount.unmount();
+        assert!(is_complete() && !node.logs().contains("ERROR"), "{fixture}: {}", node.logs());
+        let asked = image.proxy.log();
+        assert!(asked.iter().all(|r| !r.path.contains("/blobs/")), "{fixture}: {asked:?}");
+    }
 }
