@@ -47,11 +47,21 @@ const TAG_CHECK: Duration = Duration::from_secs(5);
 
 /// Why the registry said nothing.
 #[derive(Debug, thiserror::Error)]
+/// The same where nothing is left to fetch: whoever starts what is here does so in any case, and is told.
+const TAG_CHECK_IF_HERE: Duration = Duration::from_secs(3);
+
+/// What is here of an image whose name is looked up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Here {
+    Nothing,
+    Part,
+    All,
+}
 enum Unasked {
     #[error(transparent)]
     Failed(RegistryError),
-    #[error("it did not answer within {TAG_CHECK:?}")]
-    Late,
+    #[error("it did not answer within {0:?}")]
+    Late(Duration),
 }
 
 impl Engine {
@@ -120,25 +130,24 @@ impl Engine {
                 None => None,
             }
         };
-        let is_here = known.as_ref().is_some_and(|image| self.is_all_here(&image.digest));
-        let (asked, early) = tokio::join!(self.ask(&source, known.is_some()), early);
+        let here = match &known {
+            None => Here::Nothing,
+            Some(image) if self.is_all_here(&image.digest) => Here::All,
+            Some(_) => Here::Part,
+        };
+        let (asked, early) = tokio::join!(ask(&source, here), early);
         let top = match (asked, known) {
             (Ok(top), _) => top,
             (Err(Unasked::Failed(e)), None) => return Err(e.into()),
             (Err(Unasked::Failed(e)), _) if e.is_not_found() || e.is_unauthorized() => return Err(e.into()),
             (Err(e), Some(mut image)) => {
                 self.check_platform(name, &image.config)?;
-                // Who has all of it says so in its own words.
-                match is_here {
-                    true => tracing::info!(image = name, "the registry cannot be asked: {e}"),
-                    false => {
-                        tracing::warn!(image = name, "the registry cannot be asked, using what is here: {e}");
-                    }
-                }
+                // Whoever asked says so in its own words.
+                tracing::info!(image = name, "the registry cannot be asked, using what is here: {e}");
                 image.unchecked = Some(e.to_string());
                 return Ok(image);
             }
-            (Err(e @ Unasked::Late), None) => return Err(Error::Internal(e.to_string())),
+            (Err(e @ Unasked::Late(_)), None) => return Err(Error::Internal(e.to_string())),
         };
         let is_of_several = matches!(top.media_type.as_str(), media::INDEX | media::DOCKER_LIST);
         let (digest, bytes) = match is_of_several {
@@ -180,16 +189,6 @@ impl Engine {
         }
         self.store.image(&digest).save(&bytes, &config)?;
         Ok(Image { no_index, ..build(name, digest, bytes, &config, index, source)? })
-    }
-
-    /// What the registry has under the name. Who has something to fall back on does not wait long.
-    async fn ask(&self, source: &ImageSource, is_known: bool) -> Result<Fetched, Unasked> {
-        let asking = source.manifest();
-        match is_known {
-            true => tokio::time::timeout(TAG_CHECK, asking).await.map_err(|_| Unasked::Late)?,
-            false => asking.await,
-        }
-        .map_err(Unasked::Failed)
     }
 
     /// An image of one platform alone is taken as it is, unless another was asked for: it may be for an
@@ -336,6 +335,20 @@ fn build(
     let (name, unchecked) = (name.to_owned(), None);
     Ok(Image { name, digest, manifest, manifest_bytes, config, index, no_index: None, unchecked, source })
 }
+/// What the registry has under the name. Who has something to fall back on does not wait long.
+async fn ask(source: &ImageSource, here: Here) -> Result<Fetched, Unasked> {
+    let asked = match here {
+        Here::Nothing => Ok(source.manifest().await),
+        Here::Part => within(TAG_CHECK, source.manifest()).await,
+        Here::All => within(TAG_CHECK_IF_HERE, source.manifest_if_reached()).await,
+    };
+    asked?.map_err(Unasked::Failed)
+}
+
+async fn within<T>(limit: Duration, asking: impl Future<Output = T>) -> Result<T, Unasked> {
+    tokio::time::timeout(limit, asking).await.map_err(|_| Unasked::Late(limit))
+}
+
 
 /// How a layer is stored, and what its stream is; None where it cannot be unpacked by itself.
 pub(crate) fn stream_of(media_type: &str) -> Option<(Codec, Stream)> {

@@ -29,6 +29,7 @@ enum Event {
     Advance(u64),
     End,
     Note(String),
+    Say(String),
     Ready,
     Failed { text: String, code: u8 },
 }
@@ -76,6 +77,7 @@ fn follow(lines: impl BufRead, progress: &dyn Progress) -> anyhow::Result<Option
             Event::Advance(bytes) => progress.advance(bytes),
             Event::End => progress.end(),
             Event::Note(text) => progress.note(&text),
+            Event::Say(text) => eprintln!("{text}"),
             Event::Ready => return Ok(Some(Ok(()))),
             Event::Failed { text, code } => return Ok(Some(Err(Relayed { text, code }.into()))),
         }
@@ -132,6 +134,11 @@ impl Reporter {
             },
             Err(_) => self.gone.notified().await,
         }
+    }
+
+    /// Something to be told, also where nobody watches.
+    pub fn say(&self, text: &str) {
+        let _ = self.tell(&Event::Say(text.to_owned()));
     }
 
     /// It is ready: from here on nobody listens.

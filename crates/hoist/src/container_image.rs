@@ -8,13 +8,14 @@ use hoist_engine::{Engine, Image, Mount, Progress, Use};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::background::Reporter;
 use crate::bundle::process::ImageProcess;
 use crate::cli::Global;
 use crate::container::Container;
 use crate::daemon::client::Client;
 use crate::daemon::protocol::{Options, Request};
 use crate::rootless::Root;
-use crate::worker;
+use crate::{unchecked, worker};
 
 /// An image that is known, and who is to mount it.
 pub enum Resolved {
@@ -53,21 +54,25 @@ impl Resolved {
     ///
     /// # Errors
     /// Those of the engine.
-    pub async fn find(global: &Global, root: Root, image: &str) -> anyhow::Result<(Resolved, ImageProcess)> {
+    pub async fn find(
+        global: &Global,
+        root: Root,
+        image: &str,
+        reporter: Option<&Reporter>,
+    ) -> anyhow::Result<(Resolved, ImageProcess)> {
         match worker::daemon(global).await? {
             Some(mut client) => {
                 worker::tell_what_is_the_daemon_s(global);
                 let options = Options::of(global);
                 let request = Request::Resolve { image: worker::absolute_name(image), options };
                 let process = client.ask(&request, &hoist_engine::progress::Silent).await?;
+                unchecked::tell(unchecked::of_answer(&process), reporter);
                 Ok((Resolved::Daemon(Box::new(client)), serde_json::from_value(process)?))
             }
             None => {
                 let engine = crate::engine_glue::open_as(global, root)?;
                 let image = engine.resolve(image).await?;
-                if let Some(why) = image.unchecked.as_ref().filter(|_| engine.is_all_here(&image.digest)) {
-                    eprintln!("{}", worker::unchecked(&image.name, why));
-                }
+                unchecked::tell(unchecked::note(&engine, &image).as_deref(), reporter);
                 let process = crate::engine_glue::process_of(&image);
                 Ok((Resolved::Own(Box::new((engine, image))), process))
             }

@@ -23,6 +23,7 @@ pub mod runtime;
 pub mod serving;
 pub mod signals;
 pub mod stats_file;
+pub mod unchecked;
 pub mod units;
 pub mod worker;
 

@@ -10,6 +10,7 @@ use crate::cli::Global;
 use crate::daemon::client::Client;
 use crate::daemon::protocol::{Options, Request, Standing};
 use crate::daemon::status;
+use crate::unchecked;
 
 /// See the module.
 pub enum Worker {
@@ -56,11 +57,6 @@ fn store(global: &Global) -> anyhow::Result<PathBuf> {
 pub fn absolute_name(name: &str) -> String {
     let path = name.strip_prefix("oci:").and_then(|path| std::path::absolute(path).ok());
     path.map_or_else(|| name.to_owned(), |path| format!("oci:{}", path.display()))
-}
-
-/// What is said of an image whose name could not be asked for, and that is here all the same.
-pub fn unchecked(image: &str, why: &str) -> String {
-    format!("note: all of it is here, verified; whether {image} still means it could not be asked: {why}")
 }
 
 impl Worker {
@@ -188,7 +184,9 @@ pub async fn mount(
     let Some(mut client) = daemon(global).await? else { return Ok(false) };
     tell_what_is_the_daemon_s(global);
     let (image, target) = (absolute_name(image), target.to_owned());
-    client.ask(&Request::Mount { image, target, stats, options: Options::of(global) }, progress).await?;
+    let request = Request::Mount { image, target, stats, options: Options::of(global) };
+    let answer = client.ask(&request, progress).await?;
+    unchecked::tell(unchecked::of_answer(&answer), None);
     Ok(true)
 }
 

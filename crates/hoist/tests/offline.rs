@@ -2,13 +2,19 @@
 
 mod node;
 
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
 
 use hoist_testkit::layout::Compression;
-use hoist_testkit::{Fault, FaultKind, When, process};
+use hoist_testkit::{Fault, FaultKind, Proxy, ProxyOptions, When, process, push_layout};
 use node::case::PATIENCE;
+use node::daemon::Daemon;
 use node::tree::Source;
 use node::{Node, Published, REPO, count, stderr};
+use serde_json::Value;
+
+/// How the line begins that tells of an image whose registry could not be asked.
+const ALL_HERE: &str = "note: all of it is here, verified; ";
 
 fn down(image: &Published) {
     image.proxy.inject(Fault::new("", When::Always, FaultKind::CloseAfter(0)));
@@ -43,6 +49,74 @@ fn what_is_here_is_mounted_whatever_the_registry_does() {
             assert!(image.proxy.log().iter().all(|r| r.path.contains("/manifests/v1") || r.path == "/v2/"));
             image.proxy.clear_faults();
         }
+    }
+}
+
+/// What a mount says that must succeed, and what it took.
+fn mounted(node: &Node, image: &str, expected: &Source) -> (String, Value) {
+    let (point, stats) = (node.path("mnt"), node.path("stats.json"));
+    std::fs::create_dir_all(&point).unwrap();
+    let (at, stats_at) = (point.to_str().unwrap(), stats.to_str().unwrap());
+    let output = node.hoist(&["mount", "--stats", stats_at, image, at]).output().unwrap();
+    assert!(output.status.success(), "{}{}", stderr(&output), node.logs());
+    expected.assert_shown(&point);
+    node.says(&["unmount", at]);
+    (stderr(&output), serde_json::from_slice(&std::fs::read(stats).unwrap()).unwrap())
+}
+
+/// What is here whole starts after one question in vain, and one line says so; a registry that answers again is heard.
+#[test]
+fn a_registry_that_is_gone_is_asked_once() {
+    let (source, other) = (Source::new(), Source::small());
+    let Published { mut proxy, registry, name, .. } =
+        Published::plain(&source.layout(Compression::Gzip(6)).directory);
+    let address = proxy.address();
+    for with_daemon in [false, true] {
+        push_layout(&registry.host(), REPO, "v1", &source.layout(Compression::Gzip(6)).directory).unwrap();
+        let node = Node::new();
+        node.says(&["pull", &name]);
+        let _daemon = with_daemon.then(|| Daemon::start(&node, &[]));
+        // Where a connection breaks, which may be chance, it is asked once more.
+        for (kind, most) in [(FaultKind::Hang, 1), (FaultKind::CloseAfter(0), 2)] {
+            proxy.inject(Fault::new("", When::Always, kind));
+            proxy.reset();
+            let (said, _) = mounted(&node, &name, &source);
+            assert!(said.starts_with(ALL_HERE) && said.lines().count() == 1, "{said}");
+            let asked = proxy.log();
+            assert!((1..=most).contains(&asked.len()), "{asked:?}");
+            proxy.clear_faults();
+        }
+        drop(proxy);
+        process::wait_until("the proxy's end", PATIENCE, || Ok(TcpStream::connect(address).is_err()))
+            .unwrap();
+        let (said, stats) = mounted(&node, &name, &source);
+        assert!(said.starts_with(ALL_HERE) && said.lines().count() == 1, "{said}");
+        assert_eq!(count(&stats, "requests"), 1, "{stats}");
+        proxy = Proxy::start_on(address, registry.address(), ProxyOptions::default()).unwrap();
+        assert_eq!(mounted(&node, &name, &source).0, "");
+        push_layout(&registry.host(), REPO, "v1", &other.layout(Compression::Gzip(6)).directory).unwrap();
+        assert!(!mounted(&node, &name, &other).0.contains("could not be asked"));
+    }
+}
+
+/// The same of what is here in part: it is said that the rest can't be had.
+#[test]
+fn what_is_here_in_part_is_said_to_be() {
+    let source = Source::new();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    for with_daemon in [false, true] {
+        let node = Node::new();
+        let _daemon = with_daemon.then(|| Daemon::start(&node, &[]));
+        node.mount(&image.name, &[]).read("etc/motd").unwrap();
+        down(&image);
+        let point = node.path("mnt");
+        std::fs::create_dir(&point).unwrap();
+        let output = node.hoist(&["mount", &image.name, point.to_str().unwrap()]).output().unwrap();
+        let said = stderr(&output);
+        assert!(output.status.success() && said.lines().count() == 1, "{said}{}", node.logs());
+        assert!(said.starts_with("note: ") && said.contains("what is missing can't be read"), "{said}");
+        node.says(&["unmount", point.to_str().unwrap()]);
+        image.proxy.clear_faults();
     }
 }
 
@@ -166,7 +240,7 @@ fn a_dead_registry_is_not_asked_again_and_again() {
     let source = Source::new();
     let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
     // On a slow line nothing is fetched that nobody reads.
-    image.proxy.set_options(hoist_testkit::ProxyOptions { rate: Some(3_000_000), ..Default::default() });
+    image.proxy.set_options(ProxyOptions { rate: Some(3_000_000), ..Default::default() });
     let node = Node::new();
     let mount = node.mount(&image.name, &[]);
     // The table is here now.

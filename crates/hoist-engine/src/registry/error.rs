@@ -38,6 +38,8 @@ pub enum RegistryError {
         host: String,
         /// The cause.
         detail: String,
+        /// No connection came about: nobody listens there, or its name is not known.
+        nobody: bool,
     },
     /// The server took too long.
     #[error("{doing}: {host} did not {what} within {limit:?}; check the network, or try again later")]
@@ -221,6 +223,10 @@ impl RegistryError {
             _ => None,
         }
     }
+    /// Whether nobody is there to answer.
+    pub(super) fn is_nobody(&self) -> bool {
+        matches!(self, Self::Unreachable { nobody: true, .. })
+    }
     /// Whether the server as such is the trouble, so that it deserves a rest.
     pub(crate) fn server_down(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Tls { .. })
@@ -259,6 +265,7 @@ mod tests {
             doing: "reading manifest 1 of r/x".into(),
             host: "r".into(),
             detail: detail.into(),
+            nobody: true,
         };
         for (why, is_user) in [
             ("failed to lookup address information: Name or service not known", true),

@@ -137,7 +137,8 @@ mod tests {
 
     fn unreachable() -> Result<(), RegistryError> {
         let text = |text: &str| text.to_owned();
-        Err(RegistryError::Unreachable { doing: text("x"), host: text("h"), detail: text("refused") })
+        let (doing, host, detail) = (text("x"), text("h"), text("refused"));
+        Err(RegistryError::Unreachable { doing, host, detail, nobody: true })
     }
 
     fn late() -> Result<(), RegistryError> {

@@ -37,16 +37,35 @@ impl Client {
     }
 
     pub(super) async fn manifest_by(
+    /// The same, for who can do without: servers that are not there are asked once.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn manifest_if_reached(&self, reference: &Reference) -> Result<Fetched, RegistryError> {
+        self.manifest_asked(&reference.repo, &reference.target(), reference.digest, true).await
+    }
+
         &self,
         repo: &Repo,
         target: &str,
         digest: Option<Digest>,
     ) -> Result<Fetched, RegistryError> {
+    ) -> Result<Fetched, RegistryError> {
+        self.manifest_asked(repo, target, digest, false).await
+    }
+
+    async fn manifest_asked(
+        &self,
+        repo: &Repo,
+        target: &str,
+        digest: Option<Digest>,
+        brief: bool,
         let need = if digest.is_some() { Need::Pull } else { Need::Resolve };
         let doing = format!("reading manifest {target} of {repo}");
         let mut ask = Ask::get(doing, repo, need, format!("manifests/{target}"));
         ask.headers.insert(ACCEPT, HeaderValue::from_static(media::ACCEPT));
         let endpoints = self.endpoints(repo, need)?;
+        ask.brief = brief;
         let (headers, bytes) = self.whole(&endpoints, &ask, MAX_MANIFEST, digest).await?;
         let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let media_type = media::media_type_of(&bytes, media_type);

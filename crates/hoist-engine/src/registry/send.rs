@@ -66,6 +66,8 @@ pub(super) struct Ask<'a> {
     pub body: Option<Bytes>,
     /// Content whose redirect may be remembered.
     pub blob: Option<Digest>,
+    /// Whoever asks can do without: a server that is not there is not waited for.
+    pub brief: bool,
 }
 
 #[derive(Clone)]
@@ -78,7 +80,7 @@ impl<'a> Ask<'a> {
     pub(super) fn get(doing: String, repo: &'a Repo, need: Need, path: String) -> Self {
         let path = Target::Path(path);
         let (headers, method) = (HeaderMap::new(), Method::GET);
-        Self { doing, repo, need, method, path, headers, body: None, blob: None }
+        Self { doing, repo, need, method, path, headers, body: None, blob: None, brief: false }
     }
 }
 

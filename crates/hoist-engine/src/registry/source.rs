@@ -67,6 +67,17 @@ impl ImageSource {
         }
     }
 
+    /// The same, for who can do without: a registry that is not there is asked once.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn manifest_if_reached(&self) -> Result<Fetched, RegistryError> {
+        match self {
+            Self::Registry { client, reference } => client.manifest_if_reached(reference).await,
+            Self::Layout { .. } => self.manifest().await,
+        }
+    }
+
     /// Another manifest beside it, by digest.
     ///
     /// # Errors

@@ -166,6 +166,7 @@ mod tests {
             doing: "x".into(),
             host: "host-03".into(),
             detail: "connection refused".into(),
+            nobody: true,
         };
         [&gone, &late, &late].into_iter().for_each(|error| stats.trouble(error));
         assert_eq!(stats.troubles_since(since), ["host-03: connection refused"]);

@@ -54,18 +54,25 @@ pub(super) struct Tries<'a> {
     endpoint: &'a Endpoint,
     stats: &'a Stats,
     patient: bool,
+    brief: bool,
     start: Instant,
     made: u32,
 }
 
 impl Tries<'_> {
+    /// Whether whoever asks can do without: a server that is not there is asked once then, and one that is in trouble
+    /// once more.
+    pub(super) fn brief(self, brief: bool) -> Self {
+        Self { brief, ..self }
+    }
     /// Waits for the next try if `error` is worth one, else gives it back.
     pub(super) async fn again(&mut self, error: RegistryError) -> Result<(), RegistryError> {
         self.made += 1;
         let pause = self.policy.pause(self.made, error.retry_after());
         let late = self.start.elapsed() + pause > self.policy.total;
         let enough = self.made >= self.policy.attempts(&error) || self.endpoint.health.is_down();
-        if !self.patient || !error.retryable() || enough || late {
+        let done_without = self.brief && (error.is_nobody() || (error.server_down() && self.made > 1));
+        if !self.patient || !error.retryable() || enough || late || done_without {
             return Err(error);
         }
         tracing::debug!(%error, ?pause, "trying again");
@@ -84,7 +91,7 @@ impl Client {
         Turn { endpoints, at: at.min(endpoints.len() - 1), rest: self.0.config.mirror_rest }
     }
     pub(super) fn tries<'a>(&'a self, endpoint: &'a Endpoint, patient: bool) -> Tries<'a> {
-        let stats = &*self.0.wire.stats;
-        Tries { policy: &self.0.config.retry, endpoint, stats, patient, start: Instant::now(), made: 0 }
+        let (policy, stats) = (&self.0.config.retry, &*self.0.wire.stats);
+        Tries { policy, endpoint, stats, patient, brief: false, start: Instant::now(), made: 0 }
     }
 }

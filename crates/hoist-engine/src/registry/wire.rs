@@ -69,11 +69,11 @@ impl Wire {
                 Err(match self.failure(error, doing, host) {
                     // A server refuses a missing certificate after the handshake, and its word may be lost
                     // when the connection breaks.
-                    RegistryError::Unreachable { doing, host, detail } if established => {
+                    RegistryError::Unreachable { doing, host, detail, nobody } if established => {
                         let advice = certificate::client_advice(&host);
                         let detail =
                             format!("{detail}; if it wants a client certificate, or another, {advice}");
-                        RegistryError::Unreachable { doing, host, detail }
+                        RegistryError::Unreachable { doing, host, detail, nobody }
                     }
                     other => other,
                 })
@@ -163,8 +163,8 @@ impl Wire {
         if let Some(what) = no_http(&error) {
             return RegistryError::BadAnswer { doing, host, what };
         }
-        let detail = cause(error);
-        RegistryError::Unreachable { doing, host, detail }
+        let nobody = error.is_connect();
+        RegistryError::Unreachable { doing, host, detail: cause(error), nobody }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::failure::{user, user_hint};
 use crate::mount_table::mounted_type;
 use crate::printer::Printer;
 use crate::signals::{Signals, interrupted};
+use crate::unchecked;
 
 pub(super) fn run(global: &Global, options: &Mount) -> anyhow::Result<()> {
     crate::stats_file::check(options.stats.path.as_deref())?;
@@ -124,9 +125,7 @@ async fn serve(
     let mounting = async {
         let engine = crate::engine_glue::open(global)?;
         let image = engine.resolve(&options.image).await?;
-        if let Some(why) = image.unchecked.as_ref().filter(|_| engine.is_all_here(&image.digest)) {
-            progress.note(&crate::worker::unchecked(&options.image, why));
-        }
+        unchecked::tell(unchecked::note(&engine, &image).as_deref(), reporter);
         let mount = engine.mount(&image, &target, Use::Look, progress).await?;
         anyhow::Ok((engine, mount))
     };

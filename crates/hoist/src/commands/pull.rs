@@ -29,7 +29,7 @@ pub(super) fn run(global: &Global, options: &Pull) -> anyhow::Result<()> {
         crate::stats_file::write(path, &pulled["stats"])?;
     }
     if let Some(why) = pulled["unchecked"].as_str() {
-        eprintln!("{}", crate::worker::unchecked(&options.image, why));
+        eprintln!("{}", crate::unchecked::whole(&options.image, why));
     }
     match options.json {
         true => super::print_json(&pulled),

@@ -103,7 +103,7 @@ fn run_here(global: &Global, options: &Run, reporter: Option<Reporter>) -> anyho
 impl Plan<'_> {
     async fn run(&self) -> anyhow::Result<u8> {
         let mut signals = Signals::catch().context("catching signals")?;
-        let resolving = Resolved::find(self.global, self.root, self.options.image());
+        let resolving = Resolved::find(self.global, self.root, self.options.image(), self.reporter.as_ref());
         let (image, image_process) = tokio::select! {
             resolved = resolving => resolved?,
             why = self.called_off(&mut signals) => return Err(why),

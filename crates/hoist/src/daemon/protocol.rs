@@ -47,7 +47,7 @@ pub struct Call {
 pub enum Request {
     /// Is it there? Answered by `null`.
     Ping,
-    /// Mount an image. Answered by `null` once the mount is ready.
+    /// Mount an image. Answered once the mount is ready, by a `note` for the user or null.
     Mount {
         /// The image's name; of a layout with an absolute path.
         image: String,
@@ -58,7 +58,8 @@ pub enum Request {
         /// See [`Options`].
         options: Options,
     },
-    /// Find out what an image is, for `run`. Answered by how it says it is run.
+    /// Find out what an image is, for `run`. Answered by how it says it is run, and
+    /// a `note` for the user or null.
     Resolve {
         /// The image's name.
         image: String,

@@ -8,7 +8,7 @@ use hoist_engine::registry::{CredentialSource, Remembered};
 use hoist_engine::{Engine, Image, Progress, Use};
 use hoist_snapshotter::Service;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::container::Running;
 use super::intents::{Intent, Intents};
@@ -19,6 +19,7 @@ use super::settings::Settings;
 use crate::cli::{BackgroundFetch, TrustIndex};
 use crate::container_image::Facts;
 use crate::failure::user;
+use crate::unchecked;
 
 /// What all clients share.
 pub struct Daemon {
@@ -122,9 +123,10 @@ impl Daemon {
             Request::Resolve { image, options } => {
                 let engine = self.engine_for(&options)?;
                 let image = engine.resolve(&image).await?;
-                let process = crate::engine_glue::process_of(&image);
+                let mut process = value(&crate::engine_glue::process_of(&image))?;
+                process["note"] = value(&unchecked::note(&engine, &image))?;
                 session.resolved = Some((engine, image));
-                value(&process)
+                Ok(process)
             }
             Request::Run { container, remove, runtime } => {
                 self.run(session, container, remove, runtime, progress).await
@@ -199,7 +201,7 @@ impl Daemon {
             tracing::error!("the mount on {} will not be restored: {error}", served.target.display());
         }
         tracing::info!(target = %served.target.display(), image = image.name, "mounted");
-        Ok(Value::Null)
+        Ok(json!({ "note": unchecked::note(&engine, &image) }))
     }
 
     async fn run(
