@@ -1,7 +1,7 @@
 //! Keeps what is known of a mount in the store while it lives and at its end (`store/history.rs`).
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Layers;
 use super::layer::LazyLayer;
@@ -11,8 +11,11 @@ use crate::fill::Counts;
 use crate::store::MountRecord;
 use crate::store::history::{History, SlowRead};
 
-/// What is new is written this often.
-const TURN: Duration = Duration::from_secs(1);
+/// What is new is written at once, and what comes after it this much later: at least, and at most.
+const REST: Duration = Duration::from_millis(100);
+const LONGEST_REST: Duration = Duration::from_secs(1);
+/// Where looking and writing take long, as with many mounts or on a slow disk, the rest is so many times as long.
+const REST_SHARE: u32 = 50;
 /// Slow reads that are written of a mount.
 const SLOWEST: usize = 20;
 
@@ -89,15 +92,18 @@ impl Journal {
     /// Writes what is new, until it is dropped. Sleeps while nothing is fetched and nobody waits.
     pub async fn keep(self: Arc<Self>) {
         let mut activity = self.engine.meter.activity.subscribe();
-        let mut last = None;
+        let (mut last, mut rest) = (None, REST);
         loop {
+            let begun = Instant::now();
             let now = self.now();
-            if last.as_ref() != Some(&now) {
+            let is_new = last.as_ref() != Some(&now);
+            if is_new {
                 let (this, new) = (Arc::clone(&self), now.clone());
                 let _ = tokio::task::spawn_blocking(move || this.write(&new)).await;
                 last = Some(now);
             }
-            tokio::time::sleep(TURN).await;
+            rest = next_rest(rest, begun.elapsed(), is_new);
+            tokio::time::sleep(rest).await;
             if activity.changed().await.is_err() {
                 return;
             }
@@ -110,6 +116,12 @@ impl Journal {
         let now = self.now();
         self.write(&History { ended: Some(crate::registry::date::now()), present: Some(sum), ..now });
     }
+}
+
+/// How long to rest after a look that took so long. Where what happens is other mounts' business, ever longer.
+fn next_rest(last: Duration, took: Duration, is_new: bool) -> Duration {
+    let rest = if is_new { took * REST_SHARE } else { last * 2 };
+    rest.clamp(REST, LONGEST_REST)
 }
 
 /// What is known of a mount before anybody has read of it.
@@ -126,5 +138,19 @@ pub(super) fn fresh(record: &MountRecord, driver: &str, lazy: bool, why: String,
         since: record.since.unwrap_or_default(),
         seconds_to_mount: seconds,
         ..History::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_new_is_told_soon_where_that_costs_little() {
+        let [quick, slow] = [50, 500_000].map(Duration::from_micros);
+        assert_eq!(next_rest(LONGEST_REST, quick, true), REST);
+        assert_eq!(next_rest(REST, slow, true), LONGEST_REST);
+        assert_eq!(next_rest(REST, slow, false), 2 * REST);
+        assert_eq!(next_rest(LONGEST_REST, quick, false), LONGEST_REST);
     }
 }
