@@ -218,21 +218,58 @@ async fn a_bad_file_is_told_with_its_path() {
     }
 }
 
-/// A mirror that hangs is not waited for: the registry is asked beside it, and then first.
+/// A mirror that hangs is not waited for: the registry is asked beside it, and then first; for parts and for documents.
 #[tokio::test]
 async fn a_mirror_that_hangs_is_passed_by_and_left_alone() {
-    let (data, digest) = blob();
-    let body = data.clone();
-    let mirror = BadServer::start(|_| Reply::Hang(Vec::new())).await;
-    let origin = BadServer::start(move |seen| part(seen, &body)).await;
-    let (mut config, _dir) = config_of(&hosts(&origin.host, &[(&mirror.host, "")]));
-    config.timeouts.first_byte = std::time::Duration::from_secs(1000);
-    config.timeouts.second = std::time::Duration::from_millis(50);
-    config.mirror_rest = std::time::Duration::from_secs(1000);
-    let client = Client::new(config);
-    for range in [0..10, 10..20] {
-        let got = all(&client, &repo(), &digest, range.clone()).await.unwrap();
-        assert_eq!(got, data[range.start as usize..range.end as usize]);
+    let data = pattern(1000);
+    let digest = Digest::of(&data);
+    for document in [false, true] {
+        let body = data.clone();
+        let mirror = BadServer::start(|_| Reply::Hang(Vec::new())).await;
+        let origin = BadServer::start(move |seen| match seen.range() {
+            Some(_) => part(seen, &body),
+            None => reply(200, &[], &body),
+        })
+        .await;
+        let (mut config, _dir) = config_of(&hosts(&origin.host, &[(&mirror.host, "")]));
+        config.timeouts.first_byte = std::time::Duration::from_secs(1000);
+        config.timeouts.second = std::time::Duration::from_millis(50);
+        config.mirror_rest = std::time::Duration::from_secs(1000);
+        let client = Client::new(config);
+        for _ in 0..2 {
+            let got = match document {
+                true => client.blob(&repo(), &digest, Some(1000)).await.unwrap().to_vec(),
+                false => all(&client, &repo(), &digest, 0..1000).await.unwrap(),
+            };
+            assert!(got == data);
+        }
+        // Where the registry's own answer is late, it is asked once more.
+        assert_eq!(mirror.log().len(), 1, "{document}");
+        assert!(origin.log().len() >= 2, "{document}");
     }
-    assert_eq!((mirror.log().len(), origin.log().len()), (1, 2));
+}
+
+/// A mirror whose bodies break, however early, is not asked again and again: the registry has the rest.
+#[tokio::test]
+async fn what_a_mirror_breaks_off_comes_from_the_registry() {
+    let (data, digest) = blob();
+    for sent in [0, 1, 100_000] {
+        let body = data.clone();
+        let mirror = BadServer::start(move |seen| {
+            let Reply::Raw(whole) = part(seen, &body) else { unreachable!() };
+            let head = whole.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+            Reply::Raw(whole[..head + sent].to_vec())
+        })
+        .await;
+        let body = data.clone();
+        let origin = BadServer::start(move |seen| part(seen, &body)).await;
+        let (mut config, _dir) = config_of(&hosts(&origin.host, &[(&mirror.host, "")]));
+        config.mirror_rest = std::time::Duration::from_secs(1000);
+        let client = Client::new(config);
+        for _ in 0..2 {
+            assert!(all(&client, &repo(), &digest, 0..LENGTH as u64).await.unwrap() == data, "{sent}");
+        }
+        assert_eq!((mirror.log().len(), origin.log().len()), (1, 2), "{sent}");
+        assert_eq!(origin.log()[0].range().unwrap().0, sent);
+    }
 }

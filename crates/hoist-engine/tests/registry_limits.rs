@@ -2,10 +2,14 @@
 
 mod registry_support;
 
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use hoist_engine::reference::Repo;
-use hoist_engine::registry::{Client, RegistryError};
+use hoist_engine::registry::{Client, ClientConfig, RegistryError};
 use hoist_format::digest::Digest;
 use registry_support::*;
 
@@ -257,4 +261,81 @@ async fn second_requests_are_bounded() {
     let error = all(&Client::new(config), &server.repo(), &digest, 0..10).await.unwrap_err();
     assert!(matches!(error, RegistryError::TimedOut { what: "send more", .. }), "{error}");
     assert_eq!(server.log().len(), 3);
+}
+
+/// Settings of one that never gives up waiting, but asks a second time soon.
+fn patient() -> ClientConfig {
+    let mut config = config();
+    config.timeouts.first_byte = Duration::from_secs(1000);
+    config.timeouts.idle = Duration::from_secs(1000);
+    config.timeouts.second = Duration::from_millis(200);
+    config
+}
+
+/// However many hang at once, each is asked for a second time when its turn comes.
+#[tokio::test]
+async fn many_that_hang_at_once_are_all_asked_for_a_second_time() {
+    let (data, digest) = blob();
+    let body = data.clone();
+    let asked = Mutex::new(HashMap::new());
+    // The first request for each part hangs.
+    let server = BadServer::start(move |seen| {
+        let times = *asked.lock().unwrap().entry(seen.range()).and_modify(|times| *times += 1).or_insert(1);
+        if times == 1 { Reply::Hang(Vec::new()) } else { part(seen, &body) }
+    })
+    .await;
+    let client = Client::new(patient());
+    let parts: Vec<_> = (0..20_u64).map(|i| i * 1000..i * 1000 + 500).collect();
+    let repo = server.repo();
+    let fetched = join_all(parts.iter().map(|range| all(&client, &repo, &digest, range.clone()))).await;
+    for (range, fetched) in parts.iter().zip(fetched) {
+        assert!(fetched.unwrap() == data[range.start as usize..range.end as usize]);
+    }
+    // Where an answer's body is late once more, a third time.
+    assert!((40..=60).contains(&server.log().len()), "{}", server.log().len());
+}
+
+/// A document that does not come is asked for a second time too, whole.
+#[tokio::test]
+async fn a_document_that_does_not_come_is_asked_for_a_second_time() {
+    let data = pattern(1000);
+    let digest = Digest::of(&data);
+    for begun in [0, 100] {
+        let body = data.clone();
+        let server = BadServer::start(move |seen| match (reply(200, &[], &body), seen.number) {
+            (Reply::Raw(_), 0) if begun == 0 => Reply::Hang(Vec::new()),
+            (Reply::Raw(bytes), 0) => Reply::Hang(bytes[..bytes.len() - begun].to_vec()),
+            (whole, _) => whole,
+        })
+        .await;
+        let client = Client::new(patient());
+        assert!(client.blob(&server.repo(), &digest, Some(1000)).await.unwrap() == data);
+        assert_eq!(server.log().len(), 2);
+    }
+}
+
+/// A token that expires while the first request hangs is renewed for the second.
+#[tokio::test]
+async fn a_second_request_renews_its_token() {
+    let (data, digest) = blob();
+    let body = data.clone();
+    let (tokens, hung) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let server = BadServer::start(move |seen| {
+        if seen.path.starts_with("/token") {
+            let number = tokens.fetch_add(1, Relaxed) + 1;
+            return reply(200, &[], format!("{{\"token\":\"t{number}\"}}").as_bytes());
+        }
+        match seen.header("authorization") {
+            "Bearer t1" if !hung.swap(true, Relaxed) => Reply::Hang(Vec::new()),
+            "Bearer t2" => part(seen, &body),
+            _ => {
+                let realm = format!("Bearer realm=\"http://{}/token\",service=\"s\"", seen.header("host"));
+                reply(401, &[("www-authenticate", &realm)], b"")
+            }
+        }
+    })
+    .await;
+    let client = Client::new(patient());
+    assert!(all(&client, &server.repo(), &digest, 0..1000).await.unwrap() == data[..1000]);
+    assert_eq!(server.count("/token"), 2);
 }

@@ -64,6 +64,8 @@ pub(super) struct HttpRange {
     digest: Digest,
     doing: String,
     endpoints: Vec<Arc<Endpoint>>,
+    /// The first of them that is still asked.
+    from: usize,
     /// The next byte to deliver, and the end.
     position: u64,
     end: u64,
@@ -106,6 +108,7 @@ impl Client {
             digest: *digest,
             doing: format!("reading bytes {}-{} of blob {digest} of {repo}", range.start, range.end),
             endpoints: self.honest(repo, digest)?,
+            from: 0,
             position: range.start,
             end: range.end,
             open: None,
@@ -189,7 +192,8 @@ impl HttpRange {
     async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
         while self.position < self.end {
             let Some(open) = self.open.take() else {
-                self.reopen().await?;
+                // Boxed, as below: seldom, and who waits for this waits for it through many layers.
+                Box::pin(self.reopen()).await?;
                 continue;
             };
             let (endpoint, since) = (Arc::clone(&open.endpoint), open.since);
@@ -204,7 +208,9 @@ impl HttpRange {
                 Err(error) => {
                     endpoint.health.failed(&error, since);
                     self.client.0.wire.stats.trouble(&error);
-                    self.failed(error).await?;
+                    if !self.is_passed_by(&endpoint, &error) {
+                        self.failed(error).await?;
+                    }
                 }
             }
         }
@@ -217,11 +223,11 @@ impl HttpRange {
     async fn piece(&mut self, mut open: Open) -> Result<(Open, Option<Bytes>), RegistryError> {
         let client = self.client.clone();
         let mut pace = std::mem::take(&mut self.pace);
-        let is_it = |endpoint: &Arc<Endpoint>| Arc::ptr_eq(endpoint, &open.endpoint);
-        let at = self.endpoints.iter().position(is_it).unwrap_or_default();
+        let at = self.number_of(&open.endpoint);
         let chunk = client.0.wire.chunk(&mut open.response, &mut pace, &self.doing);
         let asked = AtomicUsize::new(0);
-        let came = client.with_second(&self.patience, chunk, self.ask(at + 1, &asked)).await;
+        let second = async { Box::pin(self.ask(at + 1, &asked)).await };
+        let came = client.with_second(&self.patience, chunk, second).await;
         self.pace = pace;
         match came? {
             Came::First(Some(chunk)) => {
@@ -235,17 +241,29 @@ impl HttpRange {
                 what: format!("a body that ends {} bytes early", open.promised),
             }),
             Came::Second(other) => {
-                self.leave_alone(at);
+                self.client.leave_alone(&self.endpoints, at);
                 Ok((other, None))
             }
         }
     }
 
-    /// A mirror was silent while another server answered.
-    fn leave_alone(&self, at: usize) {
-        if at + 1 < self.endpoints.len() {
-            self.endpoints[at].rest_until(Instant::now() + self.client.0.config.mirror_rest);
+    fn number_of(&self, endpoint: &Arc<Endpoint>) -> usize {
+        self.endpoints.iter().position(|one| Arc::ptr_eq(one, endpoint)).unwrap_or_default()
+    }
+
+    /// A mirror whose body broke is not asked for the rest of it: the next server is. False of the last one.
+    fn is_passed_by(&mut self, endpoint: &Arc<Endpoint>, error: &RegistryError) -> bool {
+        let at = self.number_of(endpoint);
+        if at + 1 >= self.endpoints.len() {
+            return false;
         }
+        tracing::debug!(server = %authority(&endpoint.base), %error, "asking the next server for the rest");
+        if error.server_down() {
+            self.client.leave_alone(&self.endpoints, at);
+        }
+        (self.from, self.failures, self.pace) = (at + 1, 0, Pace::default());
+        self.client.0.wire.stats.retry();
+        true
     }
 
     /// Counts a failure and waits, or gives up. A try that brought something is none in a row: how long such
@@ -295,12 +313,12 @@ impl HttpRange {
             let at = &self.patience.at;
             // It begins later, and goes on behind where the first one hangs.
             let second = async { self.ask(at.load(Relaxed) + 1, &AtomicUsize::new(0)).await };
-            match self.client.with_second(&self.patience, self.ask(0, at), second).await {
+            match self.client.with_second(&self.patience, self.ask(self.from, at), second).await {
                 Ok(came) => {
                     self.open = Some(match came {
                         Came::First(open) => open,
                         Came::Second(open) => {
-                            self.leave_alone(at.load(Relaxed));
+                            self.client.leave_alone(&self.endpoints, at.load(Relaxed));
                             open
                         }
                     });

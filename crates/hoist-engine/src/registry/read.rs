@@ -12,6 +12,7 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, LINK};
 use super::Client;
 use super::error::RegistryError;
 use super::media::{self, Descriptor, Fetched, MAX_MANIFEST};
+use super::second::{Came, Patience};
 use super::send::{Ask, Endpoint, Need, Target};
 use super::wire::authority;
 use crate::reference::{Reference, Repo};
@@ -36,7 +37,6 @@ impl Client {
         self.manifest_by(&reference.repo, &reference.target(), reference.digest).await
     }
 
-    pub(super) async fn manifest_by(
     /// The same, for who can do without: servers that are not there are asked once.
     ///
     /// # Errors
@@ -45,11 +45,11 @@ impl Client {
         self.manifest_asked(&reference.repo, &reference.target(), reference.digest, true).await
     }
 
+    pub(super) async fn manifest_by(
         &self,
         repo: &Repo,
         target: &str,
         digest: Option<Digest>,
-    ) -> Result<Fetched, RegistryError> {
     ) -> Result<Fetched, RegistryError> {
         self.manifest_asked(repo, target, digest, false).await
     }
@@ -60,12 +60,13 @@ impl Client {
         target: &str,
         digest: Option<Digest>,
         brief: bool,
+    ) -> Result<Fetched, RegistryError> {
         let need = if digest.is_some() { Need::Pull } else { Need::Resolve };
         let doing = format!("reading manifest {target} of {repo}");
         let mut ask = Ask::get(doing, repo, need, format!("manifests/{target}"));
         ask.headers.insert(ACCEPT, HeaderValue::from_static(media::ACCEPT));
-        let endpoints = self.endpoints(repo, need)?;
         ask.brief = brief;
+        let endpoints = self.endpoints(repo, need)?;
         let (headers, bytes) = self.whole(&endpoints, &ask, MAX_MANIFEST, digest).await?;
         let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let media_type = media::media_type_of(&bytes, media_type);
@@ -128,29 +129,63 @@ impl Client {
         limit: u64,
         digest: Option<Digest>,
     ) -> Result<(HeaderMap, Bytes), RegistryError> {
+        let patience = Patience::default();
         let mut turn = self.turn(endpoints);
         loop {
-            match self.body(turn.endpoint(), ask, limit, digest, turn.last()).await {
+            // Boxed: who waits for this waits for it through many layers.
+            match Box::pin(self.body(endpoints, turn.at(), ask, limit, digest, &patience)).await {
                 Ok(found) => return Ok(found),
                 Err(error) => turn.next(error)?,
             }
         }
     }
 
-    /// A whole body from one server, repeated when it breaks or is not what it should be.
+    /// A whole body from the server of this number, repeated when it breaks or is not what it should be; or, where that
+    /// one is silent, from the next.
     async fn body(
         &self,
-        endpoint: &Endpoint,
+        endpoints: &[Arc<Endpoint>],
+        at: usize,
         ask: &Ask<'_>,
         limit: u64,
         digest: Option<Digest>,
-        last: bool,
+        patience: &Patience,
     ) -> Result<(HeaderMap, Bytes), RegistryError> {
-        let mut tries = self.tries(endpoint, last);
+        let mut tries = self.tries(&endpoints[at], at + 1 == endpoints.len()).brief(ask.brief);
         loop {
-            match self.body_once(endpoint, ask, limit, digest).await {
-                Ok(found) => return Ok(found),
+            let first = self.body_once(&endpoints[at], ask, limit, digest);
+            let came = match ask.brief {
+                true => first.await.map(Came::First),
+                false => {
+                    let second = self.body_elsewhere(endpoints, at + 1, ask, limit, digest);
+                    self.with_second(patience, first, second).await
+                }
+            };
+            match came {
+                Ok(Came::First(found)) => return Ok(found),
+                Ok(Came::Second(found)) => {
+                    self.leave_alone(endpoints, at);
+                    return Ok(found);
+                }
                 Err(error) => tries.again(error).await?,
+            }
+        }
+    }
+
+    /// The same from the servers from number `from` on, the last in any case, each asked once.
+    async fn body_elsewhere(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        from: usize,
+        ask: &Ask<'_>,
+        limit: u64,
+        digest: Option<Digest>,
+    ) -> Result<(HeaderMap, Bytes), RegistryError> {
+        let mut turn = self.turn_from(endpoints, from);
+        loop {
+            match self.body_once(turn.endpoint(), ask, limit, digest).await {
+                Ok(found) => return Ok(found),
+                Err(error) => turn.next(error)?,
             }
         }
     }
@@ -232,7 +267,7 @@ impl Client {
         let mut turn = self.turn(endpoints);
         loop {
             let endpoint = turn.endpoint();
-            let error = match self.pages(endpoint, ask.clone(), turn.last()).await {
+            let error = match self.pages(endpoints, turn.at(), ask.clone()).await {
                 Ok(found) => {
                     endpoint.referrers_api.store(HAS_API, Relaxed);
                     return Ok(Some(found));
@@ -251,13 +286,17 @@ impl Client {
 
     async fn pages(
         &self,
-        endpoint: &Endpoint,
+        endpoints: &[Arc<Endpoint>],
+        at: usize,
         mut ask: Ask<'_>,
-        last: bool,
     ) -> Result<Vec<Descriptor>, RegistryError> {
+        let endpoint = &endpoints[at];
+        // A list goes on where it began.
+        let patience = Patience::spent();
         let mut all = Vec::new();
         for _ in 0..MAX_PAGES {
-            let (headers, bytes) = self.body(endpoint, &ask, MAX_MANIFEST, None, last).await?;
+            let page = self.body(endpoints, at, &ask, MAX_MANIFEST, None, &patience);
+            let (headers, bytes) = Box::pin(page).await?;
             let page = media::entries(&bytes).map_err(|error| RegistryError::BadAnswer {
                 doing: ask.doing.clone(),
                 host: authority(&endpoint.base),

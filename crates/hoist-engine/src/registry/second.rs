@@ -1,16 +1,18 @@
-//! A second request beside one that hangs: whoever waits for a part of a blob does not wait as long as a server may be
-//! silent. The first goes on, and counts if it answers after all. Bounded: few at once, and few for one part.
+//! A second request beside one that hangs: whoever waits for a part of a blob, or a document, does not wait as long as a
+//! server may be silent. The first goes on, and counts if it answers after all. Bounded: few at once, and few for one part.
 
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::time::Instant;
 
 use tokio::sync::Semaphore;
 
 use super::Client;
 use super::error::RegistryError;
 use super::limit::within;
+use super::send::Endpoint;
 
 /// Second requests under way at once, to whatever server.
 const AT_ONCE: usize = 4;
@@ -36,6 +38,13 @@ pub(super) struct Patience {
     pub at: AtomicUsize,
 }
 
+impl Patience {
+    /// Of what has no second request.
+    pub fn spent() -> Self {
+        Self { made: AtomicU32::new(MOST), at: AtomicUsize::default() }
+    }
+}
+
 /// Which of two has brought something.
 pub(super) enum Came<A, B> {
     First(A),
@@ -57,10 +66,15 @@ impl Client {
         if let (Some(came), _) = within(self.0.config.timeouts.second, &mut first).await {
             return came.map(Came::First);
         }
-        let permit = self.0.seconds.0.try_acquire();
-        if permit.is_err() || patience.made.fetch_add(1, Relaxed) >= MOST {
+        if patience.made.load(Relaxed) >= MOST {
             return first.await.map(Came::First);
         }
+        // Where many wait, their turn comes as others' second requests end.
+        let _permit = tokio::select! {
+            came = &mut first => return came.map(Came::First),
+            permit = self.0.seconds.0.acquire() => permit,
+        };
+        patience.made.fetch_add(1, Relaxed);
         tracing::debug!("a server is silent: asking a second time beside it");
         self.0.wire.stats.retry();
         let mut second = pin!(second);
@@ -73,6 +87,13 @@ impl Client {
                 Ok(came) => Ok(Came::Second(came)),
                 Err(_) => first.await.map(Came::First),
             },
+        }
+    }
+
+    /// The server of this number was silent while another one answered: a mirror is given a rest.
+    pub(super) fn leave_alone(&self, endpoints: &[Arc<Endpoint>], at: usize) {
+        if at + 1 < endpoints.len() {
+            endpoints[at].rest_until(Instant::now() + self.0.config.mirror_rest);
         }
     }
 }

@@ -97,7 +97,10 @@ impl ImageSource {
     /// See [`Client::blob`] and [`Layout::blob`].
     pub async fn blob(&self, digest: &Digest, size_hint: Option<u64>) -> Result<Bytes, RegistryError> {
         match self {
-            Self::Registry { client, reference } => client.blob(&reference.repo, digest, size_hint).await,
+            // Boxed here and below: who waits for a registry waits for it through many layers.
+            Self::Registry { client, reference } => {
+                Box::pin(client.blob(&reference.repo, digest, size_hint)).await
+            }
             Self::Layout { layout, .. } => layout.blob(digest, size_hint).await,
         }
     }
@@ -108,7 +111,9 @@ impl ImageSource {
     /// See [`Client::blob_range`] and [`Layout::blob_range`].
     pub async fn blob_range(&self, digest: &Digest, range: Range<u64>) -> Result<RangeBody, RegistryError> {
         match self {
-            Self::Registry { client, reference } => client.blob_range(&reference.repo, digest, range).await,
+            Self::Registry { client, reference } => {
+                Box::pin(client.blob_range(&reference.repo, digest, range)).await
+            }
             Self::Layout { layout, .. } => layout.blob_range(digest, range).await,
         }
     }
