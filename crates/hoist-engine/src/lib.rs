@@ -17,6 +17,7 @@ mod lowest;
 mod mount;
 pub mod oci;
 mod own;
+mod pauses;
 pub mod progress;
 pub mod publish;
 mod pull;

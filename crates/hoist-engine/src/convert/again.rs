@@ -14,13 +14,13 @@ use crate::config::Trust;
 use crate::error::Error;
 use crate::fill::Anew;
 use crate::image::Image;
+use crate::pauses::{self, Failed, Pauses};
 use crate::publish::PublishedIndex;
 use crate::store::Store;
 
 /// After a failure it is tried again no sooner than this, and then ever later: every read that needs the part asks for it,
 /// and each time all of the metadata is fetched.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const PAUSES: Pauses = Pauses { first: Duration::from_secs(1), longest: Duration::from_secs(60) };
 
 /// See the module.
 pub(crate) struct Again {
@@ -29,26 +29,7 @@ pub(crate) struct Again {
     index: Digest,
     is_pinned: bool,
     /// One makes it, and others have it then.
-    making: Mutex<Option<Failed>>,
-}
-
-/// The last attempt came to nothing.
-struct Failed {
-    why: String,
-    pause: Duration,
-    next: Instant,
-}
-
-impl Failed {
-    fn after(last: Option<Self>, why: String, now: Instant) -> Self {
-        let pause = last.map_or(FIRST_PAUSE, |last| (last.pause * 2).min(LONGEST_PAUSE));
-        Self { why, pause, next: now + pause }
-    }
-
-    /// How long nobody tries yet.
-    fn left(&self, now: Instant) -> Option<Duration> {
-        Some(self.next.saturating_duration_since(now)).filter(|left| !left.is_zero())
-    }
+    making: Mutex<Option<Failed<String>>>,
 }
 
 impl Again {
@@ -74,15 +55,18 @@ impl Again {
         if let Some(failed) = failed.as_ref()
             && let Some(left) = failed.left(Instant::now())
         {
-            let again = format!("it is tried again in {} s", left.as_secs() + 1);
             let why = format!(
                 "a part of what was made of its metadata is gone, and could not be made anew: {}",
                 failed.why
             );
-            return Err(Error::image("image", self.image.digest, format!("{why}; {again}")));
+            return Err(Error::image(
+                "image",
+                self.image.digest,
+                format!("{why}; {}", pauses::again_in(left)),
+            ));
         }
         let made = self.attempt().await;
-        *failed = made.as_ref().err().map(|e| Failed::after(failed.take(), e.to_string(), Instant::now()));
+        *failed = made.as_ref().err().map(|e| PAUSES.after(failed.take(), e.to_string(), Instant::now()));
         made
     }
 
@@ -114,22 +98,5 @@ impl Again {
 impl Anew for Again {
     fn make<'a>(&'a self, is_here: &'a (dyn Fn() -> bool + Sync)) -> BoxFuture<'a, Result<(), Error>> {
         self.make_it(is_here).boxed()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_a_minute() {
-        let (mut failed, mut now) = (None, Instant::now());
-        for pause in [1, 2, 4, 8, 16, 32, 60, 60].map(Duration::from_secs) {
-            let next = Failed::after(failed.take(), "it is down".into(), now);
-            assert_eq!(next.left(now), Some(pause));
-            now += pause;
-            assert_eq!(next.left(now), None);
-            failed = Some(next);
-        }
     }
 }
