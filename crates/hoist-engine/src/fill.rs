@@ -3,7 +3,8 @@
 //!
 //! A *job* fetches and decodes a run of neighbouring spans in one request. Every span is claimed by
 //! at most one job at a time (single flight); whoever wants bytes of a claimed span waits for that
-//! job's progress and goes on the moment its own extents are published, not when the job ends.
+//! job's progress and goes on the moment its own extents are published, not when the job ends. Where bytes are wrong, only
+//! the span that they belong to fails; what else the job was to bring is asked for again by whoever wants it.
 
 mod anew;
 mod assemble;
@@ -12,6 +13,7 @@ mod chunks;
 mod counts;
 mod doubt;
 mod finish;
+mod held;
 mod here;
 mod job;
 mod keep;
@@ -99,6 +101,7 @@ enum SpanState {
 #[derive(Default)]
 struct State {
     spans: Vec<SpanState>,
+    held: held::Held,
     /// Counts failures, so that a waiter tells a new one from an old one.
     failures: u64,
     pace: Pace,
@@ -305,6 +308,11 @@ impl LayerFill {
         let mut state = self.lock();
         state.ahead.reader = to;
         for span in from..=to {
+            if let Some(why) = state.held.why(span)
+                && self.needs(span)
+            {
+                return Err(why);
+            }
             match &state.spans[span] {
                 SpanState::Failed(when, e) if *when > before => return Err(e.clone()),
                 SpanState::Claimed => {}
@@ -340,30 +348,33 @@ impl LayerFill {
     fn start_jobs(self: &Arc<Self>, state: &mut State, span: usize, end: usize, largest: u64) -> usize {
         let mut at = span;
         while at < end.max(span + 1) && at < state.spans.len() {
-            if matches!(state.spans[at], SpanState::Claimed) || !self.needs(at) {
+            let may_be = |at: usize| {
+                !matches!(state.spans[at], SpanState::Claimed)
+                    && self.needs(at)
+                    && state.held.why(at).is_none()
+            };
+            if !may_be(at) {
                 break;
             }
             let first = at;
             let mut bytes = 0;
             while at < end.max(span + 1)
                 && at < state.spans.len()
-                && !matches!(state.spans[at], SpanState::Claimed)
-                && self.needs(at)
-                && (at == first || self.table.spans.is_followed(at - 1))
+                && (at == first || (self.table.spans.is_followed(at - 1) && may_be(at)))
             {
                 bytes += self.table.spans.stored_bytes(at..at + 1);
                 if at > first && bytes > largest {
                     break;
                 }
-                state.spans[at] = SpanState::Claimed;
                 at += 1;
             }
+            state.spans[first..at].fill(SpanState::Claimed);
             let this = Arc::clone(self);
             let job = first..at;
             // Also called by the thread that answers events, which is none of the runtime's.
             self.runtime.spawn(async move {
-                let result = this.run_job(job.clone()).await;
-                this.release(job, result);
+                let failures = this.run_job(job.clone()).await;
+                this.release(job, &failures);
             });
         }
         at
@@ -385,19 +396,23 @@ impl LayerFill {
         self.starting_in(span..span + 1).any(|i| !self.live.get(i as u64))
     }
 
-    fn release(self: &Arc<Self>, job: std::ops::Range<usize>, result: Result<(), FillError>) {
+    fn release(self: &Arc<Self>, job: std::ops::Range<usize>, failures: &[job::Failure]) {
         let mut state = self.lock();
-        if let Err(e) = &result {
-            tracing::warn!(layer = %self.dir.blob(), spans = ?job, "{e}");
+        for span in job {
+            state.spans[span] = SpanState::Idle;
+            if !self.needs(span) {
+                state.held.free(span);
+            }
+        }
+        for job::Failure { spans, error, is_damage } in failures {
+            tracing::warn!(layer = %self.dir.blob(), ?spans, "{error}");
             state.failures += 1;
             state.ahead.swept = false;
-        }
-        let failures = state.failures;
-        for span in job {
-            state.spans[span] = match &result {
-                Ok(()) => SpanState::Idle,
-                Err(e) => SpanState::Failed(failures, e.clone()),
-            };
+            let failed = SpanState::Failed(state.failures, error.clone());
+            state.spans[spans.clone()].fill(failed);
+            if let (true, FillError::Corrupt(why)) = (is_damage, error) {
+                spans.clone().for_each(|span| state.held.hold(span, why.clone()));
+            }
         }
         if state.pace.is_straight() {
             self.sweep_if_dense(&mut state);

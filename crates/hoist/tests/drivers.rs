@@ -15,7 +15,7 @@ use hoist_testkit::{Exceptions, FaultKind, When, compare_tree, fixtures_dir, pro
 use node::case::Case;
 use node::disk;
 use node::pids::kill_both;
-use node::tree::FILES;
+use node::tree::{FILES, wait_mended};
 use node::{Mounted, Node, Published, count, user};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -118,6 +118,7 @@ fn damage_and_absence_are_errors_that_pass() {
             let right = case.source.assert_right_or_failing(mount.root());
             assert!(right < FILES.len(), "{kind:?} had no effect");
             case.image.proxy.clear_faults();
+            wait_mended(mount.root());
             case.source.assert_shown(mount.root());
         }
     }

@@ -4,14 +4,16 @@ mod node;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use hoist_testkit::layout::{Builder, Compression};
 use hoist_testkit::{FaultKind, When, digest, process};
-use node::case::Case;
+use node::case::{Case, PATIENCE};
+use node::daemon::Daemon;
 use node::disk::{self, SmallDisk};
-use node::tree::{FILES, Source, noise};
+use node::tree::{FILES, Source, noise, wait_mended};
 use node::{Node, Published, REPO};
+use rustix::process::Signal;
 
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -51,6 +53,7 @@ fn fails_clearly(case: &Case, kind: FaultKind) {
     let told = if said.contains("refused access") { REPO } else { &case.layer };
     assert!(said.contains(told), "{kind:?}: {said}");
     case.image.proxy.clear_faults();
+    wait_mended(mount.root());
     case.source.assert_shown(mount.root());
     other.says(&["pull", &case.image.name]);
     case.source.assert_shown(other.mount(&case.image.name, &[]).root());
@@ -133,6 +136,7 @@ fn damage_in_the_registry_fails() {
         fs::write(&stored, whole).unwrap();
         pulled.says(&["pull", &case.image.name]);
         case.source.assert_shown(pulled.mount(&case.image.name, &[]).root());
+        wait_mended(mount.root());
         case.source.assert_shown(mount.root());
     }
 }
@@ -225,18 +229,49 @@ fn a_wrong_size_is_refused() {
     }
 }
 
-/// What unpacks to more than there is room for takes the room, fails, and gives it back.
-#[test]
-fn a_bomb_leaves_nothing_behind() {
+/// An image of a file of zeros, little as it is stored.
+fn bomb(compression: Compression) -> Published {
     let dir = tempfile::tempdir().unwrap();
     fs::File::create(dir.path().join("zeros")).unwrap().set_len(256 << 20).unwrap();
     let tar = dir.path().join("layer.tar");
     process::run(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(dir.path()).arg("zeros")).unwrap();
+    let layout = Builder::new(dir.path().join("layout")).unwrap().layer(&tar, compression).unwrap();
+    Published::plain(&layout.write("v1").unwrap().directory)
+}
+
+/// A daemon that unpacks one goes on serving others, within bounds of memory; killed at it, it leaves nothing behind.
+#[test]
+fn a_bomb_does_a_daemon_no_harm() {
+    let (case, bomb) = (Case::of(Source::small(), Compression::Gzip(6)), bomb(Compression::Gzip(1)));
+    let disk = SmallDisk::new(100);
+    let node = Node::with_store(&disk.root().join("store"));
+    let daemon = Daemon::start(&node, &[]);
+    let mount = node.mount(&case.image.name, &[]);
+    case.source.assert_shown(mount.root());
+    let before = disk.free();
+    let said = node.fails(&["pull", &bomb.name]);
+    assert!(said.contains("No space left"), "{said}");
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid().as_raw_nonzero())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+    let peak: u64 = peak.unwrap().trim().parse().unwrap();
+    assert!(peak < 256 << 10, "{peak} kB");
+    let pulling = node.hoist(&["pull", &bomb.name]).stderr(Stdio::piped()).spawn().unwrap();
+    process::wait_until("a part of it", PATIENCE, || Ok(disk.free() + (8 << 20) < before)).unwrap();
+    daemon.signal(Signal::KILL);
+    assert!(!pulling.wait_with_output().unwrap().status.success());
+    case.source.assert_shown(mount.root());
+    process::wait_until("the room it took", PATIENCE, || {
+        node.says(&["images"]);
+        Ok(disk.free() + (2 << 20) > before)
+    })
+    .unwrap();
+}
+
+/// What unpacks to more than there is room for takes the room, fails, and gives it back.
+#[test]
+fn a_bomb_leaves_nothing_behind() {
     for compression in [Compression::Gzip(1), Compression::Zstd(1)] {
-        let layout = tempfile::tempdir_in(dir.path()).unwrap();
-        let layout =
-            Builder::new(layout.path()).unwrap().layer(&tar, compression).unwrap().write("v1").unwrap();
-        let image = Published::plain(&layout.directory);
+        let image = bomb(compression);
         let disk = SmallDisk::new(40);
         let before = disk.free();
         let node = Node::with_store(&disk.root().join("store"));

@@ -694,6 +694,7 @@ fn flipped_bits_are_never_shown() {
         let read = mount.read(SMALL);
         assert_eq!(read.is_ok(), is_right, "{when:?}: {read:?}");
         image.proxy.clear_faults();
+        node::tree::wait_mended(mount.root());
         assert_right(&mount, &Exceptions::full());
     }
 }

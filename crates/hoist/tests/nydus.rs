@@ -182,6 +182,7 @@ fn bits_that_flip_on_the_way_are_never_shown() {
         let read = mount.read("big/noise-1m5");
         assert_eq!(read.is_ok(), is_right, "{when:?}: {read:?}");
         image.proxy.clear_faults();
+        node::tree::wait_mended(mount.root());
         assert_right(&mount);
     }
 }

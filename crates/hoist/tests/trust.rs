@@ -10,7 +10,7 @@ use hoist_testkit::layout::Compression;
 use hoist_testkit::push::{push_blob, push_manifest};
 use hoist_testkit::{Fault, FaultKind, When, digest, http, process, push_layout};
 use node::case::{Case, PATIENCE};
-use node::tree::{FILES, Source, noise};
+use node::tree::{FILES, Source, noise, wait_mended};
 use node::{Node, Published, REPO, count};
 use serde_json::{Value, json};
 
@@ -188,6 +188,7 @@ fn bytes_that_never_fit_a_true_index_accuse_the_registry() {
     })
     .unwrap_or_else(|e| panic!("{e}{}", node.logs()));
     case.image.proxy.clear_faults();
+    wait_mended(mount.root());
     case.source.assert_shown(mount.root());
     assert_eq!(fs::read_dir(node.store("distrusted")).unwrap().count(), 0);
 }

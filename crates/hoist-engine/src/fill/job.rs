@@ -17,37 +17,57 @@ use super::assemble::Assembler;
 use super::{FillError, LayerFill};
 use crate::registry::RegistryError;
 
+/// What of a job could not be had.
+pub(super) struct Failure {
+    pub spans: Range<usize>,
+    pub error: FillError,
+    /// Their bytes came, twice, and were wrong.
+    pub is_damage: bool,
+}
+
 impl LayerFill {
     /// Publishes every extent that starts in `spans`: from this store what it has, the rest from the
-    /// registry.
-    pub(super) async fn run_job(self: &Arc<Self>, spans: Range<usize>) -> Result<(), FillError> {
+    /// registry. Gives what failed.
+    pub(super) async fn run_job(self: &Arc<Self>, spans: Range<usize>) -> Vec<Failure> {
         let runs = self.take_what_is_here(spans).await;
         let fetched = futures_util::future::join_all(runs.into_iter().map(|run| self.fetch_run(run))).await;
-        fetched.into_iter().collect()
+        fetched.into_iter().filter_map(Result::err).collect()
     }
 
-    /// Fetches and publishes every extent that starts in `spans`. A digest that does not match is
-    /// tried once more, as another connection or mirror may serve better bytes.
-    async fn fetch_run(self: &Arc<Self>, spans: Range<usize>) -> Result<(), FillError> {
+    /// Fetches and publishes every extent that starts in `spans`.
+    async fn fetch_run(self: &Arc<Self>, spans: Range<usize>) -> Result<(), Failure> {
         let asked = Instant::now();
         let bytes = self.table.spans.stored_bytes(spans.clone());
         let _under_way = self.meter.begin(bytes);
         let _slot = self.slots.acquire().await;
         let queued = asked.elapsed();
-        let attempted = self.attempt(spans.clone()).await;
+        let attempted = self.attempt_patiently(spans.clone()).await;
         let took = asked.elapsed();
         tracing::debug!(layer = %self.dir.blob(), ?spans, bytes, ?queued, ?took, "a job ended");
-        match attempted {
-            Err(FillError::Corrupt(why)) => {
-                tracing::warn!(layer = %self.dir.blob(), ?spans, "fetching again: {why}");
-                self.source.lied(self.table.spans.blob(spans.start, self.dir.blob()));
-                let again = self.attempt(spans).await;
-                if matches!(again, Err(FillError::Corrupt(_))) {
-                    self.doubt.raise();
-                }
-                again
+        attempted
+    }
+
+    /// A digest that does not match is tried once more, as another connection may serve better bytes, and then as long as
+    /// there is a mirror that was not asked yet. What is wrong still is the first of the spans of which something is
+    /// missing: what comes after it in a stream was perhaps never reached.
+    async fn attempt_patiently(self: &Arc<Self>, mut spans: Range<usize>) -> Result<(), Failure> {
+        let mut was_wrong = None;
+        loop {
+            let why = match self.attempt(spans.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(FillError::Corrupt(why)) => why,
+                Err(error) => return Err(Failure { spans, error, is_damage: false }),
+            };
+            let Some(wrong) = spans.clone().find(|&span| self.needs(span)) else { return Ok(()) };
+            let is_another = self.source.lied(self.table.spans.blob(wrong, self.dir.blob()));
+            if was_wrong == Some(wrong) && !is_another {
+                self.doubt.raise();
+                let (spans, error) = (wrong..wrong + 1, FillError::Corrupt(why));
+                return Err(Failure { spans, error, is_damage: true });
             }
-            other => other,
+            tracing::warn!(layer = %self.dir.blob(), span = wrong, "fetching again: {why}");
+            was_wrong = Some(wrong);
+            spans.start = wrong;
         }
     }
 
@@ -201,13 +221,21 @@ impl LayerFill {
         };
         let mut decoder = SpanDecoder::new(spans, span, window.as_deref()).map_err(|e| corrupt(&e))?;
         let mut assembler = Assembler::new(&self.table.extents, spans.stream_range(span).start);
+        let mut wrong = None;
         while let Some(bytes) = input.blocking_recv() {
             let mut published = false;
             let fed = decoder.feed(&bytes, &mut |decoded: &[u8]| {
                 let skip = |i: usize| self.live.get(i as u64);
-                assembler.feed(decoded, &skip, &mut |i, extent, bytes| {
-                    published = true;
-                    self.publish(i, extent, bytes)
+                assembler.feed(decoded, &skip, &mut |i, extent, bytes| match self.publish(i, extent, bytes) {
+                    // The damage may be in this extent alone.
+                    Err(e @ FillError::Corrupt(_)) => {
+                        wrong.get_or_insert(e);
+                        Ok(())
+                    }
+                    outcome => {
+                        published = true;
+                        outcome
+                    }
                 })
             });
             if published {
@@ -215,7 +243,7 @@ impl LayerFill {
             }
             fed?;
             if decoder.position() >= stream_end {
-                return Ok(());
+                return wrong.map_or(Ok(()), Err);
             }
         }
         Err(FillError::Corrupt(format!(

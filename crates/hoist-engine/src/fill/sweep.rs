@@ -124,7 +124,10 @@ impl LayerFill {
             // Who went straight ahead and comes to what is here will not miss what is behind it.
             false => (ahead.wanted.clone().next().filter(missing), ahead.wanted.end),
         };
-        let failed = state.spans.iter().any(|s| matches!(s, SpanState::Failed(..)));
+        // Damage in one place tells nothing of the others.
+        let tells =
+            |s: &SpanState| matches!(s, SpanState::Failed(_, e) if !matches!(e, FillError::Corrupt(_)));
+        let failed = state.held.are_many() || state.spans.iter().any(tells);
         let Some(next) = next.filter(|_| !failed && self.condemned().is_none()) else {
             state.ahead.swept |= state.ahead.all && !failed;
             self.look_whether_through(&state);
@@ -155,7 +158,12 @@ impl LayerFill {
         let (span, bytes) = {
             let mut state = self.lock();
             let missing = |s: &usize| !matches!(state.spans[*s], SpanState::Claimed) && self.needs(*s);
-            let Some(span) = (0..state.spans.len()).find(missing) else { return Ok(None) };
+            let is_held = |s: &usize| state.held.why(*s);
+            let mut all = (0..state.spans.len()).filter(missing);
+            let Some(span) = all.find(|span| is_held(span).is_none()) else {
+                let held = (0..state.spans.len()).filter(missing).find_map(|span| is_held(&span));
+                return held.map_or(Ok(None), Err);
+            };
             let last = (span + BY).min(state.spans.len()) - 1;
             self.start_jobs(&mut state, span, last + 1, plan::JOB_MAX);
             (span, self.table.spans.stored_bytes(span..last + 1))

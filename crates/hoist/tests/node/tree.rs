@@ -96,6 +96,12 @@ impl Source {
     }
 }
 
+/// Waits until every file of a mount can be read: bytes that came wrong twice are not asked for again at once.
+pub fn wait_mended(mounted: &Path) {
+    let mended = || Ok(hoist_testkit::reading::sequential(mounted).is_ok());
+    process::wait_until("what was wrong to be fetched again", super::case::PATIENCE, mended).unwrap();
+}
+
 /// Whether a file can be read; fails where what is read is not `wanted`, or the error is another.
 fn is_right_or_failing(file: &Path, wanted: &[u8], errors: &[i32]) -> bool {
     match fs::read(file) {
