@@ -1,16 +1,16 @@
 //! What the program of a container in the background has said, read while it may go on to speak.
 //!
-//! The file may be cut meanwhile (`output.rs`), or another put in its place: both are noticed, and reading goes on with
-//! what is new. Who is behind by more than is kept misses what was cut.
+//! Its beginning may be given back meanwhile (`output.rs`), or another put in its place: both are noticed, and reading
+//! goes on with what is new. Who is behind by more than is kept misses what is gone.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::output::UNIT;
+use super::output::{UNIT, beginning};
 use super::{OUTPUT, folder, unknown};
 
 /// Read at once while looking for the beginning of a line.
@@ -43,14 +43,14 @@ impl Output {
     /// # Errors
     /// Those of reading.
     pub fn skip_to_last(&mut self, lines: usize) -> io::Result<()> {
-        let length = self.file.metadata()?.len();
+        let (length, first) = (self.file.metadata()?.len(), beginning(&self.file)?);
         let (mut end, mut found) = (length, 0);
-        self.at = if lines == 0 { length } else { 0 };
-        while end > 0 && lines > 0 {
-            let start = end.saturating_sub(BLOCK);
-            let mut block = Vec::new();
-            self.file.seek(SeekFrom::Start(start))?;
-            (&self.file).take(end - start).read_to_end(&mut block)?;
+        self.at = if lines == 0 { length } else { first };
+        while end > first && lines > 0 {
+            let start = end.saturating_sub(BLOCK).max(first);
+            let mut block = vec![0; (end - start) as usize];
+            let read = self.file.read_at(&mut block, start)?;
+            block.truncate(read);
             for (place, byte) in block.iter().enumerate().rev() {
                 let after = start + place as u64 + 1;
                 // What ends the last line begins none.
@@ -76,18 +76,34 @@ impl Output {
             // What is cut away at its beginning is a multiple of this.
             let missing = self.at.saturating_sub(self.file.metadata()?.len());
             self.at = self.at.saturating_sub(missing.div_ceil(UNIT) * UNIT);
-            self.file.seek(SeekFrom::Start(self.at))?;
-            self.at += io::copy(&mut self.file, to)?;
+            self.copy_rest(to)?;
             // What was put in its place begins where this one ends. A removed container has none.
             match File::open(&self.path) {
                 Ok(file) if file.metadata()?.ino() != self.file.metadata()?.ino() => {
                     // Written between the two looks.
-                    io::copy(&mut self.file, to)?;
+                    self.copy_rest(to)?;
                     (self.file, self.at) = (file, 0);
                 }
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                 Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn copy_rest(&mut self, to: &mut impl Write) -> io::Result<()> {
+        let mut block = vec![0; BLOCK as usize];
+        loop {
+            let read = self.file.read_at(&mut block, self.at)?;
+            // What was given back before or while it was read is nothing that was said.
+            let first = beginning(&self.file)?;
+            if first > self.at {
+                self.at = first;
+            } else if read == 0 {
+                return Ok(());
+            } else {
+                to.write_all(&block[..read])?;
+                self.at += read as u64;
             }
         }
     }
@@ -124,6 +140,26 @@ mod tests {
         assert_eq!(read(b"anew\n", &mut other), "last words\nanew\n");
         std::fs::remove_file(&path).unwrap();
         assert_eq!(read(b"unseen? no\n", &mut other), "unseen? no\n");
+    }
+
+    #[test]
+    fn what_was_given_back_is_not_said() {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let root = tempfile::tempdir().unwrap();
+        let container = Container::create(root.path(), Some("web")).unwrap();
+        let mut said = container.output().unwrap();
+        let text: String = (0..1_000_000).map(|line| format!("line {line}\n")).collect();
+        said.write_all(text.as_bytes()).unwrap();
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(File::options().write(true).open(container.output_path()).unwrap(), hole, 0, 4 * UNIT)
+            .unwrap();
+        for (lines, wanted) in [(2, "line 999998\nline 999999\n"), (usize::MAX, &text[4 * UNIT as usize..])] {
+            let mut output = Output::open(root.path(), "web").unwrap().unwrap();
+            output.skip_to_last(lines).unwrap();
+            let mut shown = Vec::new();
+            output.copy_to(&mut shown).unwrap();
+            assert!(shown == wanted.as_bytes(), "{lines} lines: {}", shown.len());
+        }
     }
 
     #[test]
