@@ -96,8 +96,12 @@ impl Engine {
         }
         for digest in self.store.image_digests()? {
             checked.images += 1;
-            for (path, why) in self.check_image(&digest) {
+            for (path, why) in self.check_image(&digest)? {
                 let repair = repair.then(|| self.store.clearing()).transpose()?;
+                if repair.is_some() && !self.check_image(&digest)?.iter().any(|(still, _)| *still == path) {
+                    // Written anew until its turn came.
+                    continue;
+                }
                 let outcome = match repair {
                     Some(clearing) if clearing.uses_image(&digest) => Err("its image is mounted: unmount it"),
                     Some(_) if path.is_dir() => fs::remove_dir_all(&path).map_err(|_| "it cannot be removed"),
@@ -144,14 +148,12 @@ impl Engine {
         let dir = self.store.root().join("refs");
         for entry in fs::read_dir(&dir).map_err(Error::io("list", &dir))?.flatten() {
             checked.names += 1;
-            let bytes = fs::read(entry.path()).unwrap_or_default();
-            let why = match serde_json::from_slice::<RefRecord>(&bytes) {
-                Err(e) => format!("is no record of a name: {e}"),
-                Ok(record) if self.store.image(&record.manifest).load(&record.manifest).is_none() => {
-                    format!("{} means image {}, which is not here", record.name, record.manifest)
-                }
-                Ok(_) => continue,
-            };
+            let Some(why) = self.name_trouble(&entry.path()) else { continue };
+            // It may have been forgotten, and its image taken away, between the two looks; or found anew.
+            let _clearing = repair.then(|| self.store.clearing()).transpose()?;
+            if self.name_trouble(&entry.path()).as_ref() != Some(&why) {
+                continue;
+            }
             let outcome = match repair {
                 true => fs::remove_file(entry.path()).map_err(|_| "it cannot be removed"),
                 false => Err("`hoist fsck --repair` removes it"),
@@ -166,20 +168,40 @@ impl Engine {
         Ok(())
     }
 
+    /// What is wrong with the record of a name, if it is still there.
+    fn name_trouble(&self, path: &Path) -> Option<String> {
+        let bytes = match fs::read(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return None,
+            bytes => bytes.unwrap_or_default(),
+        };
+        match serde_json::from_slice::<RefRecord>(&bytes) {
+            Err(e) => Some(format!("is no record of a name: {e}")),
+            Ok(record) => self
+                .store
+                .image(&record.manifest)
+                .load(&record.manifest)
+                .is_none()
+                .then(|| format!("{} means image {}, which is not here", record.name, record.manifest)),
+        }
+    }
+
     /// The parts of an image's folder that are not what they should be.
-    fn check_image(&self, digest: &Digest) -> Vec<(std::path::PathBuf, String)> {
+    fn check_image(&self, digest: &Digest) -> Result<Vec<(std::path::PathBuf, String)>, Error> {
         let dir = self.store.image(digest);
+        // What somebody takes away meanwhile is not damaged.
+        let Some(_held) = dir.hold()? else { return Ok(Vec::new()) };
         if !dir.has_manifest() {
             // Whoever fetched it was killed before it was there.
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let Some((manifest, config)) = dir.load(digest) else {
-            return vec![(dir.path().to_owned(), "its manifest has another digest, or is not here".into())];
+            let why = "its manifest has another digest, or is not here";
+            return Ok(vec![(dir.path().to_owned(), why.into())]);
         };
         let config_is_right = serde_json::from_slice::<Manifest>(&manifest)
             .is_ok_and(|manifest| Digest::of(&config) == manifest.config.digest);
         if !config_is_right {
-            return vec![(dir.path().to_owned(), "its configuration has another digest".into())];
+            return Ok(vec![(dir.path().to_owned(), "its configuration has another digest".into())]);
         }
         let mut bad = Vec::new();
         for entry in fs::read_dir(dir.path()).into_iter().flatten().flatten() {
@@ -198,7 +220,7 @@ impl Engine {
                 }
             }
         }
-        bad
+        Ok(bad)
     }
 }
 

@@ -137,11 +137,12 @@ impl Engine {
 
     /// Frees images and layers that no name and no mount needs, and what a pull has replaced.
     pub fn prune(&self) -> Result<Pruned, Error> {
-        let named: BTreeSet<Digest> = self.store.refs()?.iter().map(|r| r.manifest).collect();
         let mut kept = BTreeSet::new();
         let mut layouts = Layouts::default();
         let mut pruned = Pruned::default();
         let clearing = self.store.clearing()?;
+        // From now on nobody gives a name to what is here.
+        let named: BTreeSet<Digest> = self.store.refs()?.iter().map(|r| r.manifest).collect();
         for digest in self.store.image_digests()? {
             let dir = self.store.image(&digest);
             if named.contains(&digest) || clearing.uses_image(&digest) {

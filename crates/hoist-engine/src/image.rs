@@ -42,11 +42,11 @@ pub struct Image {
     pub(crate) source: ImageSource,
 }
 
+/// How often an image is looked for that others have just taken away.
+const TRIES_IF_TAKEN: usize = 3;
+
 /// How long a registry may take to say what a name means that had a meaning here before.
 const TAG_CHECK: Duration = Duration::from_secs(5);
-
-/// Why the registry said nothing.
-#[derive(Debug, thiserror::Error)]
 /// The same where nothing is left to fetch: whoever starts what is here does so in any case, and is told.
 const TAG_CHECK_IF_HERE: Duration = Duration::from_secs(3);
 
@@ -57,6 +57,9 @@ enum Here {
     Part,
     All,
 }
+
+/// Why the registry said nothing.
+#[derive(Debug, thiserror::Error)]
 enum Unasked {
     #[error(transparent)]
     Failed(RegistryError),
@@ -71,7 +74,7 @@ impl Engine {
     /// # Errors
     /// When the name is wrong, unknown, or the image's documents do not match their digests.
     pub async fn resolve(&self, name: &str) -> Result<Image, Error> {
-        self.remembered(self.look_up(name).await?)
+        self.find_and_name(name, false).await
     }
 
     /// The same of a name whose digest is said to be that of one platform's manifest, for who is about to mount it: what is
@@ -80,16 +83,34 @@ impl Engine {
     /// # Errors
     /// As there.
     pub async fn resolve_to_mount(&self, name: &str) -> Result<Image, Error> {
-        self.remembered(self.find(name, true).await?)
+        self.find_and_name(name, true).await
     }
 
-    fn remembered(&self, image: Image) -> Result<Image, Error> {
+    async fn find_and_name(&self, name: &str, to_mount: bool) -> Result<Image, Error> {
+        for _ in 0..TRIES_IF_TAKEN {
+            // Boxed: who waits for this waits for it through many layers.
+            let image = Box::pin(self.find(name, to_mount)).await?;
+            if self.remember(&image)? {
+                return Ok(image);
+            }
+        }
+        let why = "others take it out of the store again and again: try again when they are done";
+        Err(Error::Mount { image: name.to_owned(), why: why.into() })
+    }
+
+    /// Gives its name to an image; false if it was taken away meanwhile.
+    fn remember(&self, image: &Image) -> Result<bool, Error> {
+        // Who takes something away sees the name, or has done so before.
+        let _choosing = self.store.choosing()?;
+        if !self.store.image(&image.digest).has_manifest() {
+            return Ok(false);
+        }
         let known = self.store.lookup(&image.name);
         if known.as_ref().is_none_or(|record| record.manifest != image.digest) {
             let pinned = known.is_some_and(|record| record.pinned);
             self.store.remember(&RefRecord { name: image.name.clone(), manifest: image.digest, pinned })?;
         }
-        Ok(image)
+        Ok(true)
     }
 
     /// The same, but that the store does not list the name for it.
@@ -314,6 +335,20 @@ pub(crate) fn absolute_name(name: &str) -> String {
     path.map_or_else(|| name.to_owned(), |path| format!("oci:{}", path.display()))
 }
 
+/// What the registry has under the name. Who has something to fall back on does not wait long.
+async fn ask(source: &ImageSource, here: Here) -> Result<Fetched, Unasked> {
+    let asked = match here {
+        Here::Nothing => Ok(source.manifest().await),
+        Here::Part => within(TAG_CHECK, source.manifest()).await,
+        Here::All => within(TAG_CHECK_IF_HERE, source.manifest_if_reached()).await,
+    };
+    asked?.map_err(Unasked::Failed)
+}
+
+async fn within<T>(limit: Duration, asking: impl Future<Output = T>) -> Result<T, Unasked> {
+    tokio::time::timeout(limit, asking).await.map_err(|_| Unasked::Late(limit))
+}
+
 fn build(
     name: &str,
     digest: Digest,
@@ -335,20 +370,6 @@ fn build(
     let (name, unchecked) = (name.to_owned(), None);
     Ok(Image { name, digest, manifest, manifest_bytes, config, index, no_index: None, unchecked, source })
 }
-/// What the registry has under the name. Who has something to fall back on does not wait long.
-async fn ask(source: &ImageSource, here: Here) -> Result<Fetched, Unasked> {
-    let asked = match here {
-        Here::Nothing => Ok(source.manifest().await),
-        Here::Part => within(TAG_CHECK, source.manifest()).await,
-        Here::All => within(TAG_CHECK_IF_HERE, source.manifest_if_reached()).await,
-    };
-    asked?.map_err(Unasked::Failed)
-}
-
-async fn within<T>(limit: Duration, asking: impl Future<Output = T>) -> Result<T, Unasked> {
-    tokio::time::timeout(limit, asking).await.map_err(|_| Unasked::Late(limit))
-}
-
 
 /// How a layer is stored, and what its stream is; None where it cannot be unpacked by itself.
 pub(crate) fn stream_of(media_type: &str) -> Option<(Codec, Stream)> {

@@ -62,6 +62,38 @@ fn pulled_and_removed_by_many_at_once_no_layer_is_half_here() {
     source.assert_shown(node.mount(&image.name, &[]).root());
 }
 
+/// What is being mounted is never taken away under it, and nothing that comes and goes meanwhile is called damaged.
+#[test]
+fn mounted_pulled_removed_pruned_and_checked_by_many_at_once() {
+    let source = Source::small();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    let node = Node::new();
+    node.says(&["pull", &image.name]);
+    std::thread::scope(|scope| {
+        let (node, image, source) = (&node, &image, &source);
+        for _ in 0..3 {
+            scope.spawn(move || {
+                for _ in 0..12 {
+                    match node.try_mount(&image.name, &[]) {
+                        Ok(mount) => source.assert_shown(mount.root()),
+                        Err(said) => assert!(said.contains("try again"), "{said}{}", node.logs()),
+                    }
+                }
+            });
+        }
+        for command in [["pull", &image.name], ["rm", &image.name]] {
+            scope.spawn(move || (0..12).for_each(|_| drop(node.hoist(&command).output().unwrap())));
+        }
+        scope.spawn(move || (0..24).for_each(|_| drop(node.hoist(&["prune"]).output().unwrap())));
+        scope.spawn(move || {
+            for round in 0..12 {
+                let (found, _) = fsck(node, if round % 2 == 0 { &[] } else { &["--repair"] });
+                assert_eq!(found["problems"], serde_json::json!([]), "{found}");
+            }
+        });
+    });
+}
+
 #[test]
 fn damage_is_found_mended_and_fetched_again() {
     let source = Source::new();

@@ -337,6 +337,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_about_to_be_mounted_is_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let record = record("a", &dir.path().join("nowhere"));
+        let lease = store.record_mount(&record).unwrap();
+        assert!(store.clearing().unwrap().uses_image(&record.manifest));
+        lease.end();
+        drop(lease);
+        assert!(!store.clearing().unwrap().uses_image(&record.manifest));
+    }
+
+    #[test]
     fn a_lease_is_held_as_long_as_anybody_has_its_descriptor() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();

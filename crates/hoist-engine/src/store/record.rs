@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use hoist_format::digest::Digest;
 use serde::{Deserialize, Serialize};
 
-use super::usage::hold;
+use super::usage::{hold, make_and_hold};
 use super::{Store, write_atomic};
 use crate::error::Error;
 
@@ -48,12 +48,7 @@ impl ImageDir {
     }
     /// Keeps manifest and config, though others take away what nobody needs.
     pub fn save(&self, manifest: &[u8], config: &[u8]) -> Result<(), Error> {
-        let _held = loop {
-            fs::create_dir_all(&self.path).map_err(Error::io("create", &self.path))?;
-            if let Some(held) = hold(&self.path)? {
-                break held;
-            }
-        };
+        let _held = make_and_hold(&self.path)?;
         super::write_if_new(&self.path.join("config.json"), config)?;
         super::write_if_new(&self.path.join("manifest.json"), manifest)
     }

@@ -42,12 +42,7 @@ impl LayerDir {
     /// # Errors
     /// The file system's.
     pub fn hold(&self) -> Result<File, Error> {
-        loop {
-            self.create()?;
-            if let Some(held) = self.hold_what_is_here()? {
-                return Ok(held);
-            }
-        }
+        make_and_hold(self.path())
     }
 
     /// The same of a folder that is there; None if there is none, or it is just being taken away.
@@ -56,6 +51,24 @@ impl LayerDir {
     /// The file system's.
     pub fn hold_what_is_here(&self) -> Result<Option<File>, Error> {
         hold(self.path())
+    }
+}
+
+/// Makes a folder, and keeps it from being taken away until the file is dropped, though others take away what they find.
+///
+/// # Errors
+/// The file system's.
+pub(super) fn make_and_hold(path: &Path) -> Result<File, Error> {
+    loop {
+        let is_other = || path.symlink_metadata().is_ok_and(|there| !there.is_dir());
+        match fs::create_dir_all(path) {
+            // The folder for which it was not made was taken away before it was looked at.
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && !is_other() => {}
+            made => made.map_err(Error::io("create", path))?,
+        }
+        if let Some(held) = hold(path)? {
+            return Ok(held);
+        }
     }
 }
 
@@ -118,7 +131,8 @@ impl Store {
         let (mut images, mut layers) = (BTreeSet::new(), BTreeSet::new());
         let mounted = Snapshot::take().map_err(Error::io("read", "/proc/self/mountinfo"))?;
         for record in self.mounts()? {
-            if self.servers(&record.id).is_some() || record.presence().is_alive(&mounted) {
+            // From its record on: its lease is signed only once it is mounted.
+            if self.is_held(&record.id) || record.presence().is_alive(&mounted) {
                 images.insert(record.manifest);
                 layers.extend(record.data.iter().filter_map(|data| data.parent()).map(Path::to_owned));
             }
