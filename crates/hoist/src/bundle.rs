@@ -47,6 +47,9 @@ pub struct Bundle<'a> {
     pub allowed_capabilities: &'a dyn Fn(&str) -> bool,
     /// Hard limit of open files this process has.
     pub nofile_limit: u64,
+    /// The container's control group, which the runtime places as it would one of its own naming; None where control
+    /// groups are not this process's to make.
+    pub cgroup: Option<&'a str>,
 }
 
 /// Docker's default capabilities.
@@ -113,6 +116,9 @@ pub fn config(bundle: &Bundle<'_>) -> Value {
         // Runtimes add the harmless devices (null, zero, tty...) to this.
         "resources": {"devices": [{"allow": false, "access": "rwm"}]},
     });
+    if let Some(cgroup) = bundle.cgroup {
+        linux["cgroupsPath"] = cgroup.into();
+    }
     if bundle.seccomp {
         linux["seccomp"] = seccomp::profile(std::env::consts::ARCH);
     }
@@ -192,6 +198,7 @@ mod tests {
             volumes,
             allowed_capabilities: &|name| name != "CAP_MKNOD",
             nofile_limit: 2048,
+            cgroup: None,
         })
     }
 

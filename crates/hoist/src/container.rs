@@ -12,7 +12,7 @@ mod said;
 mod stop;
 
 use std::fs::{DirBuilder, File, TryLockError};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -148,6 +148,15 @@ impl Container {
     /// The container's name, its id for the runtime.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// A name for its control group: other stores have containers of the same name.
+    ///
+    /// # Errors
+    /// Its folder can't be looked at.
+    pub fn cgroup(&self) -> anyhow::Result<String> {
+        let folder = self.dir.metadata().with_context(|| format!("looking at {}", self.dir.display()))?;
+        Ok(format!("hoist-{:x}-{:x}-{}", folder.dev(), folder.ino(), self.name))
     }
 
     /// What is locked; to be held by whoever runs the container.

@@ -62,6 +62,7 @@ impl Case {
             volumes: &self.volumes,
             allowed_capabilities: &|_| true,
             nofile_limit: own_nofile(),
+            cgroup: None,
         });
         fs::write(self.path("config.json"), config.to_string()).unwrap();
         let runc = find_program("runc", std::env::var_os("PATH").as_deref()).expect("runc is installed");

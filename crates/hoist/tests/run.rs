@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -162,6 +162,35 @@ fn signals_reach_the_program() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(42));
     assert_eq!(fs::read_dir(image.path("store/containers")).unwrap().count(), 0);
+}
+
+/// Containers of one name in two stores have control groups of their own: the end of one is not the other's.
+#[test]
+fn one_name_in_two_stores() {
+    let image = Image::new();
+    let script = "trap 'exit 42' TERM; cat /proc/self/cgroup; echo up; while :; do sleep 0.05; done";
+    let start = |store: &str| {
+        let mut command = image.run_command(&["--rm", "--name", "twin"], &["sh", "-c", script]);
+        let mut child = command.env("HOIST_ROOT", image.path(store)).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let groups: Vec<_> = lines.take_while(|line| line != "up").collect();
+        (child, groups)
+    };
+    let (mut one, its) = start("store");
+    let (mut other, others) = start("other");
+    let own = |groups: &[String]| -> Vec<String> {
+        groups.iter().filter(|group| group.contains("twin")).cloned().collect()
+    };
+    assert!(
+        !own(&its).is_empty() && own(&its).iter().all(|group| !others.contains(group)),
+        "{its:?} {others:?}"
+    );
+    for child in [&mut one, &mut other] {
+        assert!(child.try_wait().unwrap().is_none());
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(42));
+    }
 }
 
 #[test]

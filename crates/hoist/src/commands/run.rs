@@ -225,6 +225,7 @@ impl Plan<'_> {
             env.push(format!("HOME={}", user.home));
         }
         rootless::check_user(self.root, user.uid, user.gid)?;
+        let cgroup = container.cgroup()?;
         let mut config = bundle::config(&Bundle {
             rootfs: &container.rootfs(),
             files: &container.bundle(),
@@ -240,6 +241,7 @@ impl Plan<'_> {
             volumes: &self.volumes,
             allowed_capabilities: &bundle::limits::in_bounding_set,
             nofile_limit: bundle::limits::own_nofile(),
+            cgroup: (!self.root.is_rootless()).then_some(&cgroup),
         });
         if self.root.is_rootless() {
             rootless::adapt(&mut config, self.root, options.net == Net::Host);
