@@ -8,7 +8,8 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 
 use hoist_testkit::layout::{Builder, Compression};
 use hoist_testkit::{Fault, FaultKind, ProxyOptions, When, process};
@@ -31,11 +32,6 @@ fn slow_down(case: &Case, bytes_per_second: u64) {
 /// Reads all files of a mount over and over, each time from the store and not from the page cache of the
 /// mount, until it is told to stop and has read all of them once.
 fn read_until(stop: &AtomicBool, tree: &Path, mounted: &Path) {
-    read_counted(stop, &AtomicU64::new(0), tree, mounted);
-}
-
-/// The same, counting files.
-fn read_counted(stop: &AtomicBool, read: &AtomicU64, tree: &Path, mounted: &Path) {
     let files = files(tree);
     let mut whole = false;
     while !whole || !stop.load(Ordering::Acquire) {
@@ -44,7 +40,6 @@ fn read_counted(stop: &AtomicBool, read: &AtomicU64, tree: &Path, mounted: &Path
             assert!(found == fs::read(tree.join(path)).unwrap(), "{path} has wrong bytes");
             let file = File::open(mounted.join(path)).unwrap();
             rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-            read.fetch_add(1, Ordering::AcqRel);
         }
         whole = true;
     }
@@ -147,7 +142,7 @@ fn a_stopped_filler_is_waited_for() {
     let filler = the_one(node.servers());
     send(filler, Signal::STOP);
     let path = mount.root().join("lib/c.so");
-    let (to, from) = std::sync::mpsc::channel();
+    let (to, from) = mpsc::channel();
     let reader = std::thread::spawn(move || {
         to.send(()).unwrap();
         fs::read(path)
@@ -172,19 +167,25 @@ fn is_stopped_while_an_image_is_read(driver: &'static str) {
     let servers = (node.servers(), node.keepers());
     slow_down(&case, 3_000_000);
     let (stop, tree) = (AtomicBool::new(false), case.source.root());
-    let read = AtomicU64::new(0);
     std::thread::scope(|scope| {
-        let readers: Vec<_> =
-            (0..2).map(|_| scope.spawn(|| read_counted(&stop, &read, &tree, mount.root()))).collect();
+        let (tell, told) = mpsc::channel();
+        let reader = |tell: mpsc::Sender<_>| {
+            tell.send(rustix::thread::gettid().as_raw_nonzero()).unwrap();
+            read_until(&stop, &tree, mount.root());
+        };
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                let tell = tell.clone();
+                scope.spawn(move || reader(tell))
+            })
+            .collect();
+        let threads: Vec<_> = told.iter().take(2).collect();
         for _ in 0..3 {
             case.wait_for_a_request();
             let filler = the_one(node.servers());
             send(filler, Signal::STOP);
-            // Until nobody gets any further.
-            let mut before = None;
             process::wait_until("readers that wait", PATIENCE, || {
-                std::thread::sleep(std::time::Duration::from_millis(200));
-                Ok(before.replace(read.load(Ordering::Acquire)) == Some(read.load(Ordering::Acquire)))
+                Ok(threads.iter().all(|thread| waits_for_data(&thread.to_string())))
             })
             .unwrap();
             assert_eq!((node.servers(), node.keepers()), servers, "{driver}");
@@ -195,6 +196,12 @@ fn is_stopped_while_an_image_is_read(driver: &'static str) {
     });
     case.source.assert_shown(mount.root());
     assert_eq!((node.servers(), node.keepers()), servers, "{driver}");
+}
+
+/// Does a thread of ours that does nothing but read wait (proc_pid_stat(5): states D and S)?
+fn waits_for_data(thread: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.starts_with(['D', 'S'])
 }
 
 #[test]
