@@ -169,13 +169,12 @@ impl Store {
         if names.len() <= REMEMBERED {
             return;
         }
-        let living = self.mounts().unwrap_or_default();
+        // By name: to read all records at the end of each mount would make many mounts slow.
+        let records = self.root().join("mounts");
         let time = |name: &String| fs::metadata(dir.join(name)).and_then(|meta| meta.modified()).ok();
         let mut names: Vec<_> = names
             .into_iter()
-            .filter(|name| {
-                !living.iter().any(|record| Some(record.id.as_str()) == name.strip_suffix(".json"))
-            })
+            .filter(|name| !records.join(name).exists())
             .map(|name| (time(&name), name))
             .collect();
         names.sort();

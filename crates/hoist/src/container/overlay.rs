@@ -25,6 +25,12 @@ impl Container {
         let flags = [(volatile, "volatile"), (user_attributes, "userxattr")];
         let flags: Vec<&str> = flags.into_iter().filter_map(|(set, name)| set.then_some(name)).collect();
         overlay(&self.image(), &upper, &self.dir.join("work"), &self.rootfs(), &flags)
+            .map_err(|e| match e.downcast_ref() {
+                Some(&Errno::PERM) if user_attributes => {
+                    e.context("a user namespace's root may mount overlayfs from Linux 5.11 on")
+                }
+                _ => e,
+            })
             .with_context(|| format!("mounting the overlay on {}", self.rootfs().display()))
     }
 
