@@ -12,6 +12,7 @@ mod carried;
 mod chunks;
 mod counts;
 mod doubt;
+mod files;
 mod finish;
 mod held;
 mod here;
@@ -303,8 +304,7 @@ impl LayerFill {
 
     /// Sees to it that a job is under way for every span that extents `first..=last` need.
     fn claim_for(self: &Arc<Self>, first: usize, last: usize, before: u64) -> Result<(), FillError> {
-        let from = self.table.spans.containing(self.table.extents.stream_range(first).start);
-        let to = self.table.spans.containing(self.table.extents.stream_range(last).start);
+        let (from, to) = (self.span_of(first), self.span_of(last));
         let mut state = self.lock();
         state.ahead.reader = to;
         for span in from..=to {
@@ -321,7 +321,7 @@ impl LayerFill {
                     let end = state.pace.reach(span, to, &self.table.spans, &self.meter);
                     let most = if state.ahead.all { to + 1 } else { end };
                     let now = self.within(span, to + 1, most, plan::JOB_MAX);
-                    let started = self.start_jobs(&mut state, span, now, plan::JOB_MAX);
+                    let started = self.start_jobs(&mut state, (span, now, job::ALL), plan::JOB_MAX);
                     state.ahead.wanted = started..end;
                     if started == now && now < end {
                         self.go_ahead(&mut state);
@@ -343,9 +343,14 @@ impl LayerFill {
         (least..most).take_while(fits).last().map_or(least, |s| s + 1)
     }
 
-    /// Claims unclaimed spans from `span` up to `end` and starts jobs of at most so many bytes over them. Gives the first
-    /// that it did not claim: `end`, or one that is here or claimed already.
-    fn start_jobs(self: &Arc<Self>, state: &mut State, span: usize, end: usize, largest: u64) -> usize {
+    /// Claims unclaimed spans from `span` up to `end` and starts jobs of at most so many bytes over them, for the extents
+    /// before `until`. Gives the first that it did not claim: `end`, or one that is here or claimed already.
+    fn start_jobs(
+        self: &Arc<Self>,
+        state: &mut State,
+        (span, end, until): (usize, usize, usize),
+        largest: u64,
+    ) -> usize {
         let mut at = span;
         while at < end.max(span + 1) && at < state.spans.len() {
             let may_be = |at: usize| {
@@ -373,7 +378,7 @@ impl LayerFill {
             let job = first..at;
             // Also called by the thread that answers events, which is none of the runtime's.
             self.runtime.spawn(async move {
-                let failures = this.run_job(job.clone()).await;
+                let failures = this.run_job(job.clone(), until).await;
                 this.release(job, &failures);
             });
         }

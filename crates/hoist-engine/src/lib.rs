@@ -33,7 +33,7 @@ pub use fsck::{Checked, Problem};
 pub use house::{ImageRecord, Inspection, LayerInspection, Pruned};
 pub use image::Image;
 pub use mount::{
-    DriverState, LayerStatus, Mount, MountTable, Needs, Use, Viewer, bequeathed, drivers, waitable,
+    DriverState, Files, LayerStatus, Mount, MountTable, Needs, Use, Viewer, bequeathed, drivers, waitable,
 };
 pub use progress::Progress;
 pub use pull::{Indexed, Pulled};

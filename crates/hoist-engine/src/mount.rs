@@ -5,6 +5,7 @@
 
 mod background;
 mod drivers;
+mod files;
 mod filling;
 mod fuse;
 mod guard;
@@ -54,6 +55,7 @@ pub(crate) use lost::retire as retire_lost;
 pub(crate) use others::all_answer;
 
 pub use drivers::{DriverState, drivers};
+pub use files::Files;
 pub use guard::bequeathed;
 use guard::{By, Guarded};
 use journal::Journal;
@@ -85,6 +87,8 @@ pub struct Mount {
     /// Held until this value is dropped: `hoist unmount` waits for it.
     lease: Arc<Lease>,
     layers: Layers,
+    /// Its names, as a file.
+    tree: PathBuf,
     /// Whose keeper guards it, if it needs one.
     guarded: Option<Arc<Server>>,
     /// The FUSE session that shows it, if one does.
@@ -148,6 +152,7 @@ impl Drop for Layers {
 struct Shown {
     record: MountRecord,
     layers: Layers,
+    tree: PathBuf,
     lease: Arc<Lease>,
     driver: Driver,
     guarded: Option<Arc<Server>>,
@@ -357,7 +362,8 @@ impl Engine {
         for data in &record.data {
             data.parent().and_then(crate::store::LayerDir::at).iter().for_each(crate::store::LayerDir::touch);
         }
-        let mut mount = self.attend(image, Shown { record, layers, lease, driver, guarded, served, why });
+        let mut mount =
+            self.attend(image, Shown { record, layers, tree, lease, driver, guarded, served, why });
         if purpose == Use::Run {
             let lazy = mount.layers.lazy().map(Arc::clone).collect();
             mount.tasks.push(tokio::spawn(prefetch::follow(lazy, Arc::clone(&self.meter))));
@@ -392,7 +398,7 @@ impl Engine {
     fn attend(
         &self,
         image: &Image,
-        Shown { record, layers, lease, driver, guarded, served, why }: Shown,
+        Shown { record, layers, tree, lease, driver, guarded, served, why }: Shown,
     ) -> Mount {
         let seconds_to_mount = self.started.elapsed().as_secs_f64();
         let lazy = layers.lazy().next().is_some();
@@ -423,6 +429,7 @@ impl Engine {
             lease,
             before: layers.counts(),
             layers,
+            tree,
             guarded,
             served,
             driver,

@@ -22,6 +22,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use hoist_format::digest::Digest;
+use tempfile::NamedTempFile;
 
 use crate::error::Error;
 
@@ -228,10 +229,20 @@ pub(crate) fn write_if_new(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// Writes a file whole or not at all. Its bytes are on disk when it returns; that its name is too is for
 /// [`write_durable`]: what can be fetched again need not wait for it.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    place(write_aside(path, bytes)?, path)
+}
+
+/// Writes what is to be a file of a store, and syncs it.
+fn write_aside(path: &Path, bytes: &[u8]) -> Result<NamedTempFile, Error> {
     let dir = path.parent().expect("a store path has a parent");
     let mut file = aside::for_place_in(dir)?;
     file.write_all(bytes).map_err(Error::io("write", path))?;
     file.as_file().sync_data().map_err(Error::io("sync", path))?;
+    Ok(file)
+}
+
+/// Gives it its name.
+fn place(file: NamedTempFile, path: &Path) -> Result<(), Error> {
     file.persist(path).map_err(|e| Error::io("rename to", path)(e.error))?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Finds the program to run in the image before the runtime does: a missing one is told plainly, and what
 //! its start will read is on its way while the bundle is still being made.
 
+mod beside;
 mod elf;
 mod missing;
 mod warm;
@@ -14,7 +15,7 @@ use crate::failure::{EXIT_NO_PROGRAM, EXIT_NOT_RUNNABLE};
 use crate::rootdir::RootDir;
 
 pub use missing::{not_found, why_not};
-pub use warm::warm;
+pub use warm::{MAX_FILE, Start, warm};
 
 /// Most that Linux reads of a script's first line (`BINPRM_BUF_SIZE`).
 const FIRST_LINE: usize = 256;

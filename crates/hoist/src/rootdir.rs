@@ -3,12 +3,14 @@
 //! Links in an image are hostile: `/etc/passwd -> /etc/shadow` must be the image's own file, never the
 //! host's. Every path is resolved by the kernel with the folder as its root (openat2, RESOLVE_IN_ROOT).
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
-use std::path::{Component, Path};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 /// The most of an image's `/etc/passwd` or `/etc/group` that is read.
@@ -18,6 +20,15 @@ const MAX_FILE: u64 = 4 << 20;
 #[derive(Debug)]
 pub struct RootDir {
     fd: OwnedFd,
+}
+
+/// What a folder has, by paths.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Regular files and their sizes.
+    pub files: Vec<(PathBuf, u64)>,
+    /// Folders.
+    pub folders: Vec<PathBuf>,
 }
 
 impl RootDir {
@@ -62,6 +73,36 @@ impl RootDir {
         let Some(file) = self.open_file(path)? else { return Ok(None) };
         let mode = std::os::unix::fs::MetadataExt::mode(&file.metadata()?);
         Ok((mode & 0o111 != 0).then_some(file))
+    }
+
+    /// Where a file that was opened here stands, through no links; `None` if it has been moved out.
+    pub fn path_of(&self, file: &File) -> io::Result<Option<PathBuf>> {
+        let target = |fd: BorrowedFd<'_>| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        let (root, own) = (target(self.fd.as_fd())?, target(file.as_fd())?);
+        Ok(own.strip_prefix(root).ok().map(|path| Path::new("/").join(path)))
+    }
+
+    /// What a folder has: the names of its regular files with their sizes, and those of its folders. None of what is no folder.
+    pub fn list(&self, path: &Path) -> io::Result<Listing> {
+        let mut listing = Listing::default();
+        let folder = match self.open_inside(path, OFlags::RDONLY | OFlags::DIRECTORY) {
+            Ok(folder) => folder,
+            Err(error) if is_absent(&error) => return Ok(listing),
+            Err(error) => return Err(error),
+        };
+        for entry in rustix::fs::Dir::read_from(&folder)? {
+            let entry = entry?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            match entry.file_type() {
+                FileType::RegularFile => {
+                    let stat = rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                    listing.files.push((path.join(name), u64::try_from(stat.st_size).unwrap_or(0)));
+                }
+                FileType::Directory if name != "." && name != ".." => listing.folders.push(path.join(name)),
+                _ => {}
+            }
+        }
+        Ok(listing)
     }
 
     /// Whether there is anything at `path`.

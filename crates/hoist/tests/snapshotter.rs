@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use asked::*;
 use hoist_snapshotter::api::*;
-use hoist_testkit::layout::{Builder, Compression};
+use hoist_testkit::layout::{Builder, Built, Compression};
 use hoist_testkit::{Fault, FaultKind, When, containerd, diff, process, walk};
 use node::daemon::Daemon;
 use node::{Node, Published};
@@ -191,8 +191,31 @@ fn what_cannot_be_lazy_is_left_to_containerd() {
 
 #[test]
 fn a_slow_registry_keeps_nobody_else_waiting() {
-    let (slow, image) = (Image::indexed(), Image::indexed_as("other"));
+    keeps_nobody_waiting(&Image::indexed(), &Image::indexed_as("other"));
+}
+
+#[test]
+fn a_slow_registry_keeps_nobody_waiting_who_wants_the_same_layers_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let built = layout(dir.path(), "app");
+    let of_two = Builder::new(dir.path().join("of-two")).unwrap();
+    let of_two = (0..2).fold(of_two, |builder, i| {
+        builder.layer(&dir.path().join(format!("app-{i}.tar")), Compression::Gzip(6)).unwrap()
+    });
+    let of_two = of_two.write("v1").unwrap();
+    assert_eq!(of_two.layers, built.layers[..2]);
+    let publish = |built: Built| Image::of(Published::indexed(&built.directory), built);
+    let (slow, of_two) = (publish(built), publish(of_two));
+    keeps_nobody_waiting(&slow, &of_two);
+    // The very same image.
+    let again = Published::indexed(&slow.built.directory);
+    assert_eq!(again.digest, slow.published.digest);
+    keeps_nobody_waiting(&slow, &Image::of(again, slow.built.clone()));
+}
+
+fn keeps_nobody_waiting(slow: &Image, image: &Image) {
     let tree = &slow.published.parts("tree")[0];
+    slow.published.proxy.reset();
     slow.published.proxy.inject(Fault::new(format!("blobs/{tree}"), When::Always, FaultKind::Hang));
     let node = Node::new();
     let (mut daemon, snapshots) = serve(&node);
@@ -202,7 +225,7 @@ fn a_slow_registry_keeps_nobody_else_waiting() {
     });
     let asks = || Ok(slow.published.proxy.log().iter().any(|asked| asked.path.contains(tree)));
     process::wait_until("the tree to be asked for", Duration::from_secs(30), asks).unwrap();
-    snapshots.pull(&image, "other");
+    snapshots.pull(image, "other");
     // Nor is room made only when it answers.
     node.says(&["prune"]);
     daemon.signal(Signal::KILL);
@@ -239,15 +262,14 @@ fn many_who_want_an_image_at_once_fetch_it_once() {
     assert_eq!(images(&node).len(), 1);
 }
 
-/// A script and its interpreter in a layer each, and much that neither needs.
-fn script(dir: &Path) -> Image {
+/// An image of files in a layer each, and in one more much that nobody needs; it runs `tool`.
+fn in_layers(dir: &Path, files: &[(&str, &[u8])]) -> Image {
     let mut builder = Builder::new(dir.join("layout")).unwrap();
     let noise: String =
         (0..400_000_u64).map(|n| format!("{:x}\n", n.wrapping_mul(0x9E37_79B9_7F4A_7C15))).collect();
-    let files = [("bin/tool", "#!/bin/interpreter\n"), ("bin/interpreter", "#!/none\n"), ("data", &noise)];
-    for (i, (name, content)) in files.into_iter().enumerate() {
+    for (i, (name, content)) in files.iter().copied().chain([("data", noise.as_bytes())]).enumerate() {
         let root = dir.join(i.to_string());
-        fs::create_dir_all(root.join("bin")).unwrap();
+        fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
         fs::write(root.join(name), content).unwrap();
         fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o755)).unwrap();
         fs::write(root.join("made-in"), dir.as_os_str().as_encoded_bytes()).unwrap();
@@ -255,31 +277,48 @@ fn script(dir: &Path) -> Image {
         process::run(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&root).arg(".")).unwrap();
         builder = builder.layer(&tar, Compression::Gzip(6)).unwrap();
     }
-    let builder = builder.config("Cmd", json!(["tool"])).config("Env", json!(["PATH=/none:/bin"]));
+    let builder = builder.config("Cmd", json!(["tool"])).config("Env", json!(["PATH=/none:/bin:/usr/bin"]));
     let built = builder.write("v1").unwrap();
     Image::of(Published::indexed(&built.directory), built)
 }
 
-#[test]
-fn what_a_container_will_run_is_fetched_while_it_is_made_ready() {
+/// Prepares a container of it: all layers but the last are asked for then, and none before.
+fn is_fetched_ahead(files: &[(&str, &[u8])]) {
     let dir = tempfile::tempdir().unwrap();
-    let image = script(dir.path());
-    let asked = |layer: usize| {
+    let image = in_layers(dir.path(), files);
+    let asked = |layer: &String| {
         let asked = image.published.proxy.log().into_iter();
-        asked.filter(|asked| asked.path.contains(&image.built.layers[layer])).count()
+        asked.filter(|asked| asked.path.contains(layer)).count()
     };
+    let (noise, wanted) = image.built.layers.split_last().unwrap();
     let node = Node::new();
     let (daemon, snapshots) = serve(&node);
     let top = snapshots.pull(&image, "a");
     // Neither is a container's.
     snapshots.view("look", &top);
     snapshots.prepare("default/1/extract-1", &top, &BTreeMap::new()).unwrap();
-    assert_eq!([0, 1, 2].map(asked), [0; 3]);
+    assert!(image.built.layers.iter().all(|layer| asked(layer) == 0));
     snapshots.prepare("default/2/container", &top, &BTreeMap::new()).unwrap();
-    let both = || Ok(asked(0) > 0 && asked(1) > 0);
-    process::wait_until("script and interpreter to be asked for", Duration::from_secs(30), both)
+    let all = || Ok(wanted.iter().all(|layer| asked(layer) > 0));
+    process::wait_until("what it needs to be asked for", Duration::from_secs(30), all)
         .unwrap_or_else(|e| panic!("{e}{}", daemon.said()));
-    assert_eq!(asked(2), 0);
+    assert_eq!(asked(noise), 0);
+}
+
+#[test]
+fn what_a_container_will_run_is_fetched_while_it_is_made_ready() {
+    is_fetched_ahead(&[("bin/tool", b"#!/bin/interpreter\n"), ("bin/interpreter", b"#!/none\n")]);
+}
+
+#[test]
+fn what_a_start_reads_besides_its_program_is_fetched_too() {
+    let program = fs::read("/bin/true").unwrap();
+    is_fetched_ahead(&[
+        ("usr/bin/tool", &program),
+        ("etc/group", b"root:x:0:"),
+        ("etc/localtime", b"TZif2"),
+        ("usr/lib/tool/first/of-all", b"first"),
+    ]);
 }
 
 #[test]

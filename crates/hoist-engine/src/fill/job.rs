@@ -17,6 +17,15 @@ use super::assemble::Assembler;
 use super::{FillError, LayerFill};
 use crate::registry::RegistryError;
 
+/// Stands in a job's bytes where all has come that was asked for; nothing else there is empty.
+const ALL_OF_IT: Bytes = Bytes::new();
+
+/// Past all extents of a layer.
+pub(super) const ALL: usize = usize::MAX;
+/// To leave the rest of a span away that nobody wants must spare so many of its blob bytes: who comes to want it has to
+/// ask once more.
+const WORTH_SPARING: u64 = 128 << 10;
+
 /// What of a job could not be had.
 pub(super) struct Failure {
     pub spans: Range<usize>,
@@ -26,22 +35,23 @@ pub(super) struct Failure {
 }
 
 impl LayerFill {
-    /// Publishes every extent that starts in `spans`: from this store what it has, the rest from the
-    /// registry. Gives what failed.
-    pub(super) async fn run_job(self: &Arc<Self>, spans: Range<usize>) -> Vec<Failure> {
+    /// Publishes every extent that starts in `spans`, but none from `until` on that can be left away: from this store
+    /// what it has, the rest from the registry. Gives what failed.
+    pub(super) async fn run_job(self: &Arc<Self>, spans: Range<usize>, until: usize) -> Vec<Failure> {
         let runs = self.take_what_is_here(spans).await;
-        let fetched = futures_util::future::join_all(runs.into_iter().map(|run| self.fetch_run(run))).await;
+        let fetching = runs.into_iter().map(|run| self.fetch_run(run, until));
+        let fetched = futures_util::future::join_all(fetching).await;
         fetched.into_iter().filter_map(Result::err).collect()
     }
 
-    /// Fetches and publishes every extent that starts in `spans`.
-    async fn fetch_run(self: &Arc<Self>, spans: Range<usize>) -> Result<(), Failure> {
+    /// Fetches and publishes these extents.
+    async fn fetch_run(self: &Arc<Self>, spans: Range<usize>, until: usize) -> Result<(), Failure> {
         let asked = Instant::now();
         let bytes = self.table.spans.stored_bytes(spans.clone());
         let _under_way = self.meter.begin(bytes);
         let _slot = self.slots.acquire().await;
         let queued = asked.elapsed();
-        let attempted = self.attempt_patiently(spans.clone()).await;
+        let attempted = self.attempt_patiently(spans.clone(), until).await;
         let took = asked.elapsed();
         tracing::debug!(layer = %self.dir.blob(), ?spans, bytes, ?queued, ?took, "a job ended");
         attempted
@@ -50,10 +60,14 @@ impl LayerFill {
     /// A digest that does not match is tried once more, as another connection may serve better bytes, and then as long as
     /// there is a mirror that was not asked yet. What is wrong still is the first of the spans of which something is
     /// missing: what comes after it in a stream was perhaps never reached.
-    async fn attempt_patiently(self: &Arc<Self>, mut spans: Range<usize>) -> Result<(), Failure> {
+    async fn attempt_patiently(
+        self: &Arc<Self>,
+        mut spans: Range<usize>,
+        until: usize,
+    ) -> Result<(), Failure> {
         let mut was_wrong = None;
         loop {
-            let why = match self.attempt(spans.clone()).await {
+            let why = match self.attempt(spans.clone(), until).await {
                 Ok(()) => return Ok(()),
                 Err(FillError::Corrupt(why)) => why,
                 Err(error) => return Err(Failure { spans, error, is_damage: false }),
@@ -71,21 +85,25 @@ impl LayerFill {
         }
     }
 
-    async fn attempt(self: &Arc<Self>, spans: Range<usize>) -> Result<(), FillError> {
+    async fn attempt(self: &Arc<Self>, spans: Range<usize>, until: usize) -> Result<(), FillError> {
         match &self.table.spans {
-            Spans::Linear(_) => self.attempt_linear(spans).await,
+            Spans::Linear(_) => self.attempt_linear(spans, until).await,
             Spans::Chunks(_) => self.attempt_chunks(spans).await,
         }
     }
 
-    async fn attempt_linear(self: &Arc<Self>, spans: Range<usize>) -> Result<(), FillError> {
-        let extents = self.starting_in(spans.clone());
+    async fn attempt_linear(self: &Arc<Self>, spans: Range<usize>, until: usize) -> Result<(), FillError> {
+        let mut extents = self.starting_in(spans.clone());
+        let spared = self.spared_from(spans.end - 1, until);
+        if spared.is_some() {
+            extents.end = extents.end.min(until);
+        }
         if extents.is_empty() {
             return Ok(());
         }
         let last = self.table.extents.stream_range(extents.end - 1);
         let own_end = self.table.spans.stream_range(spans.end - 1).end;
-        let stream_end = own_end.max(last.end);
+        let stream_end = if spared.is_some() { last.end } else { own_end.max(last.end) };
         let mut blob = self.table.spans.blob_range(spans.start);
         blob.end = self.table.spans.blob_range(spans.end - 1).end;
         let tail_end = self.estimate_tail(spans.end, own_end, stream_end);
@@ -93,28 +111,26 @@ impl LayerFill {
 
         // Windows and data are asked for side by side: one round trip.
         let (bytes, fed) = mpsc::channel::<Bytes>(64);
-        let (done, mut finished) = tokio::sync::oneshot::channel::<()>();
+        let (more, mut wanted) = mpsc::channel::<()>(1);
         let window = self.windows.get(&self.table.spans, spans.start);
         let this = Arc::clone(self);
         let claimed = spans.clone();
         let fetching = async move {
             // Any tail beyond the job's own spans is a guess; more is asked for until it is enough.
             let mut at = blob.start;
-            let mut end = blob.end.max(tail_end);
+            let mut end = spared.unwrap_or(blob.end.max(tail_end));
             loop {
                 let fetched = this.fetch(this.dir.blob(), at..end, &bytes).await;
                 let went_on = fetched.map_err(|e| FillError::Fetch(Arc::new(e)))?;
-                if end >= blob.end {
-                    claimed.clone().for_each(|s| this.keep.note(s));
-                }
+                let came = |s: &usize| this.table.spans.blob_range(*s).end <= end;
+                claimed.clone().filter(came).for_each(|s| this.keep.note(s));
                 at = end;
                 end = whole_end.min(end + (256 << 10));
-                if !went_on || at >= whole_end || finished.try_recv().is_ok() {
+                if !went_on || at >= whole_end {
                     return Ok(());
                 }
-                // Let the decoder catch up before deciding that more is needed.
-                let caught_up = bytes.reserve_many(bytes.max_capacity()).await.is_ok();
-                if !caught_up || bytes.is_closed() {
+                // Only the decoder knows whether that was enough, once it has decoded all of it.
+                if bytes.send(ALL_OF_IT).await.is_err() || wanted.recv().await.is_none() {
                     return Ok(());
                 }
             }
@@ -122,11 +138,8 @@ impl LayerFill {
         let decoding = async {
             let window = window.await?;
             let this = Arc::clone(self);
-            let task = tokio::task::spawn_blocking(move || {
-                let result = this.decode(spans.start, stream_end, window, fed);
-                let _ = done.send(());
-                result
-            });
+            let decode = move || this.decode(spans.start, stream_end, window, (fed, more));
+            let task = tokio::task::spawn_blocking(decode);
             task.await.unwrap_or_else(|_| Err(FillError::Corrupt("the decoder panicked".into())))
         };
         let (fetched, decoded) = tokio::join!(fetching, decoding);
@@ -157,6 +170,18 @@ impl LayerFill {
             Ok(())
         };
         tokio::join!(work, drain).0
+    }
+
+    /// Where in the blob the extents before `until` probably end, if that spares much of this span.
+    fn spared_from(&self, span: usize, until: usize) -> Option<u64> {
+        let extents = self.starting_in(span..span + 1);
+        let last = until.checked_sub(1).filter(|last| extents.contains(last) && until < extents.end)?;
+        let stream = self.table.spans.stream_range(span);
+        let blob = self.table.spans.blob_range(span);
+        let end = self.estimate_tail(span, stream.start, self.table.extents.stream_range(last).end);
+        // To have asked for too little costs a round trip.
+        let end = end + (end - blob.start) / 4;
+        (end + WORTH_SPARING <= blob.end).then_some(end)
     }
 
     /// Where in the blob the extent that reaches beyond a job's own spans probably ends.
@@ -207,13 +232,14 @@ impl LayerFill {
         Ok(true)
     }
 
-    /// Runs on a blocking thread until the stream has reached `stream_end` or input ends.
+    /// Runs on a blocking thread until the stream has reached `stream_end` or input ends. Asks for more where that has
+    /// come to [`ALL_OF_IT`].
     fn decode(
         &self,
         span: usize,
         stream_end: u64,
         window: Option<Bytes>,
-        mut input: mpsc::Receiver<Bytes>,
+        (mut input, more): (mpsc::Receiver<Bytes>, mpsc::Sender<()>),
     ) -> Result<(), FillError> {
         let corrupt = |e: &dyn std::fmt::Display| FillError::Corrupt(e.to_string());
         let Some(spans) = self.table.spans.linear() else {
@@ -223,6 +249,11 @@ impl LayerFill {
         let mut assembler = Assembler::new(&self.table.extents, spans.stream_range(span).start);
         let mut wrong = None;
         while let Some(bytes) = input.blocking_recv() {
+            if bytes == ALL_OF_IT {
+                // Who has gone away sends nothing more either.
+                let _ = more.blocking_send(());
+                continue;
+            }
             let mut published = false;
             let fed = decoder.feed(&bytes, &mut |decoded: &[u8]| {
                 let skip = |i: usize| self.live.get(i as u64);

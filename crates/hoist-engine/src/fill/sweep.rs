@@ -5,7 +5,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{FillError, LayerFill, SpanState, State, plan};
+use super::{FillError, LayerFill, SpanState, State, job, plan};
 
 /// A layer is fetched to its end once this many reads had to wait and one in [`DENSE_SHARE`] of its spans is
 /// here, or a reader went far straight ahead and one in [`STRAIGHT_SHARE`] is.
@@ -142,7 +142,7 @@ impl LayerFill {
             return Step::Busy;
         }
         let end = self.within(next, next + 1, limit, each);
-        let started = self.start_jobs(&mut state, next, end, each);
+        let started = self.start_jobs(&mut state, (next, end, job::ALL), each);
         if !state.ahead.all {
             state.ahead.wanted.start = started;
         }
@@ -165,7 +165,7 @@ impl LayerFill {
                 return held.map_or(Ok(None), Err);
             };
             let last = (span + BY).min(state.spans.len()) - 1;
-            self.start_jobs(&mut state, span, last + 1, plan::JOB_MAX);
+            self.start_jobs(&mut state, (span, last + 1, job::ALL), plan::JOB_MAX);
             (span, self.table.spans.stored_bytes(span..last + 1))
         };
         loop {

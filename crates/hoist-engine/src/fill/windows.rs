@@ -2,11 +2,12 @@
 //! published windows blob in groups of neighbours, so that a handful of requests brings all of them. What was fetched
 //! is kept in the store: the file `windows` is sparse then, and what is read of it is held to its digest.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::future::Future;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use hoist_format::chunk::State;
@@ -18,7 +19,7 @@ use crate::oci::Descriptor;
 use crate::registry::ImageSource;
 use crate::store::LayerDir;
 
-/// Windows are fetched this many bytes around the wanted one at once.
+/// Windows are fetched in groups of so many bytes of their blob.
 const GROUP: u64 = 256 << 10;
 
 /// See the module.
@@ -26,6 +27,8 @@ pub struct Windows {
     /// None where it can't be made: then each is fetched when it is wanted.
     local: Option<Arc<File>>,
     remote: Option<(Descriptor, Origin)>,
+    /// Held by who fetches a group: others who want of the same wait for it.
+    fetching: Mutex<HashMap<u64, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 /// Where those come from that the store has not.
@@ -52,7 +55,13 @@ impl Windows {
             Some(again) => Origin::Made(again, dir.clone()),
             None => Origin::Registry(source),
         };
-        Self { local: local.map(Arc::new), remote: published.map(|d| (d, origin)) }
+        let remote = published.map(|d| (d, origin));
+        Self { local: local.map(Arc::new), remote, fetching: Mutex::default() }
+    }
+
+    fn turn(&self, group: u64) -> Arc<tokio::sync::Mutex<()>> {
+        let mut all = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry(group).or_default())
     }
 
     /// The stored (compressed, verified) window of a span; None when it needs none.
@@ -66,6 +75,7 @@ impl Windows {
         let remote = self.remote.clone().filter(|_| found.is_none() && wanted.len > 0);
         let group = remote.as_ref().map(|_| group(spans, &wanted)).unwrap_or_default();
         let local = self.local.clone();
+        let turn = self.turn(wanted.offset / GROUP);
         async move {
             if wanted.len == 0 {
                 return Ok(None);
@@ -82,6 +92,11 @@ impl Windows {
                     ));
                 }
             };
+            let alone = turn.lock().await;
+            // Whoever had the turn before may have fetched it.
+            if let Some(bytes) = local.as_ref().and_then(|file| read(file, &wanted)) {
+                return Ok(Some(bytes));
+            }
             let end = |s: &State| s.offset + u64::from(s.len);
             let from = group.iter().map(|s| s.offset).min().unwrap_or(wanted.offset);
             let range = from..group.iter().map(end).max().unwrap_or(end(&wanted));
@@ -99,6 +114,7 @@ impl Windows {
                     found = Some(bytes);
                 }
             }
+            drop(alone);
             let other = || FillError::Corrupt("what a checkpoint needs has another digest".into());
             found.map(Some).ok_or_else(other)
         }
@@ -115,13 +131,10 @@ async fn made(again: &dyn Anew, dir: &LayerDir, wanted: &State) -> Result<Bytes,
     stored().ok_or_else(|| FillError::Corrupt("what a checkpoint needs has another digest".into()))
 }
 
-/// The wanted one and its neighbours.
+/// Those that begin in the same part of their blob as the wanted one.
 fn group(spans: &Spans, wanted: &State) -> Vec<State> {
-    let from = wanted.offset.saturating_sub(GROUP / 4);
-    let to = from + GROUP;
-    let near = |s: &State| s.len > 0 && s.offset >= from && s.offset + u64::from(s.len) <= to;
     let all = (0..spans.len()).map(|i| spans.state(i));
-    all.filter(|state| state == wanted || near(state)).collect()
+    all.filter(|state| state.len > 0 && state.offset / GROUP == wanted.offset / GROUP).collect()
 }
 
 fn read(file: &File, state: &State) -> Option<Bytes> {

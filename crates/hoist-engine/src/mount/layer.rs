@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -26,6 +27,9 @@ use crate::ingest::Expected;
 use crate::oci::Descriptor;
 use crate::registry::ImageSource;
 use crate::store::{Known, LayerDir, Names, Store};
+
+/// So many bytes of windows are fetched with the table: the first reads would wait for them longer than for their data.
+const FEW_WINDOWS: u64 = 256 << 10;
 
 /// See the module.
 #[derive(Clone)]
@@ -86,6 +90,22 @@ impl TableSource {
         let fetched = self.source.blob(&self.table.digest, Some(self.table.size)).await?;
         self.dir.save("table", &fetched)?;
         Ok(fetched.into())
+    }
+
+    /// Has the published windows here before they are wanted, if they are few.
+    pub async fn fetch_windows(&self) -> Result<(), Error> {
+        let Some(windows) = self.windows.as_ref().filter(|w| w.size <= FEW_WINDOWS && self.again.is_none())
+        else {
+            return Ok(());
+        };
+        let path = self.dir.file("windows");
+        if std::fs::metadata(&path).is_ok_and(|meta| meta.len() >= windows.size) {
+            return Ok(());
+        }
+        let fetched = self.source.blob(&windows.digest, Some(windows.size)).await?;
+        self.dir.create()?;
+        let kept = self.dir.open_sparse("windows", 0)?;
+        kept.write_all_at(&fetched, 0).map_err(Error::io("write", path))
     }
 
     /// The table, checked; `data_size` is what the index's tree says of the data file.

@@ -72,7 +72,7 @@ impl Engine {
         if purpose == Use::Run && !index.converted {
             for table in tables.values().map(Arc::clone) {
                 // Side by side with the tree. What fails here is said by the read that needs it.
-                tokio::spawn(async move { table.bytes().await.map(drop) });
+                tokio::spawn(async move { tokio::join!(table.bytes(), table.fetch_windows()) });
             }
         }
         self.published_tree(image, index).await?;
@@ -259,16 +259,20 @@ impl Engine {
     ) -> Result<(PathBuf, Vec<(Digest, u64)>), Error> {
         let stored = source.blob(&index.tree.digest, Some(index.tree.size)).await?;
         let bad = |e: &dyn std::fmt::Display| self.is_bad(index, e);
-        let tree = hoist_format::table::decompress(&stored, TREE_MAX).map_err(|e| bad(&e))?;
-        // The kernel parses this: only what our own decoder finds sound is handed to it.
-        let checked = tokio::task::spawn_blocking(move || {
-            erofs::decode(&tree)?;
-            let found = devices(&tree)?;
-            Ok::<_, erofs::DecodeError>((tree, found))
+        let (dir, of) = (self.store.image(image), index.digest);
+        let checking = tokio::task::spawn_blocking(move || {
+            let tree = hoist_format::table::decompress(&stored, TREE_MAX).map_err(|e| e.to_string())?;
+            // The kernel parses this: only what our own decoder finds sound is handed to it. It is written meanwhile.
+            std::thread::scope(|scope| {
+                let writing = scope.spawn(|| dir.tree_aside(Some(&of), &tree));
+                let found = erofs::decode(&tree).and_then(|_| devices(&tree)).map_err(|e| e.to_string());
+                let written = writing.join().map_err(|_| Error::Internal("a writing thread died".into()));
+                found.map(|found| (written.flatten(), found))
+            })
         });
-        let (tree, found) =
-            checked.await.map_err(|e| Error::Internal(e.to_string()))?.map_err(|e| bad(&e))?;
-        Ok((self.store.image(image).save_tree(Some(&index.digest), &tree)?, found))
+        let checked = checking.await.map_err(|e| Error::Internal(e.to_string()))?;
+        let (written, found) = checked.map_err(|e| bad(&e))?;
+        Ok((written?.keep()?, found))
     }
 
     /// Said of bytes that are what the index names: the index itself is no good, now and ever.

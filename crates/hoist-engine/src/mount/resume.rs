@@ -113,7 +113,7 @@ impl Engine {
         server.serves(&lease)?;
         let guarded = Some(Arc::clone(server));
         let why = "a process before this one mounted it".to_owned();
-        Ok(self.attend(&image, Shown { record, layers, lease, driver, guarded, served, why }))
+        Ok(self.attend(&image, Shown { record, layers, tree, lease, driver, guarded, served, why }))
     }
 
     async fn go_on_by_fuse(

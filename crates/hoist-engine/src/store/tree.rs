@@ -11,8 +11,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use hoist_format::digest::Digest;
+use tempfile::NamedTempFile;
 
-use super::{ImageDir, write_atomic};
+use super::{ImageDir, place, write_aside};
 use crate::error::Error;
 
 impl ImageDir {
@@ -29,13 +30,17 @@ impl ImageDir {
     /// # Errors
     /// The file system's.
     pub fn save_tree(&self, index: Option<&Digest>, erofs: &[u8]) -> Result<PathBuf, Error> {
+        self.tree_aside(index, erofs)?.keep()
+    }
+
+    /// Writes a merged tree that may still turn out to be none to keep.
+    pub(crate) fn tree_aside(&self, index: Option<&Digest>, erofs: &[u8]) -> Result<TreeAside, Error> {
         fs::create_dir_all(self.path()).map_err(Error::io("create", self.path()))?;
         let path = self.tree_path(index);
-        // The sum first: a tree without one is as good as none.
-        write_atomic(&path.with_extension("sum"), blake3::hash(erofs).to_hex().as_bytes())?;
-        write_atomic(&path, erofs)?;
-        note_seen(&path);
-        Ok(path)
+        let sum = blake3::hash(erofs).to_hex();
+        let sum = write_aside(&path.with_extension("sum"), sum.as_bytes())?;
+        let tree = write_aside(&path, erofs)?;
+        Ok(TreeAside { path, sum, tree })
     }
 
     /// The merged tree, if it is here and what was written.
@@ -60,6 +65,25 @@ impl ImageDir {
         }
         tracing::error!(tree = %path.display(), "is not what was written: it was damaged on the disk");
         None
+    }
+}
+
+/// A merged tree that has no name yet; it goes when this is dropped.
+pub(crate) struct TreeAside {
+    path: PathBuf,
+    sum: NamedTempFile,
+    tree: NamedTempFile,
+}
+
+impl TreeAside {
+    /// Gives it its name.
+    pub fn keep(self) -> Result<PathBuf, Error> {
+        let Self { path, sum, tree } = self;
+        // The sum first: a tree without one is as good as none.
+        place(sum, &path.with_extension("sum"))?;
+        place(tree, &path)?;
+        note_seen(&path);
+        Ok(path)
     }
 }
 

@@ -347,11 +347,10 @@ impl Plan<'_> {
             blocking(move || {
                 let found = program::find(&root, &program, &path, &cwd)
                     .with_context(|| format!("looking for {program:?} in the image"))?;
-                if let Found::Program(found) = found.clone() {
+                if let Found::Program(program) = found.clone() {
+                    let start = program::Start { root, program, path, library_path };
                     // Nobody waits for it.
-                    tokio::task::spawn_blocking(move || {
-                        program::warm(&root, &found, &path, library_path.as_deref(), &over);
-                    });
+                    tokio::task::spawn_blocking(move || program::warm(start, None, &over));
                 }
                 Ok(found)
             })

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hoist_engine::Image;
 use hoist_engine::oci::RunConfig;
+use hoist_engine::{Files, Image};
 
 use crate::bundle::process::DEFAULT_PATH;
-use crate::program::{self, Found};
+use crate::program::{self, Found, Start};
 use crate::rootdir::RootDir;
 
 /// The folders of images that are read ahead in, and what calls it off.
@@ -27,7 +27,7 @@ impl Ahead {
 
     /// Reads for the program of `image`, which is mounted on `folder`: of several containers that start at once, for one.
     /// Blocks until it is done or called off.
-    pub fn read(&self, folder: &Path, image: &Image) {
+    pub fn read(&self, folder: &Path, image: &Image, files: &Files) {
         let over = Arc::new(AtomicBool::new(false));
         {
             let mut under_way = self.lock();
@@ -36,7 +36,7 @@ impl Ahead {
             }
             under_way.insert(folder.to_owned(), Arc::clone(&over));
         }
-        if let Err(error) = warm(folder, &image.config.config.clone().unwrap_or_default(), &over) {
+        if let Err(error) = warm(folder, &image.config.config.clone().unwrap_or_default(), files, &over) {
             tracing::debug!(image = image.name, "nothing is read ahead: {error}");
         }
         self.lock().remove(folder);
@@ -48,7 +48,7 @@ impl Ahead {
     }
 }
 
-fn warm(folder: &Path, config: &RunConfig, over: &Arc<AtomicBool>) -> std::io::Result<()> {
+fn warm(folder: &Path, config: &RunConfig, files: &Files, over: &Arc<AtomicBool>) -> std::io::Result<()> {
     let words = config.entrypoint.iter().chain(&config.cmd).flatten();
     let Some(name) = words.into_iter().next() else { return Ok(()) };
     let variable = |name: &str| {
@@ -58,8 +58,16 @@ fn warm(folder: &Path, config: &RunConfig, over: &Arc<AtomicBool>) -> std::io::R
     let path = variable("PATH").unwrap_or(DEFAULT_PATH);
     let root = Arc::new(RootDir::open(folder)?);
     let cwd = Path::new("/").join(&config.working_dir);
-    if let Found::Program(found) = program::find(&root, name, path, &cwd.to_string_lossy())? {
-        program::warm(&root, &found, path, variable("LD_LIBRARY_PATH"), over);
+    if let Found::Program(program) = program::find(&root, name, path, &cwd.to_string_lossy())? {
+        let (path, library_path) = (path.to_owned(), variable("LD_LIBRARY_PATH").map(str::to_owned));
+        let runtime = tokio::runtime::Handle::current();
+        let fetch = |paths: &[PathBuf]| {
+            if let Err(error) = runtime.block_on(files.fetch(paths, program::MAX_FILE)) {
+                // Who reads it hears of it.
+                tracing::debug!("fetching ahead: {error}");
+            }
+        };
+        program::warm(Start { root, program, path, library_path }, Some(&fetch), over);
     }
     Ok(())
 }

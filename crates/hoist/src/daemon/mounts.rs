@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use hoist_engine::{Engine, Image, LayerStatus, Mount, MountTable, Needs, Progress, Stats, Use};
+use hoist_engine::{Engine, Files, Image, LayerStatus, Mount, MountTable, Needs, Progress, Stats, Use};
 use hoist_format::digest::Digest;
 use hoist_sys::presence::Snapshot;
 use tokio::sync::{Notify, watch};
@@ -83,6 +83,11 @@ impl Served {
     /// Its layers; none once it is being ended.
     pub fn layers(&self) -> Vec<LayerStatus> {
         self.lock().as_ref().map_or(Vec::new(), Mount::layers)
+    }
+
+    /// Its files that may have to be fetched; None once it is being ended, or if there are none.
+    pub fn files(&self) -> std::io::Result<Option<Files>> {
+        self.lock().as_ref().map_or(Ok(None), Mount::files)
     }
 
     /// Reads that had to wait.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -94,7 +95,7 @@ impl NodeImages {
         let found = self.found(name);
         let asking = found.image.get_or_try_init(|| async {
             let engine = self.daemon.engine();
-            let image = engine.resolve_to_mount(name).await.map_err(|error| {
+            let image = boxed(engine.resolve_to_mount(name)).await.map_err(|error| {
                 let reason = match &error {
                     hoist_engine::Error::Registry(error) if error.is_unauthorized() => Reason::Denied,
                     _ => Reason::Registry,
@@ -141,11 +142,11 @@ impl NodeImages {
         image: &Image,
         full: bool,
     ) -> Result<Result<How, Refusal>, Refusal> {
-        if !full && engine.mounts_at_once(image).await {
+        if !full && boxed(engine.mounts_at_once(image)).await {
             return Ok(Ok(How::Lazy));
         }
         if full || !image.is_of_tars() {
-            let pulled = engine.pull(image, &Silent).await;
+            let pulled = boxed(engine.pull(image, &Silent)).await;
             return pulled.map(|_| Ok(How::Full)).map_err(|error| Reason::Pull.because(error.to_string()));
         }
         self.let_be_pruned(&image.digest.to_string()).await;
@@ -190,9 +191,15 @@ impl NodeImages {
             lower: true,
             stats: None,
         };
-        let mounted = self.daemon.mounts.mount(&engine, &image, wanted, &Silent).await;
+        let mounted = boxed(self.daemon.mounts.mount(&engine, &image, wanted, &Silent)).await;
         mounted.map(drop).map_err(|e| format!("{e:#}"))
     }
+}
+
+/// A future without its type, which has those of all that it waits for in it: of the engine's whole depth, and a layer
+/// of ours around it, the compiler's limit is near.
+fn boxed<'a, T>(future: impl Future<Output = T> + Send + 'a) -> Pin<Box<dyn Future<Output = T> + Send + 'a>> {
+    Box::pin(future)
 }
 
 /// Takes what nobody needs any more out of the store.
@@ -276,16 +283,18 @@ impl Images for NodeImages {
     fn starts(&self, part: &Part, folder: &Path) {
         // What is here whole is read as fast as it can be.
         let served = self.daemon.mounts.get(folder);
-        if served.is_none_or(|served| served.layers().iter().all(|layer| layer.complete)) {
-            return;
-        }
+        let served = served.filter(|served| served.layers().iter().any(|layer| !layer.complete));
+        let Some(served) = served else { return };
         let (engine, ahead) = (self.daemon.engine(), Arc::clone(&self.ahead));
         let (part, folder) = (part.clone(), folder.to_owned());
         tokio::spawn(async move {
             let Ok(manifest) = part.manifest.parse() else { return };
-            if let Ok(Some(image)) = engine.known(&part.image, manifest).await {
-                tokio::task::spawn_blocking(move || ahead.read(&folder, &image));
-            }
+            let Ok(Some(image)) = engine.known(&part.image, manifest).await else { return };
+            tokio::task::spawn_blocking(move || match served.files() {
+                Ok(Some(files)) => ahead.read(&folder, &image, &files),
+                Ok(None) => {}
+                Err(error) => tracing::debug!(image = image.name, "nothing is read ahead: {error}"),
+            });
         });
     }
 

@@ -3,7 +3,8 @@
 //! A program's start is a chain of small reads, each of which shows what the next one will be: program,
 //! linker, library after library. On a lazy mount every link of the chain costs a round trip. Here each
 //! file's needs are looked up as soon as its first blocks are there, all files side by side. It is a
-//! guess: nothing fails where it is wrong, and it reads no more than the limits below.
+//! guess: nothing fails where it is wrong, and it reads no more than the limits below. Who serves the mount
+//! fetches each file whole, before it is looked at, and with it what starts read besides.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -12,70 +13,122 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::beside::{self, ACCOUNTS, CONVERSIONS, OF_THE_C_LIBRARY};
 use super::elf::Elf;
 use super::{LIBRARY_PATH, interpreter_of_script, search};
 use crate::rootdir::RootDir;
 
 /// Of a larger file this much from its start is read whole; of the rest what the start itself needs.
-const MAX_FILE: u64 = 8 << 20;
+pub const MAX_FILE: u64 = 8 << 20;
 /// Files looked at.
 const MAX_FILES: usize = 64;
 /// Files looked at at once: each takes a thread that mostly waits.
 const THREADS: usize = 8;
 
-/// Reads ahead for `program` (a path in the image) until all it needs was looked at, or `over` is set, so
-/// that no open file keeps the mount from going. Blocks.
-pub fn warm(
-    root: &Arc<RootDir>,
-    program: &Path,
-    path: &str,
-    library_path: Option<&str>,
-    over: &Arc<AtomicBool>,
-) {
-    let work = Work {
-        over: Arc::clone(over),
-        root: Arc::clone(root),
-        path: path.to_owned(),
-        library_path: library_path.unwrap_or_default().to_owned(),
-        seen: Mutex::default(),
-    };
-    let mut level = vec![program.to_owned()];
-    // Level by level: what a level's files need is the next one.
-    while !level.is_empty() {
-        let next = Mutex::new(Vec::new());
-        let queue = Mutex::new(level);
-        let take = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let threads = queue.lock().unwrap_or_else(PoisonError::into_inner).len().min(THREADS);
-        std::thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|| {
-                    while let Some(file) = take() {
-                        let found = work.look_at(&file).unwrap_or_else(|error| {
-                            tracing::debug!(path = %file.display(), "not read ahead: {error}");
-                            Vec::new()
-                        });
-                        next.lock().unwrap_or_else(PoisonError::into_inner).extend(found);
-                    }
-                });
-            }
-        });
-        level = next.into_inner().unwrap_or_else(PoisonError::into_inner);
-    }
+/// A program that is about to start.
+pub struct Start {
+    /// The image's root.
+    pub root: Arc<RootDir>,
+    /// Its path there.
+    pub program: PathBuf,
+    /// The variable PATH that it gets.
+    pub path: String,
+    /// LD_LIBRARY_PATH, if it gets one.
+    pub library_path: Option<String>,
 }
 
-struct Work {
+/// Fetches the first [`MAX_FILE`] bytes of files of the image, side by side. Paths are through no links. Blocks.
+pub type Fetch<'a> = &'a (dyn Fn(&[PathBuf]) + Sync);
+
+/// Reads ahead until all that the start needs was looked at, or `over` is set, so that no open file keeps the mount from
+/// going. Blocks.
+pub fn warm(start: Start, fetch: Option<Fetch<'_>>, over: &Arc<AtomicBool>) {
+    let Start { root, program, path, library_path } = start;
+    let library_path = library_path.unwrap_or_default();
+    let (seen, programs) = (Mutex::default(), Mutex::default());
+    let work = Work { over: Arc::clone(over), root, path, library_path, fetch, seen, programs };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            work.fetch_all(work.there(ACCOUNTS.iter().map(PathBuf::from)));
+            work.fetch_all(work.of_the_c_library());
+        });
+        work.look_through(program);
+        let programs = std::mem::take(&mut *work.programs.lock().unwrap_or_else(PoisonError::into_inner));
+        for program in programs {
+            let own = beside::own_files(&work.root, &program).unwrap_or_else(|error| {
+                tracing::debug!(path = %program.display(), "its folder is not read ahead: {error}");
+                Vec::new()
+            });
+            work.fetch_all(own);
+        }
+    });
+}
+
+struct Work<'a> {
     over: Arc<AtomicBool>,
     root: Arc<RootDir>,
     path: String,
     library_path: String,
+    fetch: Option<Fetch<'a>>,
     seen: Mutex<BTreeSet<PathBuf>>,
+    /// Those among them that are run, by paths through no links.
+    programs: Mutex<Vec<PathBuf>>,
 }
 
-impl Work {
+impl Work<'_> {
+    /// Looks at a program, and at all that it needs.
+    fn look_through(&self, program: PathBuf) {
+        let mut level = vec![program];
+        // Level by level: what a level's files need is the next one.
+        while !level.is_empty() {
+            let next = Mutex::new(Vec::new());
+            let queue = Mutex::new(level);
+            let take = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let threads = queue.lock().unwrap_or_else(PoisonError::into_inner).len().min(THREADS);
+            std::thread::scope(|scope| {
+                for _ in 0..threads {
+                    scope.spawn(|| {
+                        while let Some(file) = take() {
+                            let found = self.look_at(&file).unwrap_or_else(|error| {
+                                tracing::debug!(path = %file.display(), "not read ahead: {error}");
+                                Vec::new()
+                            });
+                            next.lock().unwrap_or_else(PoisonError::into_inner).extend(found);
+                        }
+                    });
+                }
+            });
+            level = next.into_inner().unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    /// Fetches files if they can be fetched other than by reading them.
+    fn fetch_all(&self, paths: Vec<PathBuf>) {
+        if let Some(fetch) = self.fetch.filter(|_| !paths.is_empty() && !self.is_over()) {
+            fetch(&paths);
+        }
+    }
+
+    fn of_the_c_library(&self) -> Vec<PathBuf> {
+        let conversions = multiarch(own_machine()).iter().chain(&LIBRARY_PATH);
+        let conversions = conversions.map(|folder| Path::new(folder).join(CONVERSIONS));
+        self.there(OF_THE_C_LIBRARY.iter().map(PathBuf::from).chain(conversions))
+    }
+
+    /// Those that are in the image, through no links.
+    fn there(&self, paths: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
+        let there = |path: PathBuf| self.root.path_of(&self.root.open_file(&path).ok()??).ok()?;
+        paths.filter_map(there).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
     /// Is this file new, and may it be looked at?
     fn is_new(&self, path: &Path) -> bool {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        !self.over.load(Ordering::Relaxed) && seen.len() < MAX_FILES && seen.insert(path.to_owned())
+        !self.is_over() && seen.len() < MAX_FILES && seen.insert(path.to_owned())
     }
 
     /// Reads a program or library ahead; gives what it needs in turn.
@@ -84,6 +137,8 @@ impl Work {
             return Ok(Vec::new());
         }
         let Some(file) = self.root.open_file(path)? else { return Ok(Vec::new()) };
+        let own = self.root.path_of(&file)?;
+        self.fetch_all(own.iter().cloned().collect());
         let Some(elf) = Elf::read(&file)? else {
             let script = interpreter_of_script(&file)?;
             return Ok(script.into_iter().flat_map(|words| self.of_script(&words)).collect());
@@ -94,6 +149,9 @@ impl Work {
             (elf.needs(&file), rest.join().unwrap_or(()))
         });
         let needs = needs?;
+        if elf.interpreter().is_some() {
+            self.programs.lock().unwrap_or_else(PoisonError::into_inner).extend(own);
+        }
         let mut found: Vec<PathBuf> = elf.interpreter().map(PathBuf::from).into_iter().collect();
         let origin = path.parent().unwrap_or(Path::new("/"));
         let own = needs.search.unwrap_or_default();
@@ -137,6 +195,15 @@ fn read_ahead(file: &File) {
         std::num::NonZeroU64::new(size.min(MAX_FILE)),
         rustix::fs::Advice::WillNeed,
     );
+}
+
+/// This machine's processor.
+fn own_machine() -> u16 {
+    match std::env::consts::ARCH {
+        "x86_64" => elf::abi::EM_X86_64,
+        "aarch64" => elf::abi::EM_AARCH64,
+        _ => elf::abi::EM_NONE,
+    }
 }
 
 /// Debian's folders of libraries for a processor (`/etc/ld.so.conf.d` of its libc6).
