@@ -83,14 +83,15 @@ impl RootDir {
     }
 
     /// What a folder has: the names of its regular files with their sizes, and those of its folders. None of what is no folder.
-    pub fn list(&self, path: &Path) -> io::Result<Listing> {
+    /// Of a folder that has more than `most` names, any `most` of them.
+    pub fn list(&self, path: &Path, most: usize) -> io::Result<Listing> {
         let mut listing = Listing::default();
         let folder = match self.open_inside(path, OFlags::RDONLY | OFlags::DIRECTORY) {
             Ok(folder) => folder,
             Err(error) if is_absent(&error) => return Ok(listing),
             Err(error) => return Err(error),
         };
-        for entry in rustix::fs::Dir::read_from(&folder)? {
+        for entry in rustix::fs::Dir::read_from(&folder)?.take(most) {
             let entry = entry?;
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
             match entry.file_type() {

@@ -23,6 +23,9 @@ pub const CONVERSIONS: &str = "gconv/gconv-modules.cache";
 const MAX_FILE: u64 = 256 << 10;
 /// Most bytes of an own folder.
 const MAX_ALL: u64 = 8 << 20;
+/// Names looked at in one folder, `.` and `..` among them, and folders looked into: images are hostile.
+const MAX_NAMES: usize = 1024;
+const MAX_FOLDERS: usize = 64;
 
 /// The files of a program's own folder (hier(7): `/usr/lib/NAME` of `/usr/bin/NAME`), in which an interpreter has what
 /// it begins with: those in it, then those in its folders. `program` is a path through no links.
@@ -31,10 +34,10 @@ pub fn own_files(root: &RootDir, program: &Path) -> io::Result<Vec<PathBuf>> {
         return Ok(Vec::new());
     };
     let own = prefix.join("lib").join(name);
-    let top = root.list(&own)?;
+    let top = root.list(&own, MAX_NAMES)?;
     let mut files = top.files;
-    for folder in &top.folders {
-        files.extend(root.list(folder)?.files);
+    for folder in top.folders.iter().take(MAX_FOLDERS) {
+        files.extend(root.list(folder, MAX_NAMES)?.files);
     }
     let mut room = MAX_ALL;
     files.retain(|(_, size)| {
@@ -64,6 +67,10 @@ mod tests {
         let own = ["/usr/lib/python3.11/os.py", "/usr/lib/python3.11/encodings/utf_8.py"];
         assert_eq!(of("/usr/bin/python3.11"), own.map(PathBuf::from));
         assert!(of("/usr/bin/sh").is_empty());
+        for i in 0..2 * MAX_NAMES {
+            std::fs::write(lib.join(format!("{i}")), "").unwrap();
+        }
+        assert!((MAX_NAMES - 10..=MAX_NAMES).contains(&of("/usr/bin/python3.11").len()));
         assert!(of("/python3.11").is_empty());
     }
 }
