@@ -21,7 +21,7 @@ use self::removal::remove_tree;
 use crate::failure::user_hint;
 
 pub use program::Program;
-pub use record::{Listed, Record, environment, is_running, is_there, list, running};
+pub use record::{Listed, Record, environment, is_running, is_there, list, process, running};
 pub use removal::{Removal, remove};
 pub use said::Output;
 pub use stop::stop;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use hoist_engine::{Driver, DriverState};
+use rustix::fs::{Access, AtFlags, CWD};
 use rustix::thread::CapabilitySet;
 use serde::Serialize;
 
@@ -189,7 +190,21 @@ fn existing(root: &Path) -> &Path {
 fn store_file_system(root: &Path) -> Finding {
     const WHAT: &str = "store";
     let named = |name: &str| format!("{} on {name}", root.display());
-    let magic = match rustix::fs::statfs(existing(root)) {
+    let nearest = existing(root);
+    if let Err(error) = rustix::fs::accessat(
+        CWD,
+        nearest,
+        Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK,
+        AtFlags::EACCESS,
+    ) {
+        return Finding::worse(
+            WHAT,
+            State::Missing,
+            format!("{}: {} can't be read and written: {error}", root.display(), nearest.display()),
+            "be its owner, or choose another store with --root",
+        );
+    }
+    let magic = match rustix::fs::statfs(nearest) {
         // f_type is a signed word on some machines, and btrfs' magic has the sign bit.
         Ok(stat) => u32::try_from(i128::from(stat.f_type) & 0xffff_ffff).unwrap_or(0),
         Err(error) => {

@@ -57,7 +57,8 @@ pub struct Relayed {
 
 impl fmt::Display for Relayed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        // Within another message.
+        f.write_str(self.text.strip_prefix("error: ").unwrap_or(&self.text))
     }
 }
 
@@ -131,5 +132,12 @@ mod tests {
         assert_eq!(exit_code(&anyhow::anyhow!("no such tag"), |_| Some(true)), 1);
         let full = std::io::Error::from(ErrorKind::StorageFull);
         assert_eq!(exit_code(&anyhow::Error::from(full).context("writing"), |_| None), 1);
+    }
+
+    #[test]
+    fn what_is_relayed_says_once_that_it_is_an_error() {
+        let relayed = || anyhow::Error::from(Relayed { text: "error: no such image".into(), code: 1 });
+        assert_eq!(describe(&relayed()), "error: no such image");
+        assert_eq!(format!("{:#}", relayed().context("x can't be had")), "x can't be had: no such image");
     }
 }

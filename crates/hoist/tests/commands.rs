@@ -124,6 +124,9 @@ fn a_container_in_the_background_is_entered_stopped_and_removed() {
         let said = exec("echo $X $Y $HOME; pwd; id -u; id -g; exit 7");
         assert_eq!(said.status.code(), Some(7), "{}", stderr(&said));
         assert_eq!(String::from_utf8(said.stdout).unwrap(), "it is too /home/app\n/tmp\n1000\n1001\n");
+        let said = exec("echo $X $Y $HOME $0; pwd; id -G");
+        assert_eq!(String::from_utf8(said.stdout).unwrap(), "it is too /home/app sh\n/tmp\n1001 44\n");
+        assert_eq!(node.says(&["exec", "-u", "app:app", "web", "id", "-G"]), "1001\n");
         // As the container has it: the program is its first process.
         assert_eq!(node.says(&["exec", "web", "sh", "-c", "read -r name </proc/1/comm; echo $name"]), "sh\n");
         // What can't be run is told as `hoist run` tells it.

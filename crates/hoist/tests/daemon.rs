@@ -225,6 +225,24 @@ fn the_background_keeps_to_its_rate() {
     assert!(asked <= 2 && here * 2 < layer["total_bytes"].as_u64().unwrap(), "{asked} requests: {layer}");
 }
 
+/// Of a layer that the daemon has not read yet, by what an earlier one left in the store.
+#[test]
+fn what_is_here_is_told_before_anything_is_read() {
+    let case = Case::new();
+    let node = Node::new();
+    let told = [true, false].map(|reads| {
+        let _daemon = Daemon::start(&node, &[]);
+        let mount = node.mount(&case.image.name, &["--background", "off"]);
+        if reads {
+            assert!(mount.read("lib/d.so").unwrap() == case.source.read("lib/d.so"));
+        }
+        let layer = &status(&node)["mounts"][0]["layers"][0];
+        ["present_bytes", "total_bytes"].map(|what| count(layer, what))
+    });
+    let [[here, total], [later, again]] = told;
+    assert!(0 < here && here <= later && later < total && total == again, "{told:?}");
+}
+
 /// What one mount is to have is passed on; what a daemon has for all is said not to count.
 #[test]
 fn a_client_s_background_counts_and_its_timeout_does_not() {

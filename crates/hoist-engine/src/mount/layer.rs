@@ -20,6 +20,7 @@ use tokio::sync::{Mutex, OnceCell, Semaphore, watch};
 use super::filling::{Filling, Kept};
 use super::repeat::Failed;
 use super::slow::Slowest;
+use super::status::stored_lengths;
 use crate::counters::Counters;
 use crate::error::Error;
 use crate::fill::{Anew, Doubt, FillCounts, FillError, LayerFill, Meter, Tables, Through};
@@ -147,6 +148,8 @@ pub(crate) struct LazyLayer {
     meter: Arc<Meter>,
     slots: Arc<Semaphore>,
     fill: Filling,
+    /// See [`Self::stored_lengths`].
+    lengths: OnceLock<Vec<u64>>,
     /// What its readers asked for, in all mounts.
     pub counts: FillCounts,
     /// The reads that waited longest.
@@ -187,6 +190,7 @@ impl LazyLayer {
             meter,
             slots,
             fill: Filling::default(),
+            lengths: OnceLock::new(),
             counts: FillCounts::default(),
             slowest: Slowest::default(),
             failed: Failed::default(),
@@ -254,6 +258,13 @@ impl LazyLayer {
     /// Bytes that are readable, and of how many; None if this process has not read the table yet.
     pub fn present_bytes(&self) -> Option<(u64, u64)> {
         self.fill.present_bytes()
+    }
+    /// The lengths of its extents by the table in the store, bytes, read once; None while none is there.
+    pub fn stored_lengths(&self) -> Option<&[u64]> {
+        if self.lengths.get().is_none() {
+            let _ = self.lengths.set(stored_lengths(self.dir())?);
+        }
+        self.lengths.get().map(Vec::as_slice)
     }
     /// Forgets the table, if nobody has used it since this was last called.
     pub fn put_away(&self) -> Kept {

@@ -130,18 +130,12 @@ impl Viewer {
             return whole(data);
         }
         if !self.extents.contains_key(dir.path())
-            && let Ok(Some(table)) = dir.table()
+            && let Some(lengths) = stored_lengths(&dir)
         {
-            let lengths = table.extents.extents.iter().map(|extent| extent.len).collect();
             self.extents.insert(dir.path().to_owned(), lengths);
         }
         let (present_bytes, total_bytes) = match self.extents.get(dir.path()) {
-            Some(lengths) => {
-                // A table has fewer extents than 2^32.
-                let here = Here::of(&dir, &state, lengths.len() as u32);
-                let present = lengths.iter().enumerate().filter(|(i, _)| here.has(*i as u32));
-                (present.map(|(_, len)| len).sum(), lengths.iter().sum())
-            }
+            Some(lengths) => present_of(&dir, &state, lengths),
             // Nobody has read of it yet.
             None => (0, data.metadata().map_or(0, |meta| meta.len())),
         };
@@ -149,6 +143,20 @@ impl Viewer {
         let digest = *dir.blob();
         Some(LayerStatus { digest, present_bytes, total_bytes, complete, verified, condemned })
     }
+}
+
+/// The lengths of a layer's extents by the table that is in the store, bytes; None where none is.
+pub(super) fn stored_lengths(dir: &LayerDir) -> Option<Vec<u64>> {
+    let table = dir.table().ok().flatten()?;
+    Some(table.extents.extents.iter().map(|extent| extent.len).collect())
+}
+
+/// Bytes of a layer with these extents that are readable by what the store has of it, and of how many.
+fn present_of(dir: &LayerDir, state: &LayerState, lengths: &[u64]) -> (u64, u64) {
+    // A table has fewer extents than 2^32.
+    let here = Here::of(dir, state, lengths.len() as u32);
+    let present = lengths.iter().enumerate().filter(|(i, _)| here.has(*i as u32));
+    (present.map(|(_, len)| len).sum(), lengths.iter().sum())
 }
 
 fn status(layer: &MountedLayer) -> Option<LayerStatus> {
@@ -177,8 +185,11 @@ fn whole(data: &Path) -> Option<LayerStatus> {
 
 fn lazy(layer: &LazyLayer) -> LayerStatus {
     let state = layer.dir().state();
-    // Nobody may have read of it yet in this process.
-    let unread = || (0, layer.data().metadata().map_or(0, |meta| meta.len()));
+    // Nobody may have read of it yet in this process: others, or an earlier mount, may have filled some of it.
+    let unread = || match layer.stored_lengths() {
+        Some(lengths) => present_of(layer.dir(), &state, lengths),
+        None => (0, layer.data().metadata().map_or(0, |meta| meta.len())),
+    };
     let (present_bytes, total_bytes) = layer.present_bytes().unwrap_or_else(unread);
     let condemned = layer.filling().and_then(|fill| fill.condemned()).or(state.lied);
     let (complete, verified) = (state.complete, state.verified);

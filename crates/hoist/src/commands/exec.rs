@@ -1,13 +1,18 @@
 //! `hoist exec`: becomes the OCI runtime that runs the container, which does it all.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use rustix::fs::MemfdFlags;
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
+use crate::bundle;
 use crate::bundle::process::{self, ImageProcess};
-use crate::bundle::{self, user};
+use crate::bundle::user::{self, User};
 use crate::cli::{Exec, Global};
 use crate::container::{self, Program};
 use crate::failure::user_hint;
@@ -27,7 +32,20 @@ pub(super) fn run(global: &Global, options: &Exec) -> anyhow::Result<u8> {
         )
     })?;
     let mut runtime = Runtime::of(known);
-    let arguments = arguments(options, &program)?;
+    let user = options.user.as_deref().map(|spec| user_of(spec, &program)).transpose()?;
+    let mut given: Vec<_> = user.iter().map(|user| format!("HOME={}", user.home)).collect();
+    given.extend_from_slice(&options.env);
+    // It stays open until the runtime has read it.
+    let described = match &user {
+        Some(user) if !user.groups.is_empty() => Some(described(&root, options, user, &given)?),
+        _ => None,
+    };
+    let (arguments, command) = match &described {
+        Some(file) => {
+            (vec!["--process".into(), format!("/proc/self/fd/{}", file.as_raw_fd()).into()], &[][..])
+        }
+        None => (arguments(options, user.as_ref(), &given)?, options.command()),
+    };
     if enter(&program)? {
         runtime.without_cgroups();
     }
@@ -39,27 +57,31 @@ pub(super) fn run(global: &Global, options: &Exec) -> anyhow::Result<u8> {
     if let Some(why) = why_not(&root, options, &program) {
         return Err(why);
     }
-    let error = runtime.exec(options.name(), &state, &arguments, options.command());
+    let error = runtime.exec(options.name(), &state, &arguments, command);
     Err(error).with_context(|| format!("starting the OCI runtime {}", runtime.program().display()))
 }
 
+/// Who is meant, by the container's own files.
+fn user_of(spec: &str, program: &Program) -> anyhow::Result<User> {
+    let root = RootDir::open(&of_process(program, "root")).context("opening the container's root folder")?;
+    let read =
+        |file: &str| root.read(Path::new(file)).with_context(|| format!("reading the container's {file}"));
+    let [passwd, group] = [read("/etc/passwd")?, read("/etc/group")?].map(Option::unwrap_or_default);
+    user::resolve(spec, &passwd, &group)
+}
+
+fn own(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
 /// The runtime's own options.
-fn arguments(options: &Exec, program: &Program) -> anyhow::Result<Vec<OsString>> {
+fn arguments(options: &Exec, user: Option<&User>, given: &[String]) -> anyhow::Result<Vec<OsString>> {
     let mut arguments: Vec<OsString> = Vec::new();
     let mut give = |name: &str, value: &str| arguments.extend([name.into(), value.into()]);
-    if let Some(spec) = &options.user {
-        let root =
-            RootDir::open(&of_process(program, "root")).context("opening the container's root folder")?;
-        let read = |file: &str| {
-            root.read(Path::new(file)).with_context(|| format!("reading the container's {file}"))
-        };
-        let [passwd, group] = [read("/etc/passwd")?, read("/etc/group")?].map(Option::unwrap_or_default);
-        let user = user::resolve(spec, &passwd, &group)?;
+    if let Some(user) = user {
         give("--user", &format!("{}:{}", user.uid, user.gid));
-        give("--env", &format!("HOME={}", user.home));
     }
-    let own = |name: &str| std::env::var(name).ok();
-    for variable in process::env(&ImageProcess::default(), &options.env, own, &[])? {
+    for variable in process::env(&ImageProcess::default(), given, own, &[])? {
         give("--env", &variable);
     }
     if let Some(dir) = &options.workdir {
@@ -69,6 +91,32 @@ fn arguments(options: &Exec, program: &Program) -> anyhow::Result<Vec<OsString>>
         arguments.push("--tty".into());
     }
     Ok(arguments)
+}
+
+/// A file in memory, inherited by the runtime, that describes the program: not every runtime has an option for
+/// supplementary groups.
+fn described(root: &Path, options: &Exec, user: &User, given: &[String]) -> anyhow::Result<File> {
+    let name = options.name();
+    let lost = || format!("reading the bundle of the container {name}");
+    let mut process = container::process(root, name).with_context(lost)?;
+    let (env, _) = container::environment(root, name).with_context(lost)?;
+    let container = ImageProcess { env, ..ImageProcess::default() };
+    process["args"] = options.command().into();
+    process["env"] = process::env(&container, given, own, &[])?.into();
+    if let Some(dir) = &options.workdir {
+        process["cwd"] = dir.as_str().into();
+    }
+    process["terminal"] = options.tty.into();
+    process["user"]["uid"] = user.uid.into();
+    process["user"]["gid"] = user.gid.into();
+    // A user namespace of one user has none.
+    if let Some(groups) = process["user"].get_mut("additionalGids") {
+        *groups = user.groups.clone().into();
+    }
+    let made = rustix::fs::memfd_create(c"hoist-process", MemfdFlags::empty());
+    let mut file = File::from(made.context("making a file in memory")?);
+    file.write_all(process.to_string().as_bytes()).context("describing the program to the runtime")?;
+    Ok(file)
 }
 
 /// Why the command can't be run, where that can be seen from here. The runtime would tell it in its own words.

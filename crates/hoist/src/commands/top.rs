@@ -43,6 +43,9 @@ struct Row {
     wire_bytes_per_second: u64,
     reads_per_second: u64,
     stalls_per_second: f64,
+    /// It was not looked at before: there are no rates yet.
+    #[serde(skip)]
+    first: bool,
 }
 
 /// All of them at one moment: a line of `--json`.
@@ -165,6 +168,7 @@ fn row(
         wire_bytes_per_second: rounded(history.wire_bytes, |row| row.wire_bytes),
         reads_per_second: rounded(history.reads, |row| row.reads),
         stalls_per_second: (rate(history.stalls, |row| row.stalls).unwrap_or(0.0) * 10.0).round() / 10.0,
+        first: before.is_none(),
     }
 }
 
@@ -174,17 +178,18 @@ impl Row {
             0 => "-".to_owned(),
             reads => format!("{:.1}%", (reads - self.stalls.min(reads)) as f64 * 100.0 / reads as f64),
         };
+        let rate = |of: String| if self.first { "-".to_owned() } else { format!("{of}/s") };
         json!({
             "mount": self.container.as_ref().unwrap_or(&self.target),
             "image": self.image,
             "driver": self.driver,
             "here": share(self.present_bytes, self.total_bytes),
-            "+here": format!("{}/s", bytes(self.present_bytes_per_second)),
+            "+here": rate(bytes(self.present_bytes_per_second)),
             "fetched": bytes(self.wire_bytes),
-            "+fetched": format!("{}/s", bytes(self.wire_bytes_per_second)),
+            "+fetched": rate(bytes(self.wire_bytes_per_second)),
             "hits": hits,
             "stalls": self.stalls,
-            "+stalls": format!("{}/s", self.stalls_per_second),
+            "+stalls": rate(self.stalls_per_second.to_string()),
             "waited": format!("{:.1} s", self.waited_seconds),
             "failed": self.failed,
         })

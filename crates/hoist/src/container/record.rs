@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{Container, Program, check_name, containers, folder, unknown};
 use crate::failure::user_hint;
@@ -75,17 +76,19 @@ pub fn list(root: &Path) -> anyhow::Result<Vec<Listed>> {
 /// The environment and the working folder of the program of a container that runs, as its bundle has them.
 pub fn environment(root: &Path, name: &str) -> Option<(Vec<String>, String)> {
     #[derive(Deserialize)]
-    struct Config {
-        process: Process,
-    }
-    #[derive(Deserialize)]
     struct Process {
         env: Vec<String>,
         cwd: String,
     }
+    let Process { env, cwd } = serde_json::from_value(process(root, name)?).ok()?;
+    Some((env, cwd))
+}
+
+/// What a container's bundle says of its program (OCI runtime specification, config.md, Process).
+pub fn process(root: &Path, name: &str) -> Option<Value> {
     let config = std::fs::read(folder(root, name)?.join("bundle/config.json")).ok()?;
-    let Config { process } = serde_json::from_slice(&config).ok()?;
-    Some((process.env, process.cwd))
+    let mut config: Value = serde_json::from_slice(&config).ok()?;
+    config.get_mut("process").map(Value::take)
 }
 
 /// Is there a container of this name?

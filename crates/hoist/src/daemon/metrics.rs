@@ -322,6 +322,14 @@ impl Endpoint {
         }
     }
 
+    /// The address that it has: the system chose the port where 0 was asked for.
+    pub fn address(&self) -> Option<std::net::SocketAddr> {
+        match self {
+            Endpoint::Tcp(listener) => listener.local_addr().ok(),
+            Endpoint::Unix(_) => None,
+        }
+    }
+
     /// Answers for ever.
     pub async fn serve(self, source: Source) {
         let slots = Arc::new(Semaphore::new(AT_ONCE));

@@ -294,6 +294,9 @@ impl Metrics {
             prepared: Arc::clone(&daemon.prepared),
         };
         let endpoint = Endpoint::bind(&at).await?;
+        if let Some(address) = endpoint.address() {
+            tracing::info!(%address, "serving metrics");
+        }
         Ok(Metrics(Some(tokio::spawn(endpoint.serve(source)))))
     }
 
