@@ -12,6 +12,7 @@ use hoist_sys::fuse::{
     attributes, entry, mount, negative_entry, statfs, xattr_size,
 };
 use hoist_sys::mount::unmount;
+use rustix::fs::{Mode, OFlags, open};
 
 const FILE: u64 = 7;
 const LINK: u64 = 8;
@@ -180,6 +181,38 @@ fn a_successor_answers_what_was_left() {
     let successor = Session::from_fds(fds, mounted.session.negotiated()).unwrap();
     let _threads = successor.serve(&mounted.tiny, 2).unwrap();
     assert_eq!(reader.join().unwrap(), CONTENT);
+}
+
+/// Any number of programs wait for bytes, and names are answered all the same; who goes on answers them all.
+#[test]
+fn names_go_on_while_very_many_reads_wait() {
+    const READS: u32 = 1500;
+    let mounted = Mounted::new(2);
+    mounted.tiny.to_lose.store(READS, Ordering::SeqCst);
+    // Past the page cache, as one page is asked for once.
+    let flags = OFlags::RDONLY | OFlags::DIRECT;
+    let file = Arc::new(open(mounted.path("file"), flags, Mode::empty()).unwrap());
+    let read = |_| {
+        let file = Arc::clone(&file);
+        let read = move || {
+            let mut bytes = [0; 64];
+            rustix::io::pread(&file, &mut bytes, 0).map(|n| bytes[..n].to_vec())
+        };
+        std::thread::Builder::new().stack_size(64 << 10).spawn(read).unwrap()
+    };
+    let readers: Vec<_> = (0..READS).map(read).collect();
+    while mounted.tiny.lost.load(Ordering::SeqCst) < READS {
+        std::thread::yield_now();
+    }
+    let names = [
+        fs::read_link(mounted.path("link")),
+        fs::canonicalize(mounted.path("link")).map(|p| p.file_name().unwrap().into()),
+    ];
+    let fds = mounted.session.fds().map(|fd| fd.try_clone_to_owned().unwrap()).collect();
+    let successor = Session::from_fds(fds, mounted.session.negotiated()).unwrap();
+    let _threads = successor.serve(&mounted.tiny, 2).unwrap();
+    readers.into_iter().for_each(|reader| assert_eq!(reader.join().unwrap().unwrap(), CONTENT));
+    names.into_iter().for_each(|name| assert_eq!(name.unwrap(), Path::new("file")));
 }
 
 /// Once the last holder of the descriptors is gone, reads fail: nothing is made up.

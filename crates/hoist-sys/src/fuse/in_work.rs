@@ -7,10 +7,10 @@
 //! answered: then the kernel says so, as no two requests of a session have the same number.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::device::Device;
 use crate::outliving::Outliving;
@@ -21,8 +21,8 @@ pub(super) const INBOXES: usize = 8;
 pub(super) const INBOX_BYTES: usize = 8 << 10;
 /// Words of an inbox.
 const INBOX: usize = INBOX_BYTES / 8;
-/// Reads in work at once.
-const SLOTS: usize = 1024;
+/// Reads in work at once. The memory of those that were never used is not there.
+const SLOTS: usize = 1 << 16;
 /// Words of a slot: 0 when free and else one more than the queue's number, and then the request.
 const SLOT: usize = 16;
 /// Words before the inboxes, one page: magic, inboxes that were used, slots that were used.
@@ -30,9 +30,13 @@ const HEADER: usize = 512;
 const USED_INBOXES: usize = 1;
 const USED_SLOTS: usize = 2;
 const FIRST_SLOT: usize = HEADER + INBOXES * INBOX;
-const WORDS: usize = FIRST_SLOT + SLOTS * SLOT;
-/// Of layout 1.
-const MAGIC: u64 = u64::from_le_bytes(*b"hoistfq1");
+const WORDS: usize = at(SLOTS);
+/// Of layout 2.
+const MAGIC: u64 = u64::from_le_bytes(*b"hoistfq2");
+/// Layout 1 is the same with fewer slots. An upgrade goes on with it.
+const SLOTS_1: usize = 1024;
+const WORDS_1: usize = at(SLOTS_1);
+const MAGIC_1: u64 = u64::from_le_bytes(*b"hoistfq1");
 
 /// The requests that were read and not answered yet. Cheap to clone, safe to share.
 #[derive(Debug, Clone)]
@@ -41,8 +45,11 @@ pub struct InWork(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     memory: Outliving,
+    /// How many slots there are.
+    slots: usize,
     free: Mutex<Free>,
-    more: Condvar,
+    /// Was it said that none is free?
+    said: AtomicBool,
 }
 
 /// The slots that are free: these, and all from `untouched` on.
@@ -69,7 +76,7 @@ impl InWork {
     /// # Errors
     /// The kernel's: no memory, too many open files.
     pub fn new() -> io::Result<Self> {
-        Outliving::new(c"hoist-requests", WORDS, MAGIC).map(Self::over)
+        Outliving::new(c"hoist-requests", WORDS, MAGIC).map(|memory| Self::over(memory, SLOTS))
     }
 
     /// What another process made with [`InWork::new`].
@@ -77,22 +84,25 @@ impl InWork {
     /// # Errors
     /// It is something else, or of another layout; or the kernel's.
     pub fn of(file: File) -> io::Result<Self> {
-        Outliving::of(file, WORDS, MAGIC).map(Self::over).map_err(|e| match e.kind() {
+        let (slots, words, magic) = match file.metadata()?.len() == WORDS_1 as u64 * 8 {
+            true => (SLOTS_1, WORDS_1, MAGIC_1),
+            false => (SLOTS, WORDS, MAGIC),
+        };
+        let memory = Outliving::of(file, words, magic).map_err(|e| match e.kind() {
             io::ErrorKind::InvalidData => {
                 io::Error::other("no list of FUSE requests, or one of another version of hoist")
             }
             _ => e,
-        })
+        })?;
+        Ok(Self::over(memory, slots))
     }
 
-    fn over(memory: Outliving) -> Self {
-        let used = (memory.words()[USED_SLOTS].load(Ordering::Acquire) as usize).min(SLOTS);
-        let slots = (0..used).filter(|slot| memory.words()[at(*slot)].load(Ordering::Acquire) == 0).collect();
-        Self(Arc::new(Shared {
-            memory,
-            free: Mutex::new(Free { slots, untouched: used }),
-            more: Condvar::new(),
-        }))
+    fn over(memory: Outliving, slots: usize) -> Self {
+        let used = (memory.words()[USED_SLOTS].load(Ordering::Acquire) as usize).min(slots);
+        let is_free = |slot: &usize| memory.words()[at(*slot)].load(Ordering::Acquire) == 0;
+        // The lowest are taken first, so that few pages are in use.
+        let free = Free { slots: (0..used).rev().filter(is_free).collect(), untouched: used };
+        Self(Arc::new(Shared { memory, slots, free: Mutex::new(free), said: AtomicBool::new(false) }))
     }
 
     /// Reads a request into an inbox, and copies it to `copy`. Only one thread at a time uses an inbox, and only for one queue:
@@ -125,13 +135,16 @@ impl InWork {
         self.0.memory.words()[HEADER + inbox * INBOX].store(0, Ordering::Release);
     }
 
-    /// Notes a request until the slot is [done with](Slot::done). Waits while too many are in work. None for one that is too
-    /// long.
+    /// Notes a request until the slot is [done with](Slot::done). None, which is said once on standard error, where too many
+    /// are in work; None for one that is too long. Never waits: who reads requests must go on.
     pub(super) fn note(&self, queue: usize, request: &[u8]) -> Option<Slot> {
         if request.len() > (SLOT - 1) * 8 {
             return None;
         }
-        let number = self.0.take();
+        let Some(number) = self.0.take() else {
+            self.say_full();
+            return None;
+        };
         let words = &self.0.memory.words()[at(number)..][..SLOT];
         for (word, bytes) in words[1..].iter().zip(request.chunks(8)) {
             let mut whole = [0; 8];
@@ -140,6 +153,18 @@ impl InWork {
         }
         words[0].store(queue as u64 + 1, Ordering::Release);
         Some(self.slot(number))
+    }
+
+    fn say_full(&self) {
+        if !self.0.said.swap(true, Ordering::Relaxed) {
+            // Not eprintln, which panics when standard error is closed.
+            let _ = writeln!(
+                io::stderr(),
+                "hoist: {} reads of one FUSE file system wait for their bytes: more of them fail with EIO until some are \
+                 answered; see whether its registry answers",
+                self.0.slots
+            );
+        }
     }
 
     fn slot(&self, number: usize) -> Slot {
@@ -160,7 +185,7 @@ impl InWork {
                 found.push(Left { queue, bytes, slot });
             }
         };
-        for slot in 0..used(USED_SLOTS, SLOTS) {
+        for slot in 0..used(USED_SLOTS, self.0.slots) {
             let words = &words[at(slot)..][..SLOT];
             if let Some(queue) = (words[0].load(Ordering::Acquire) as usize).checked_sub(1) {
                 add(queue, &words[1..], Some(self.slot(slot)));
@@ -179,7 +204,7 @@ impl InWork {
 }
 
 /// Where a slot begins.
-fn at(slot: usize) -> usize {
+const fn at(slot: usize) -> usize {
     FIRST_SLOT + slot * SLOT
 }
 
@@ -208,20 +233,16 @@ impl Shared {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A free slot, once there is one.
-    fn take(&self) -> usize {
+    /// A free slot: the one that was freed last, whose page is in use already, or else the lowest that was never used.
+    fn take(&self) -> Option<usize> {
         let mut free = self.free();
-        loop {
-            if let Some(slot) = free.slots.pop() {
-                return slot;
-            }
-            if free.untouched < SLOTS {
-                free.untouched += 1;
-                self.memory.words()[USED_SLOTS].store(free.untouched as u64, Ordering::Release);
-                return free.untouched - 1;
-            }
-            free = self.more.wait(free).unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = free.slots.pop() {
+            return Some(slot);
         }
+        let slot = (free.untouched < self.slots).then_some(free.untouched)?;
+        free.untouched += 1;
+        self.memory.words()[USED_SLOTS].store(free.untouched as u64, Ordering::Release);
+        Some(slot)
     }
 }
 
@@ -238,12 +259,13 @@ impl Slot {
     pub fn done(self) {
         self.shared.memory.words()[at(self.number)].store(0, Ordering::Release);
         self.shared.free().slots.push(self.number);
-        self.shared.more.notify_one();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     fn request(number: u8, len: usize) -> Vec<u8> {
@@ -291,23 +313,69 @@ mod tests {
         assert!(list.left(2).is_empty());
     }
 
-    /// More than there are slots.
     #[test]
-    fn who_finds_no_slot_waits_for_one() {
+    fn who_finds_no_slot_is_told_and_does_not_wait() {
         let list = InWork::new().unwrap();
         let mut slots: Vec<_> = (0..SLOTS).map(|_| list.note(0, &request(1, 80)).unwrap()).collect();
-        std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| list.note(0, &request(2, 80)).unwrap().done());
-            slots.pop().unwrap().done();
-            waiting.join().unwrap();
-        });
+        assert!(list.note(0, &request(2, 80)).is_none());
+        assert!(another(&list).note(0, &request(2, 80)).is_none());
+        assert_eq!(list.left(1).len(), SLOTS);
+        slots.pop().unwrap().done();
+        list.note(0, &request(2, 80)).unwrap().done();
         assert_eq!(list.left(1).len(), SLOTS - 1);
+    }
+
+    /// Blocks of 512 bytes that the list's memory takes.
+    fn blocks(list: &InWork) -> u64 {
+        File::from(list.as_fd().try_clone_to_owned().unwrap()).metadata().unwrap().blocks()
+    }
+
+    #[test]
+    fn slots_that_were_never_used_take_no_memory() {
+        let list = InWork::new().unwrap();
+        let before = blocks(&list);
+        assert!(before <= 16, "{before} blocks");
+        for _ in 0..SLOTS {
+            list.note(0, &request(1, 80)).unwrap().done();
+        }
+        let next = another(&list);
+        assert!(next.left(1).is_empty());
+        for _ in 0..SLOTS {
+            next.note(0, &request(1, 80)).unwrap().done();
+        }
+        assert!(blocks(&list) <= before + 16, "{} blocks, {before} before", blocks(&list));
+    }
+
+    #[test]
+    fn a_successor_takes_the_lowest_free_slots() {
+        let list = InWork::new().unwrap();
+        (0..9)
+            .map(|_| list.note(0, &request(1, 80)).unwrap())
+            .collect::<Vec<_>>()
+            .into_iter()
+            .for_each(Slot::done);
+        let next = another(&list);
+        assert_eq!([0, 1, 2].map(|_| next.note(0, &request(1, 80)).unwrap().number), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_list_of_layout_1_is_gone_on_with() {
+        let old = Outliving::new(c"hoist-requests", WORDS_1, MAGIC_1).unwrap();
+        let list = InWork::of(old.as_fd().try_clone_to_owned().unwrap().into()).unwrap();
+        for _ in 0..SLOTS_1 {
+            drop(list.note(0, &request(1, 80)).unwrap());
+        }
+        assert!(list.note(0, &request(1, 80)).is_none());
+        assert_eq!(another(&list).left(1).len(), SLOTS_1);
     }
 
     #[test]
     fn what_is_no_list_is_refused() {
         assert!(InWork::of(File::open("/dev/null").unwrap()).is_err());
-        let other = Outliving::new(c"other", WORDS, 7).unwrap();
-        assert!(InWork::of(other.as_fd().try_clone_to_owned().unwrap().into()).is_err());
+        for (words, magic) in [(WORDS, 7), (WORDS, MAGIC_1), (WORDS_1, MAGIC), (at(2048), MAGIC)] {
+            let other = Outliving::new(c"other", words, magic).unwrap();
+            let refused = InWork::of(other.as_fd().try_clone_to_owned().unwrap().into()).unwrap_err();
+            assert!(refused.to_string().contains("another version of hoist"), "{refused}");
+        }
     }
 }

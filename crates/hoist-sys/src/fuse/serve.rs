@@ -123,17 +123,19 @@ impl Queue {
         }
     }
 
-    /// Has a request answered. Only reads may be answered later: they are noted, unless they are already.
+    /// Has a request answered. Only reads may be answered later: they are noted, unless they are already, and fail with EIO
+    /// where that cannot be: nobody would answer one that is not noted, should this process die.
     fn hand_in(&self, handler: &impl Handler, bytes: &[u8], slot: Option<Slot>) {
         match Request::parse(bytes) {
             Ok(request) => {
-                let slot = match request.operation {
-                    Operation::Read { .. } => slot.or_else(|| self.in_work.note(self.number, bytes)),
-                    _ => slot,
-                };
+                let is_read = matches!(request.operation, Operation::Read { .. });
+                let slot =
+                    if is_read { slot.or_else(|| self.in_work.note(self.number, bytes)) } else { slot };
                 let device = Some(Arc::clone(&self.device));
+                let is_refused = is_read && slot.is_none();
                 let answer = Answer { device, unique: request.unique, answers: self.answers.clone(), slot };
                 match request.operation {
+                    _ if is_refused => answer.fail(libc::EIO),
                     Operation::Forget => answer.none(),
                     Operation::Destroy => answer.with(&[]),
                     _ => handler.handle(&request, answer),
@@ -200,4 +202,67 @@ pub(crate) fn refuse_asked(in_work: &InWork, queues: &[Device]) -> io::Result<()
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Keeps what reads are to be answered with, and answers all else.
+    #[derive(Default)]
+    struct Slow(Mutex<Vec<Answer>>);
+
+    impl Handler for Slow {
+        fn handle(&self, request: &Request<'_>, answer: Answer) {
+            match request.operation {
+                Operation::Read { .. } => self.0.lock().unwrap().push(answer),
+                _ => answer.with(&[]),
+            }
+        }
+    }
+
+    fn request(opcode: u32, unique: u64) -> Vec<u8> {
+        let mut bytes = [80, opcode].map(u32::to_ne_bytes).concat();
+        bytes.extend(unique.to_ne_bytes());
+        bytes.resize(80, 0);
+        bytes
+    }
+
+    const GETATTR: u32 = 3;
+    const READ: u32 = 15;
+
+    /// Errno and number of the next reply.
+    fn reply(from: &mut File) -> (i32, u64) {
+        let mut bytes = [0; 16];
+        from.read_exact(&mut bytes).unwrap();
+        let errno = i32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+        (-errno, u64::from_ne_bytes(std::array::from_fn(|i| bytes[8 + i])))
+    }
+
+    #[test]
+    fn a_read_too_many_fails_and_all_else_goes_on() {
+        let (from, to) = rustix::pipe::pipe().unwrap();
+        let mut replies = File::from(from);
+        let device = Arc::new(Device::from(to));
+        let queue = Queue { number: 0, device, in_work: InWork::new().unwrap(), answers: None };
+        let slow = Slow::default();
+        let mut others = Vec::new();
+        while let Some(slot) = queue.in_work.note(0, &request(READ, 1)) {
+            others.push(slot);
+        }
+        queue.hand_in(&slow, &request(READ, 2), None);
+        queue.hand_in(&slow, &request(GETATTR, 3), None);
+        assert_eq!([reply(&mut replies), reply(&mut replies)], [(libc::EIO, 2), (0, 3)]);
+        assert_eq!(slow.0.lock().unwrap().len(), 0);
+        // One that a dead process had noted keeps its slot.
+        queue.hand_in(&slow, &request(READ, 1), others.pop());
+        slow.0.lock().unwrap().pop().unwrap().with(&[]);
+        queue.hand_in(&slow, &request(READ, 4), None);
+        slow.0.lock().unwrap().pop().unwrap().with(&[]);
+        assert_eq!([reply(&mut replies), reply(&mut replies)], [(0, 1), (0, 4)]);
+    }
 }
