@@ -8,6 +8,7 @@ mod index;
 mod inspect;
 mod logs;
 mod mount;
+mod no_store;
 mod pin;
 mod prune;
 mod ps;
@@ -35,6 +36,9 @@ pub(crate) use unmount::unmount as unmount_target;
 /// Does what the command line says; returns the exit code.
 pub fn run(cli: Cli, inheritance: Option<Inheritance>) -> anyhow::Result<u8> {
     let global = &cli.global;
+    if no_store::answer(global, &cli.command)? {
+        return Ok(0);
+    }
     match cli.command {
         Command::Run(options) => return run::run(global, &options),
         Command::Exec(options) => return exec::run(global, &options),

@@ -104,6 +104,25 @@ fn doctor_judges_the_driver_that_was_asked_for() {
     assert!(mounting["found"].as_str().unwrap().contains("erofs that was asked for"), "{mounting}");
 }
 
+/// A mistyped `--root` is told, and makes no folder.
+#[test]
+fn who_only_looks_makes_no_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("none");
+    for (command, code) in [("images", 0), ("ps", 0), ("status", 0), ("fsck", 1), ("rm x", 1)] {
+        let command: Vec<_> = command.split(' ').chain(["--root", root.to_str().unwrap()]).collect();
+        let output = run(&command);
+        let said = [&output.stdout[..], &output.stderr].concat();
+        assert_eq!(output.status.code(), Some(code), "{command:?}");
+        assert!(String::from_utf8(said).unwrap().contains("there is no store in "), "{command:?}");
+        if code == 0 {
+            let output = run(&[&command[..], &["--json"]].concat());
+            serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap();
+        }
+        assert!(!root.exists(), "{command:?}");
+    }
+}
+
 #[test]
 fn doctor_tells_machines_too() {
     let root = tempfile::tempdir().unwrap();
