@@ -22,6 +22,9 @@ const FIRST_LINE: usize = 256;
 /// Where linkers look last (ld.so(8); those of musl and Fedora among them).
 const LIBRARY_PATH: [&str; 5] = ["/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib"];
 
+/// Folders of a PATH that are looked through: an image may name millions.
+const MAX_FOLDERS: usize = 1024;
+
 /// What execvp(3) would find.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
@@ -96,7 +99,7 @@ fn search(program: &str, path: &str, cwd: &str) -> Vec<PathBuf> {
     if program.contains('/') {
         return vec![Path::new(cwd).join(program)];
     }
-    path.split(':').map(|dir| Path::new(cwd).join(dir).join(program)).collect()
+    path.split(':').take(MAX_FOLDERS).map(|dir| Path::new(cwd).join(dir).join(program)).collect()
 }
 
 /// The words of a script's `#!` line; `None` if it is no script.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use hoist_testkit::layout::{Builder, Compression};
 use hoist_testkit::{Fault, FaultKind, When, process};
+use node::case::PATIENCE;
 use node::daemon::Daemon;
 use node::tree::Source;
 use node::{Node, Published, REPO, count, stderr};
@@ -556,5 +557,37 @@ fn an_image_that_cannot_be_read_is_one_error() {
             assert_eq!(ps(&node).len(), 0);
         }
         image.proxy.clear_faults();
+    }
+}
+
+/// Called off while reads of its image wait for a registry that hangs, a container leaves nothing.
+#[test]
+fn a_run_interrupted_while_its_image_cannot_be_read_leaves_nothing() {
+    let image = programs();
+    for with_daemon in [false, true] {
+        let node = Node::new();
+        let _daemon = with_daemon.then(|| Daemon::start(&node, &[]));
+        // Known, and next to nothing of it here.
+        drop(node.mount(&image.name, &[]));
+        image.proxy.inject(Fault::new("/blobs/", When::Always, FaultKind::Hang));
+        let name = format!("{}@{}", image.name, image.digest);
+        let mut run = node.hoist(&["run", "--rm", &name, "sh", "-c", ":"]);
+        let run = run.stderr(Stdio::piped()).spawn().unwrap();
+        let containers = node.store("containers");
+        let is_mounted = || {
+            let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+            Ok(table.contains(containers.to_str().unwrap()))
+        };
+        process::wait_until("the image's mount", PATIENCE, is_mounted).unwrap();
+        let pid = rustix::process::Pid::from_raw(run.id().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let ended = run.wait_with_output().unwrap();
+        assert_eq!(ended.status.code(), Some(130), "{}", stderr(&ended));
+        image.proxy.clear_faults();
+        process::wait_until("the end of the mount", PATIENCE, || Ok(!is_mounted()?)).unwrap();
+        process::wait_until("the end of the container's folder", PATIENCE, || {
+            Ok(std::fs::read_dir(&containers)?.next().is_none())
+        })
+        .unwrap();
     }
 }

@@ -368,6 +368,32 @@ fn a_killed_run_is_cleaned_up_once_its_container_is_gone() {
     .unwrap();
 }
 
+/// Replaced or gone for good, it costs the program neither its exit code nor its container's end.
+#[test]
+fn a_daemon_that_goes_away_is_nothing_to_the_program() {
+    let image = programs();
+    for again in [true, false] {
+        let node = Node::new();
+        let daemon = Daemon::start(&node, &[]);
+        let pipe = node.path("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o666.into(), 0).unwrap();
+        let volume = format!("{}:/pipe", pipe.display());
+        let script = "echo up; read line </pipe; cat /etc/passwd >/dev/null && echo still read; exit 6";
+        let mut run = node.hoist(&["run", "--rm", "-v", &volume, &image.name, "sh", "-c", script]);
+        let mut client = run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        client.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
+        drop(daemon);
+        let _new = again.then(|| Daemon::start(&node, &[]));
+        fs::write(&pipe, "go on\n").unwrap();
+        let ended = client.wait_with_output().unwrap();
+        assert_eq!(ended.status.code(), Some(6), "{}", stderr(&ended));
+        assert_eq!(String::from_utf8_lossy(&ended.stdout), "still read\n");
+        assert_eq!(stderr(&ended), "");
+        wait_until_nothing_is_mounted(&node);
+        assert!(fs::read_dir(node.store("containers")).unwrap().next().is_none());
+    }
+}
+
 #[test]
 fn another_version_is_refused_by_both_sides() {
     let node = Node::new();

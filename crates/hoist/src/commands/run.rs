@@ -17,6 +17,7 @@ use anyhow::Context;
 use hoist_engine::Progress;
 use hoist_engine::store::Store;
 use hoist_engine::store::history::History;
+use serde_json::Value;
 
 use crate::background::{PARENT_GONE, Reporter};
 use crate::bundle::process::{self, DEFAULT_PATH, ImageProcess};
@@ -26,6 +27,7 @@ use crate::bundle::{self, Bundle};
 use crate::cli::{Global, Net, Run, Seccomp};
 use crate::container::{Container, Record, output};
 use crate::container_image::{Mounted, Resolved};
+use crate::daemon::client::Gone;
 use crate::daemon::status;
 use crate::failure::user_hint;
 use crate::printer::Printer;
@@ -126,12 +128,12 @@ impl Plan<'_> {
             // Only for who asks later.
             let _ = container.note(&record).inspect_err(|error| tracing::warn!("{error:#}"));
         }
-        let outcome = match (outcome, self.reporter.is_some()) {
-            (Err(error), true) => Err(with_output(error, &container)),
-            (outcome, _) => outcome,
-        };
         // A container that never ran is kept for nobody.
         let never_ran = outcome.is_err() && record.exit_code.is_none();
+        let outcome = match outcome {
+            Err(error) if never_ran && self.reporter.is_some() => Err(with_output(error, &container)),
+            outcome => outcome,
+        };
         let cleaned = container.clean(self.options.rm || never_ran);
         let code = outcome?;
         cleaned?;
@@ -167,7 +169,7 @@ impl Plan<'_> {
             }
             Ok(mount)
         };
-        let mut mount: Mounted = tokio::select! {
+        let mount: Mounted = tokio::select! {
             mount = mounting => mount?,
             why = self.called_off(signals) => return Err(why),
         };
@@ -178,7 +180,7 @@ impl Plan<'_> {
             self.runtime.delete(container.name(), &container.state()).await;
         }
         let unmounted = container.unmount_overlay();
-        let stats = mount.unmount().await;
+        let stats = self.unmount(mount, container).await;
         let code = match (outcome, self.unread(container)) {
             (Err(error), Some(unread)) => return Err(error.context(unread)),
             (Ok(code), Some(unread)) => {
@@ -188,12 +190,46 @@ impl Plan<'_> {
             (outcome, None) => outcome?,
         };
         unmounted?;
-        let stats = stats?;
-        record.demand_stalls = stats["demand_stalls"].as_u64();
-        if let Some(path) = &self.options.stats.path {
-            crate::stats_file::write(path, &stats)?;
+        match stats? {
+            Some(stats) => {
+                record.demand_stalls = stats["demand_stalls"].as_u64();
+                if let Some(path) = &self.options.stats.path {
+                    crate::stats_file::write(path, &stats)?;
+                }
+            }
+            None if self.options.stats.path.is_some() => {
+                eprintln!(
+                    "note: what the image took is not known: who had it mounted ended meanwhile, or it is still read"
+                );
+            }
+            None => {}
         }
         Ok(code)
+    }
+
+    /// Unmounts the image, by whoever serves it now; gives what it took, if that is known. Nothing of it is the program's: that
+    /// the daemon has ended or was replaced meanwhile, or that what was read ahead still waits for a registry and holds the mount.
+    async fn unmount(&self, mut mount: Mounted, container: &Container) -> anyhow::Result<Option<Value>> {
+        let is_held = match mount.unmount().await {
+            Ok(stats) => return Ok(Some(stats)),
+            Err(error) => {
+                tracing::info!("{error:#}");
+                !error.is::<Gone>()
+            }
+        };
+        let target = super::unmount::canonical(&container.image())?;
+        match mount {
+            // Then it goes with this process.
+            Mounted::Own(_) => super::unmount::unmount(&target, true)?,
+            Mounted::Daemon { .. } => {
+                // The container is not wanted any more.
+                drop(mount);
+                if crate::mount_table::mounted_type(&target)?.is_some() {
+                    super::unmount::end(self.global, &target, is_held).await?;
+                }
+            }
+        }
+        Ok(None)
     }
 
     async fn run_mounted(
@@ -394,7 +430,7 @@ impl Plan<'_> {
     }
 }
 
-/// What the OCI runtime has said goes with the container: whoever asked for it hears it with the error.
+/// What the OCI runtime has said of a program that never ran goes with the container: whoever asked for it hears it with the error.
 fn with_output(error: anyhow::Error, container: &Container) -> anyhow::Error {
     let said = std::fs::read_to_string(container.output_path()).unwrap_or_default();
     match said.trim() {

@@ -24,7 +24,16 @@ pub(super) fn run(global: &Global, options: &Unmount) -> anyhow::Result<()> {
         return Err(what);
     }
     let target = canonical(&options.target)?;
-    if super::block_on(crate::worker::unmount(global, &target, options.lazy))? {
+    super::block_on(end(global, &target, options.lazy))
+}
+
+/// Unmounts what another process has mounted on `target`, a canonical path: by the store's daemon, if it serves it; and waits
+/// until nobody does any more.
+///
+/// # Errors
+/// It is no mount of this store's, or in use.
+pub(super) async fn end(global: &Global, target: &Path, lazy: bool) -> anyhow::Result<()> {
+    if crate::worker::unmount(global, target, lazy).await? {
         return Ok(());
     }
     let engine = crate::engine_glue::open_damaged(global)?;
@@ -37,11 +46,11 @@ pub(super) fn run(global: &Global, options: &Unmount) -> anyhow::Result<()> {
         )
     })?;
     let end = engine.store().end_of_mount(&record.id)?;
-    if mounted_type(&target)?.is_some() {
-        unmount(&target, options.lazy)?;
+    if mounted_type(target)?.is_some() {
+        unmount(target, lazy)?;
     }
-    if !options.lazy {
-        wait_for(end, &target, || engine.store().servers(&record.id))?;
+    if !lazy {
+        wait_for(end, target, || engine.store().servers(&record.id))?;
     }
     Ok(())
 }
@@ -93,7 +102,7 @@ fn wait_for(end: EndOfMount, target: &Path, servers: impl Fn() -> Option<Servers
 }
 
 /// Of a mount whose server is dead the folder itself may not answer: its parent does.
-fn canonical(target: &Path) -> anyhow::Result<PathBuf> {
+pub(super) fn canonical(target: &Path) -> anyhow::Result<PathBuf> {
     let absolute = std::path::absolute(target)?;
     match (absolute.parent(), absolute.file_name()) {
         (Some(parent), Some(name)) if !absolute.is_symlink() => {

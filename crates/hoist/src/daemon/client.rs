@@ -1,5 +1,6 @@
 //! A command's connection to its store's daemon.
 
+use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -24,6 +25,22 @@ pub struct Client {
     reader: BufReader<OwnedReadHalf>,
     writer: OwnedWriteHalf,
 }
+
+/// The daemon ended, or was replaced, before it had answered.
+#[derive(Debug)]
+pub struct Gone {
+    /// What the kernel said where the request could not even be sent.
+    why: Option<io::Error>,
+}
+
+impl fmt::Display for Gone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the daemon went away before it had answered")?;
+        self.why.as_ref().map_or(Ok(()), |why| write!(f, ": {why}"))
+    }
+}
+
+impl std::error::Error for Gone {}
 
 /// The failure of two programs that do not speak the same version of the protocol.
 pub fn other_version(client: &str, spoken: u32, daemon: &str, understood: u32) -> anyhow::Error {
@@ -95,7 +112,13 @@ impl Client {
     async fn line(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
         let mut line = Vec::new();
         let read = (&mut self.reader).take(MAX_ANSWER).read_until(b'\n', &mut line).await;
-        read.context("reading from the daemon")?;
+        // A dead process's socket is reset where it had not read all.
+        if let Err(error) = read {
+            return match error.kind() {
+                io::ErrorKind::ConnectionReset => Err(Gone { why: Some(error) }.into()),
+                _ => Err(error).context("reading from the daemon"),
+            };
+        }
         Ok(Some(line).filter(|line| line.ends_with(b"\n")))
     }
 
@@ -112,12 +135,9 @@ impl Client {
         };
         let mut line = serde_json::to_vec(&call)?;
         line.push(b'\n');
-        let sent = self.writer.write_all(&line).await;
+        let mut why = self.writer.write_all(&line).await.err();
         loop {
-            let line = self.line().await?.ok_or_else(|| {
-                let why = sent.as_ref().err().map_or(String::new(), |error| format!(": {error}"));
-                anyhow::anyhow!("the daemon went away before it had answered{why}")
-            })?;
+            let line = self.line().await?.ok_or_else(|| Gone { why: why.take() })?;
             match serde_json::from_slice(&line).context("the daemon's answer is none of hoist's")? {
                 Answer::Begin { what, total_bytes } => progress.begin(&what, total_bytes),
                 Answer::Advance(bytes) => progress.advance(bytes),

@@ -28,8 +28,8 @@ const MAX_NAMES: usize = 1024;
 const MAX_FOLDERS: usize = 64;
 
 /// The files of a program's own folder (hier(7): `/usr/lib/NAME` of `/usr/bin/NAME`), in which an interpreter has what
-/// it begins with: those in it, then those in its folders. `program` is a path through no links.
-pub fn own_files(root: &RootDir, program: &Path) -> io::Result<Vec<PathBuf>> {
+/// it begins with: those in it, then those in its folders. `program` is a path through no links. Fewer once it `is_over`.
+pub fn own_files(root: &RootDir, program: &Path, is_over: &dyn Fn() -> bool) -> io::Result<Vec<PathBuf>> {
     let (Some(name), Some(prefix)) = (program.file_name(), program.parent().and_then(Path::parent)) else {
         return Ok(Vec::new());
     };
@@ -37,11 +37,14 @@ pub fn own_files(root: &RootDir, program: &Path) -> io::Result<Vec<PathBuf>> {
     let top = root.list(&own, MAX_NAMES)?;
     let mut files = top.files;
     for folder in top.folders.iter().take(MAX_FOLDERS) {
+        if is_over() {
+            break;
+        }
         files.extend(root.list(folder, MAX_NAMES)?.files);
     }
     let mut room = MAX_ALL;
     files.retain(|(_, size)| {
-        let fits = *size <= MAX_FILE.min(room);
+        let fits = (1..=MAX_FILE.min(room)).contains(size);
         room -= if fits { *size } else { 0 };
         fits
     });
@@ -63,12 +66,12 @@ mod tests {
         std::fs::write(lib.join("large"), vec![0; MAX_FILE as usize + 1]).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", lib.join("link")).unwrap();
         let root = RootDir::open(dir.path()).unwrap();
-        let of = |program: &str| own_files(&root, Path::new(program)).unwrap();
+        let of = |program: &str| own_files(&root, Path::new(program), &|| false).unwrap();
         let own = ["/usr/lib/python3.11/os.py", "/usr/lib/python3.11/encodings/utf_8.py"];
         assert_eq!(of("/usr/bin/python3.11"), own.map(PathBuf::from));
         assert!(of("/usr/bin/sh").is_empty());
         for i in 0..2 * MAX_NAMES {
-            std::fs::write(lib.join(format!("{i}")), "").unwrap();
+            std::fs::write(lib.join(format!("{i}")), "x").unwrap();
         }
         assert!((MAX_NAMES - 10..=MAX_NAMES).contains(&of("/usr/bin/python3.11").len()));
         assert!(of("/python3.11").is_empty());

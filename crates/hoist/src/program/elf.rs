@@ -18,6 +18,10 @@ const HEAD: usize = 4096;
 /// Most that is read of a dynamic table, and of the strings it names.
 const MAX_TABLE: u64 = 64 << 10;
 const MAX_STRINGS: u64 = 1 << 20;
+/// Libraries of one file that are looked for; bytes of one's name (`NAME_MAX`), and of the folders to search (`PATH_MAX`).
+const MAX_LIBRARIES: usize = 128;
+const MAX_NAME: usize = 255;
+const MAX_SEARCH: usize = 4096;
 
 /// The names in a dynamic table.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -96,11 +100,14 @@ impl Elf {
         };
         let strings = range(file, at, size.min(MAX_STRINGS))?;
         let strings = StringTable::new(&strings);
-        let name = |at: u64| strings.get(usize::try_from(at).ok()?).ok().map(str::to_owned);
-        let wanted = table.iter().filter(|d| d.d_tag == DT_NEEDED);
+        let name = |at: u64, most: usize| {
+            let name = strings.get(usize::try_from(at).ok()?).ok()?;
+            (name.len() <= most).then(|| name.to_owned())
+        };
+        let wanted = table.iter().filter(|d| d.d_tag == DT_NEEDED).take(MAX_LIBRARIES);
         Ok(Needs {
-            libraries: wanted.filter_map(|d| name(d.d_val())).collect(),
-            search: value(DT_RUNPATH).or_else(|| value(DT_RPATH)).and_then(name),
+            libraries: wanted.filter_map(|d| name(d.d_val(), MAX_NAME)).collect(),
+            search: value(DT_RUNPATH).or_else(|| value(DT_RPATH)).and_then(|at| name(at, MAX_SEARCH)),
         })
     }
 

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::beside::{self, ACCOUNTS, CONVERSIONS, OF_THE_C_LIBRARY};
@@ -22,6 +22,13 @@ use crate::rootdir::RootDir;
 pub const MAX_FILE: u64 = 8 << 20;
 /// Files looked at.
 const MAX_FILES: usize = 64;
+/// Folders in which one file's libraries are looked for, and files looked for in all.
+const MAX_FOLDERS: usize = 32;
+const MAX_OPENS: usize = 4096;
+/// `PATH_MAX`.
+const MAX_PATH: usize = 4096;
+/// Programs whose own folders are fetched: a script's interpreter, what that runs.
+const MAX_PROGRAMS: usize = 4;
 /// Files looked at at once: each takes a thread that mostly waits.
 const THREADS: usize = 8;
 
@@ -45,8 +52,8 @@ pub type Fetch<'a> = &'a (dyn Fn(&[PathBuf]) + Sync);
 pub fn warm(start: Start, fetch: Option<Fetch<'_>>, over: &Arc<AtomicBool>) {
     let Start { root, program, path, library_path } = start;
     let library_path = library_path.unwrap_or_default();
-    let (seen, programs) = (Mutex::default(), Mutex::default());
-    let work = Work { over: Arc::clone(over), root, path, library_path, fetch, seen, programs };
+    let (seen, programs, opens) = (Mutex::default(), Mutex::default(), AtomicUsize::new(0));
+    let work = Work { over: Arc::clone(over), root, path, library_path, fetch, seen, programs, opens };
     std::thread::scope(|scope| {
         scope.spawn(|| {
             work.fetch_all(work.there(ACCOUNTS.iter().map(PathBuf::from)));
@@ -54,8 +61,8 @@ pub fn warm(start: Start, fetch: Option<Fetch<'_>>, over: &Arc<AtomicBool>) {
         });
         work.look_through(program);
         let programs = std::mem::take(&mut *work.programs.lock().unwrap_or_else(PoisonError::into_inner));
-        for program in programs {
-            let own = beside::own_files(&work.root, &program).unwrap_or_else(|error| {
+        for program in programs.into_iter().take(MAX_PROGRAMS) {
+            let own = beside::own_files(&work.root, &program, &|| work.is_over()).unwrap_or_else(|error| {
                 tracing::debug!(path = %program.display(), "its folder is not read ahead: {error}");
                 Vec::new()
             });
@@ -73,6 +80,8 @@ struct Work<'a> {
     seen: Mutex<BTreeSet<PathBuf>>,
     /// Those among them that are run, by paths through no links.
     programs: Mutex<Vec<PathBuf>>,
+    /// Files looked for.
+    opens: AtomicUsize,
 }
 
 impl Work<'_> {
@@ -155,21 +164,25 @@ impl Work<'_> {
         let mut found: Vec<PathBuf> = elf.interpreter().map(PathBuf::from).into_iter().collect();
         let origin = path.parent().unwrap_or(Path::new("/"));
         let own = needs.search.unwrap_or_default();
-        let own = own.replace("$ORIGIN", &origin.to_string_lossy());
-        let own = own.replace("${ORIGIN}", &origin.to_string_lossy());
-        let folders: Vec<&str> = own
-            .split(':')
-            .chain(self.library_path.split(':'))
-            .chain(multiarch(elf.machine()).iter().copied())
-            .chain(LIBRARY_PATH.iter().copied())
+        let own = own.split(':').filter_map(|folder| with_origin(folder, &origin.to_string_lossy()));
+        let folders: Vec<String> = own
+            .chain(self.library_path.split(':').map(str::to_owned))
             .filter(|folder| folder.starts_with('/'))
+            .take(MAX_FOLDERS)
+            .chain(multiarch(elf.machine()).iter().copied().map(str::to_owned))
+            .chain(LIBRARY_PATH.map(str::to_owned))
             .collect();
         for library in needs.libraries {
-            let places = folders.iter().map(|folder| Path::new(folder).join(&library));
-            let mut places = places.filter(|place| matches!(self.root.open_file(place), Ok(Some(_))));
-            found.extend(places.next());
+            let mut places = folders.iter().map(|folder| Path::new(folder).join(&library));
+            found.extend(places.find(|place| self.has(|| self.root.open_file(place))));
         }
         Ok(found)
+    }
+
+    /// Is such a file there? No, too, once enough was looked for.
+    fn has(&self, open: impl FnOnce() -> io::Result<Option<File>>) -> bool {
+        let may_look = !self.is_over() && self.opens.fetch_add(1, Ordering::Relaxed) < MAX_OPENS;
+        may_look && matches!(open(), Ok(Some(_)))
     }
 
     /// `#! /usr/bin/env python3` runs both.
@@ -180,10 +193,25 @@ impl Work<'_> {
             && !program.starts_with('-')
         {
             let places = search(program, &self.path, "/");
-            found.extend(places.into_iter().find(|p| matches!(self.root.open_program(p), Ok(Some(_)))));
+            found.extend(places.into_iter().find(|place| self.has(|| self.root.open_program(place))));
         }
         found
     }
+}
+
+/// A folder of DT_RUNPATH, `$ORIGIN` in it being the program's own (ld.so(8)); None for one that is too long.
+fn with_origin(folder: &str, origin: &str) -> Option<String> {
+    let mut parts = folder.split('$');
+    let mut whole = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let rest = part.strip_prefix("ORIGIN").or_else(|| part.strip_prefix("{ORIGIN}"));
+        whole.push_str(if rest.is_some() { origin } else { "$" });
+        whole.push_str(rest.unwrap_or(part));
+        if whole.len() > MAX_PATH {
+            return None;
+        }
+    }
+    Some(whole)
 }
 
 /// Has the kernel read a file into its cache, which waits for what is not there.
@@ -217,5 +245,19 @@ fn multiarch(machine: u16) -> &'static [&'static str] {
         elf::abi::EM_PPC64 => &["/lib/powerpc64le-linux-gnu", "/usr/lib/powerpc64le-linux-gnu"],
         elf::abi::EM_S390 => &["/lib/s390x-linux-gnu", "/usr/lib/s390x-linux-gnu"],
         _ => &[],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_origin_stands_for_the_program_s_folder_once() {
+        let of = |folder| with_origin(folder, "/a/${ORIGIN}");
+        assert_eq!(of("$ORIGIN/../lib").unwrap(), "/a/${ORIGIN}/../lib");
+        assert_eq!(of("/x/${ORIGIN}$LIB").unwrap(), "/x//a/${ORIGIN}$LIB");
+        assert_eq!(of("/plain").unwrap(), "/plain");
+        assert_eq!(of(&"$ORIGIN".repeat(1000)), None);
     }
 }
