@@ -3,7 +3,7 @@
 mod registry_support;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use bytes::Bytes;
 use hoist_engine::reference::Repo;
@@ -272,4 +272,82 @@ async fn what_a_mirror_breaks_off_comes_from_the_registry() {
         assert_eq!((mirror.log().len(), origin.log().len()), (1, 2), "{sent}");
         assert_eq!(origin.log()[0].range().unwrap().0, sent);
     }
+}
+
+/// A mirror was silent once and rests; what the registry then refuses, breaks off or has not, the mirror gives.
+#[tokio::test]
+async fn a_mirror_at_rest_is_asked_where_the_registry_fails() {
+    let data = pattern(1000);
+    let digest = Digest::of(&data);
+    for trouble in ["500", "404", "hangs up", "breaks off"] {
+        let (body, asked) = (data.clone(), AtomicUsize::new(0));
+        let whole = move |seen: &Seen| match seen.range() {
+            Some(_) => part(seen, &body),
+            None => reply(200, &[], &body),
+        };
+        let of_registry = whole.clone();
+        let mirror = BadServer::start(move |seen| match asked.fetch_add(1, SeqCst) {
+            0 => Reply::Hang(Vec::new()),
+            _ => whole(seen),
+        })
+        .await;
+        let ill = Arc::new(AtomicBool::new(false));
+        let turns = ill.clone();
+        let origin = BadServer::start(move |seen| match (turns.load(SeqCst), trouble) {
+            (false, _) => of_registry(seen),
+            (true, "500") => reply(500, &[], b""),
+            (true, "404") => reply(404, &[], b""),
+            (true, "hangs up") => Reply::Raw(Vec::new()),
+            (true, _) => {
+                let Reply::Raw(answer) = of_registry(seen) else { unreachable!() };
+                Reply::Raw(answer[..answer.len() - 900].to_vec())
+            }
+        })
+        .await;
+        let (mut config, _dir) = config_of(&hosts(&origin.host, &[(&mirror.host, "")]));
+        config.timeouts.first_byte = std::time::Duration::from_secs(1000);
+        config.timeouts.second = std::time::Duration::from_millis(50);
+        config.mirror_rest = std::time::Duration::from_secs(1000);
+        let client = Client::new(config);
+        let repo = repo();
+        assert!(all(&client, &repo, &digest, 0..1000).await.unwrap() == data, "{trouble}");
+        assert_eq!(mirror.log().len(), 1, "{trouble}");
+        // Begun while the mirror rests and the registry is well.
+        let mut begun = client.blob_range(&repo, &digest, 0..1000).await.unwrap();
+        ill.store(true, SeqCst);
+        let mut got = Vec::new();
+        while let Some(piece) = begun.next().await.unwrap() {
+            got.extend_from_slice(&piece);
+        }
+        assert!(got == data, "{trouble}");
+        for _ in 0..3 {
+            let read = all(&client, &repo, &digest, 0..1000).await;
+            assert!(read.unwrap_or_else(|error| panic!("{trouble}: {error}")) == data, "{trouble}");
+        }
+        assert_eq!(client.blob(&repo, &digest, Some(1000)).await.unwrap(), data, "{trouble}");
+        if trouble != "breaks off" {
+            assert_eq!(client.blob_size(&repo, &digest).await.unwrap(), 1000, "{trouble}");
+        }
+        let before = mirror.log().len();
+        let tag = client.manifest(&"images.example/a/b:tag".parse().unwrap()).await;
+        let none = trouble == "404";
+        assert_eq!((tag.is_err(), mirror.log().len() == before), (none, none), "{trouble}: a tag");
+    }
+}
+
+/// What is told is the registry's word, also where a mirror at rest is asked after it and is still not there.
+#[tokio::test]
+async fn a_mirror_that_stays_away_does_not_hide_what_the_registry_says() {
+    let mirror = BadServer::start(|_| Reply::Raw(Vec::new())).await;
+    let origin = BadServer::start(|_| reply(404, &[], b"")).await;
+    let (mut config, _dir) = config_of(&hosts(&origin.host, &[(&mirror.host, "")]));
+    config.mirror_rest = std::time::Duration::from_secs(1000);
+    let client = Client::new(config);
+    let digest = blob().1;
+    for _ in 0..3 {
+        assert!(all(&client, &repo(), &digest, 0..9).await.unwrap_err().is_not_found());
+        assert!(client.blob(&repo(), &digest, None).await.unwrap_err().is_not_found());
+        assert!(client.blob_size(&repo(), &digest).await.unwrap_err().is_not_found());
+    }
+    assert_eq!(origin.log().len(), 9);
 }

@@ -22,6 +22,8 @@ use crate::reference::Repo;
 
 /// A part that starts before this is cut out of a whole blob when the server ignores ranges.
 const CHEAP_SKIP: u64 = 4 << 20;
+/// Failures in a row, without a byte in between, after each of which mirrors at rest are asked; not after more.
+const SPARED: u32 = 4;
 /// Windows of time in which too little came, after which a server is given up.
 const SLOW_WINDOWS: u32 = 2;
 
@@ -136,24 +138,36 @@ impl Client {
         ask.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
         let endpoints = self.honest(repo, digest)?;
         let mut turn = self.turn(&endpoints);
-        loop {
-            let asked = self.ask(turn.endpoint(), &ask, turn.last()).await.and_then(|response| {
-                let header = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-                let size = match response.status() {
-                    StatusCode::PARTIAL_CONTENT => header.and_then(total),
-                    _ => response.content_length(),
-                };
-                size.ok_or_else(|| RegistryError::BadAnswer {
-                    doing: ask.doing.clone(),
-                    host: authority(response.url()),
-                    what: "an answer that does not tell the blob's size".to_owned(),
-                })
-            });
-            match asked {
+        let error = loop {
+            match self.size_at(turn.endpoint(), &ask, turn.last()).await {
                 Ok(size) => return Ok(size),
-                Err(error) => turn.next(error)?,
+                Err(error) => {
+                    if let Err(error) = turn.next(error) {
+                        break error;
+                    }
+                }
+            }
+        };
+        for spare in self.honest_spares(repo, digest, &endpoints) {
+            if let Ok(size) = self.size_at(&spare, &ask, false).await {
+                return Ok(size);
             }
         }
+        Err(error)
+    }
+
+    async fn size_at(&self, endpoint: &Endpoint, ask: &Ask<'_>, last: bool) -> Result<u64, RegistryError> {
+        let response = self.ask(endpoint, ask, last).await?;
+        let header = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+        let size = match response.status() {
+            StatusCode::PARTIAL_CONTENT => header.and_then(total),
+            _ => response.content_length(),
+        };
+        size.ok_or_else(|| RegistryError::BadAnswer {
+            doing: ask.doing.clone(),
+            host: authority(response.url()),
+            what: "an answer that does not tell the blob's size".to_owned(),
+        })
     }
 
     /// Says that parts of a blob were not what they should be. True if another server may have them
@@ -165,7 +179,8 @@ impl Client {
             last.forget(&repo.name, digest);
         }
         let mut another = false;
-        for mirror in mirrors {
+        // One that rests may have served some as well.
+        for mirror in mirrors.iter().chain(&self.honest_spares(repo, digest, &all)) {
             another |= mirror.condemn(digest);
         }
         another
@@ -179,6 +194,13 @@ impl Client {
             all.push(last);
         }
         Ok(all)
+    }
+
+    /// Those at rest, without those that sent wrong parts of it.
+    fn honest_spares(&self, repo: &Repo, digest: &Digest, asked: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
+        let mut spares = self.spares(repo, Need::Pull, asked);
+        spares.retain(|endpoint| !endpoint.is_condemned(digest));
+        spares
     }
 
     /// Whether every server of `repo` is known to send whole blobs only.
@@ -247,14 +269,17 @@ impl HttpRange {
         }
     }
 
+    /// Past the last for one that was at rest when this began.
     fn number_of(&self, endpoint: &Arc<Endpoint>) -> usize {
-        self.endpoints.iter().position(|one| Arc::ptr_eq(one, endpoint)).unwrap_or_default()
+        let all = &self.endpoints;
+        all.iter().position(|one| Arc::ptr_eq(one, endpoint)).unwrap_or(all.len())
     }
 
-    /// A mirror whose body broke is not asked for the rest of it: the next server is. False of the last one.
+    /// A mirror whose body broke is not asked for the rest of it: the next server is. False of the last one, and of
+    /// one that is asked once more after it was passed by.
     fn is_passed_by(&mut self, endpoint: &Arc<Endpoint>, error: &RegistryError) -> bool {
         let at = self.number_of(endpoint);
-        if at + 1 >= self.endpoints.len() {
+        if at < self.from || at + 1 >= self.endpoints.len() {
             return false;
         }
         tracing::debug!(server = %authority(&endpoint.base), %error, "asking the next server for the rest");
@@ -266,23 +291,31 @@ impl HttpRange {
         true
     }
 
-    /// Counts a failure and waits, or gives up. A try that brought something is none in a row: how long such
+    /// Counts a failure and asks the mirrors at rest; where they do not have it either, waits, or gives up. A try that brought something is none in a row: how long such
     /// ones may go on is a matter of the pace.
     async fn failed(&mut self, error: RegistryError) -> Result<(), RegistryError> {
         let client = self.client.clone();
         let policy = &client.0.config.retry;
         self.open = None;
         let (position, since) = self.failed_at;
+        let mut late = false;
         if self.failures == 0 || self.position > position {
             self.failures = 0;
             self.failed_at = (self.position, Instant::now());
-        } else if since.elapsed() > policy.total {
-            return Err(error);
+        } else {
+            late = since.elapsed() > policy.total;
         }
         self.failures += 1;
         self.slow += u32::from(matches!(error, RegistryError::TimedOut { what: TRICKLES, .. }));
+        // Before any pause: they may be well again.
+        if self.slow < SLOW_WINDOWS && self.failures <= SPARED {
+            self.open = Box::pin(self.spared(&error)).await;
+            if self.open.is_some() {
+                return Ok(());
+            }
+        }
         let down = self.endpoints.iter().all(|endpoint| endpoint.health.is_down());
-        let enough = self.failures >= policy.attempts(&error) || self.slow >= SLOW_WINDOWS || down;
+        let enough = self.failures >= policy.attempts(&error) || self.slow >= SLOW_WINDOWS || down || late;
         if !error.retryable() || enough {
             return Err(error);
         }
@@ -290,6 +323,30 @@ impl HttpRange {
         client.0.wire.stats.retry();
         tokio::time::sleep(pause).await;
         self.waited(pause)
+    }
+
+    /// What mirrors at rest give where all others have failed. The registry is asked anew beside one that hangs.
+    async fn spared(&self, error: &RegistryError) -> Option<Open> {
+        if matches!(error, RegistryError::RangesIgnored { .. }) {
+            return None;
+        }
+        let asked = self.endpoints.get(self.from..).unwrap_or_default();
+        let spares = self.client.honest_spares(&self.repo, &self.digest, asked);
+        if spares.is_empty() {
+            return None;
+        }
+        let (at, beside) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let first = self.ask_of(&spares, 0, &at);
+        let second = self.ask(self.endpoints.len(), &beside);
+        match self.client.with_second(&self.patience, first, second).await.ok()? {
+            Came::First(open) => Some(open),
+            Came::Second(open) => {
+                if let Some(silent) = spares.get(at.load(Relaxed)) {
+                    silent.rest_until(Instant::now() + self.client.0.config.mirror_rest);
+                }
+                Some(open)
+            }
+        }
     }
 
     /// Counts time in which nothing came.
@@ -326,11 +383,23 @@ impl HttpRange {
                 }
                 Err(error) => self.failed(error).await?,
             }
+            if self.open.is_some() {
+                return Ok(());
+            }
         }
     }
 
     /// Asks the servers from number `from` on, the last one in any case; `at`: which of them it is at.
     async fn ask(&self, from: usize, at: &AtomicUsize) -> Result<Open, RegistryError> {
+        self.ask_of(&self.endpoints, from, at).await
+    }
+
+    async fn ask_of(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        from: usize,
+        at: &AtomicUsize,
+    ) -> Result<Open, RegistryError> {
         let path = format!("blobs/{}", self.digest);
         let mut ask = Ask::get(self.doing.clone(), &self.repo, Need::Pull, path);
         ask.blob = Some(self.digest);
@@ -340,7 +409,7 @@ impl HttpRange {
         let value =
             HeaderValue::from_str(&wanted).map_err(|_| bad("no range".to_owned(), self.repo.host.clone()))?;
         ask.headers.insert(RANGE, value);
-        let mut turn = self.client.turn_from(&self.endpoints, from);
+        let mut turn = self.client.turn_from(endpoints, from);
         loop {
             at.store(turn.at(), Relaxed);
             let endpoint = turn.endpoint();

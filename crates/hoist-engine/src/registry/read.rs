@@ -151,7 +151,9 @@ impl Client {
         digest: Option<Digest>,
         patience: &Patience,
     ) -> Result<(HeaderMap, Bytes), RegistryError> {
-        let mut tries = self.tries(&endpoints[at], at + 1 == endpoints.len()).brief(ask.brief);
+        let last = at + 1 == endpoints.len();
+        let mut tries = self.tries(&endpoints[at], last).brief(ask.brief);
+        let mut may_spare = last && !ask.brief && !patience.stays;
         loop {
             let first = self.body_once(&endpoints[at], ask, limit, digest);
             let came = match ask.brief {
@@ -167,8 +169,38 @@ impl Client {
                     self.leave_alone(endpoints, at);
                     return Ok(found);
                 }
-                Err(error) => tries.again(error).await?,
+                Err(error) => {
+                    // That there is no such tag is for those that are awake to tell.
+                    let no_tag = digest.is_none() && error.is_not_found();
+                    if std::mem::take(&mut may_spare) && !no_tag {
+                        let spared = self.body_spared(endpoints, ask, limit, digest, patience);
+                        if let Some(found) = Box::pin(spared).await {
+                            return Ok(found);
+                        }
+                    }
+                    tries.again(error).await?;
+                }
             }
+        }
+    }
+
+    /// The same from mirrors at rest, after the others have failed; the last of these is asked anew beside one that hangs.
+    async fn body_spared(
+        &self,
+        asked: &[Arc<Endpoint>],
+        ask: &Ask<'_>,
+        limit: u64,
+        digest: Option<Digest>,
+        patience: &Patience,
+    ) -> Option<(HeaderMap, Bytes)> {
+        let spares = self.spares(ask.repo, ask.need, asked);
+        if spares.is_empty() {
+            return None;
+        }
+        let first = self.body_elsewhere(&spares, 0, ask, limit, digest);
+        let second = self.body_elsewhere(asked, asked.len(), ask, limit, digest);
+        match self.with_second(patience, first, second).await.ok()? {
+            Came::First(found) | Came::Second(found) => Some(found),
         }
     }
 
@@ -292,7 +324,7 @@ impl Client {
     ) -> Result<Vec<Descriptor>, RegistryError> {
         let endpoint = &endpoints[at];
         // A list goes on where it began.
-        let patience = Patience::spent();
+        let patience = Patience::staying();
         let mut all = Vec::new();
         for _ in 0..MAX_PAGES {
             let page = self.body(endpoints, at, &ask, MAX_MANIFEST, None, &patience);

@@ -36,12 +36,14 @@ pub(super) struct Patience {
     made: AtomicU32,
     /// The number of the server that the first request is at.
     pub at: AtomicUsize,
+    /// No other server is asked.
+    pub stays: bool,
 }
 
 impl Patience {
-    /// Of what has no second request.
-    pub fn spent() -> Self {
-        Self { made: AtomicU32::new(MOST), at: AtomicUsize::default() }
+    /// Of what has no second request, and stays with its server.
+    pub fn staying() -> Self {
+        Self { made: AtomicU32::new(MOST), at: AtomicUsize::default(), stays: true }
     }
 }
 

@@ -177,6 +177,21 @@ struct Reply {
 impl Client {
     /// The servers for `repo` that can do what is needed, those at rest left out unless all are.
     pub(super) fn endpoints(&self, repo: &Repo, need: Need) -> Result<Vec<Arc<Endpoint>>, RegistryError> {
+        let able = self.able(repo, need)?;
+        let awake: Vec<_> = able.iter().filter(|endpoint| !endpoint.rests()).cloned().collect();
+        Ok(if awake.is_empty() { able } else { awake })
+    }
+
+    /// Those that are asked where all of `asked` have failed: what is not among these, and what rests, for it may be well
+    /// again. In the order of `hosts.toml`; none where a registry has no mirrors.
+    pub(super) fn spares(&self, repo: &Repo, need: Need, asked: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
+        let mut able = self.able(repo, need).unwrap_or_default();
+        able.retain(|one| one.rests() || !asked.iter().any(|other| Arc::ptr_eq(one, other)));
+        able
+    }
+
+    /// The servers for `repo` that can do what is needed, at rest or not; there is at least one.
+    fn able(&self, repo: &Repo, need: Need) -> Result<Vec<Arc<Endpoint>>, RegistryError> {
         let all = {
             let mut hosts = self.0.hosts.lock().unwrap_or_else(PoisonError::into_inner);
             match hosts.get(&repo.host) {
@@ -198,8 +213,7 @@ impl Client {
                 what: "hosts.toml allows this with none of its servers; add the capability".to_owned(),
             });
         }
-        let awake: Vec<_> = able.iter().filter(|endpoint| !endpoint.rests()).cloned().collect();
-        Ok(if awake.is_empty() { able } else { awake })
+        Ok(able)
     }
 
     /// Asks one server, stubbornly if it is the last hope, and gives a successful response.
