@@ -351,3 +351,30 @@ async fn a_mirror_that_stays_away_does_not_hide_what_the_registry_says() {
     }
     assert_eq!(origin.log().len(), 9);
 }
+
+/// A mirror at rest that still hangs is not waited for either: the registry is asked anew beside it.
+#[tokio::test]
+async fn a_mirror_that_still_hangs_does_not_hold_up_what_the_registry_gives_the_second_time() {
+    let data = pattern(1000);
+    let digest = Digest::of(&data);
+    let mirror = BadServer::start(|_| Reply::Hang(Vec::new())).await;
+    let (body, ill) = (data.clone(), Arc::new(AtomicBool::new(false)));
+    let once = ill.clone();
+    let origin = BadServer::start(move |seen| match (once.swap(false, SeqCst), seen.range()) {
+        (true, _) => reply(500, &[], b""),
+        (false, Some(_)) => part(seen, &body),
+        (false, None) => reply(200, &[], &body),
+    })
+    .await;
+    let (mut config, _dir) = config_of(&hosts(&origin.host, &[(&mirror.host, "")]));
+    config.timeouts.first_byte = std::time::Duration::from_secs(1000);
+    config.timeouts.second = std::time::Duration::from_millis(50);
+    config.mirror_rest = std::time::Duration::from_secs(1000);
+    let client = Client::new(config);
+    assert!(all(&client, &repo(), &digest, 0..1000).await.unwrap() == data);
+    ill.store(true, SeqCst);
+    assert!(all(&client, &repo(), &digest, 0..1000).await.unwrap() == data);
+    ill.store(true, SeqCst);
+    assert_eq!(client.blob(&repo(), &digest, Some(1000)).await.unwrap(), data);
+    assert_eq!(mirror.log().len(), 3);
+}
