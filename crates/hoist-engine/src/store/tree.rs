@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use hoist_format::digest::Digest;
 use tempfile::NamedTempFile;
 
+use super::usage::make_and_hold;
 use super::{ImageDir, place, write_aside};
 use crate::error::Error;
 
@@ -35,12 +36,12 @@ impl ImageDir {
 
     /// Writes a merged tree that may still turn out to be none to keep.
     pub(crate) fn tree_aside(&self, index: Option<&Digest>, erofs: &[u8]) -> Result<TreeAside, Error> {
-        fs::create_dir_all(self.path()).map_err(Error::io("create", self.path()))?;
+        let held = make_and_hold(self.path())?;
         let path = self.tree_path(index);
         let sum = blake3::hash(erofs).to_hex();
         let sum = write_aside(&path.with_extension("sum"), sum.as_bytes())?;
         let tree = write_aside(&path, erofs)?;
-        Ok(TreeAside { path, sum, tree })
+        Ok(TreeAside { path, sum, tree, _held: held })
     }
 
     /// The merged tree, if it is here and what was written.
@@ -68,8 +69,9 @@ impl ImageDir {
     }
 }
 
-/// A merged tree that has no name yet; it goes when this is dropped.
+/// A merged tree that has no name yet; it goes when this is dropped. Until then its image's folder is not taken away.
 pub(crate) struct TreeAside {
+    _held: File,
     path: PathBuf,
     sum: NamedTempFile,
     tree: NamedTempFile,
@@ -78,7 +80,7 @@ pub(crate) struct TreeAside {
 impl TreeAside {
     /// Gives it its name.
     pub fn keep(self) -> Result<PathBuf, Error> {
-        let Self { path, sum, tree } = self;
+        let Self { path, sum, tree, _held } = self;
         // The sum first: a tree without one is as good as none.
         place(sum, &path.with_extension("sum"))?;
         place(tree, &path)?;
