@@ -181,6 +181,7 @@ impl Client {
         let doing = || format!("adding a referrer to the tag {tag} of {repo}");
         let mut wanted = vec![entry];
         let (mut written, mut stood) = (false, false);
+        let mut slowest = self.0.config.retry.base;
         for attempt in 0..FALLBACK_TRIES {
             let start = Instant::now();
             let index = match self.manifest_by(repo, tag, None).await {
@@ -198,13 +199,14 @@ impl Client {
                 Some(index) => {
                     self.push_manifest(repo, Some(tag), media::OCI_INDEX, index.into()).await?;
                     (written, stood) = (true, false);
+                    slowest = slowest.max(start.elapsed());
                     continue;
                 }
             }
-            // Others need about as long as we do to read and write; and who collide must part.
-            let round = start.elapsed().max(self.0.config.retry.base);
+            // Others need about as long as we ever did to read and write; and who collide must part.
+            slowest = slowest.max(start.elapsed());
             let spread = 2.0 + f64::from(attempt) * rand::random::<f64>();
-            tokio::time::sleep(round.mul_f64(spread).min(self.0.config.retry.longest)).await;
+            tokio::time::sleep(slowest.mul_f64(spread).min(self.0.config.retry.longest)).await;
         }
         Err(RegistryError::Contended { doing: doing(), host: repo.host.clone() })
     }
