@@ -20,7 +20,9 @@ pub(super) fn answer(global: &Global, command: &Command) -> anyhow::Result<bool>
         return Ok(false);
     }
     let root = global.root()?;
-    if !std::fs::metadata(&root).is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+    // A path that can be no store's is refused as by any command.
+    let is_absent = std::fs::metadata(&root).is_err_and(|error| error.kind() == ErrorKind::NotFound);
+    if !is_absent || root.to_str().is_none() {
         return Ok(false);
     }
     let text = format!("there is no store in {}", root.display());
