@@ -308,28 +308,34 @@ impl LayerFill {
         let mut state = self.lock();
         state.ahead.reader = to;
         for span in from..=to {
-            if let Some(why) = state.held.why(span)
-                && self.needs(span)
-            {
-                return Err(why);
+            if !self.is_to_be_fetched(&state, span, before)? {
+                continue;
             }
-            match &state.spans[span] {
-                SpanState::Failed(when, e) if *when > before => return Err(e.clone()),
-                SpanState::Claimed => {}
-                _ if !self.needs(span) => {}
-                _ => {
-                    let end = state.pace.reach(span, to, &self.table.spans, &self.meter);
-                    let most = if state.ahead.all { to + 1 } else { end };
-                    let now = self.within(span, to + 1, most, plan::JOB_MAX);
-                    let started = self.start_jobs(&mut state, (span, now, job::ALL), plan::JOB_MAX);
-                    state.ahead.wanted = started..end;
-                    if started == now && now < end {
-                        self.go_ahead(&mut state);
-                    }
-                }
+            let end = state.pace.reach(span, to, &self.table.spans, &self.meter);
+            let most = if state.ahead.all { to + 1 } else { end };
+            let now = self.within(span, to + 1, most, plan::JOB_MAX);
+            let started = self.start_jobs(&mut state, (span, now, job::ALL), plan::JOB_MAX);
+            state.ahead.wanted = started..end;
+            if started == now && now < end {
+                self.go_ahead(&mut state);
             }
         }
         Ok(())
+    }
+
+    /// Does this span lack something that no job is under way for? Fails where it is held back, or has failed after the
+    /// failures up to `before`.
+    fn is_to_be_fetched(&self, state: &State, span: usize, before: u64) -> Result<bool, FillError> {
+        if let Some(why) = state.held.why(span)
+            && self.needs(span)
+        {
+            return Err(why);
+        }
+        match &state.spans[span] {
+            SpanState::Failed(when, e) if *when > before => Err(e.clone()),
+            SpanState::Claimed => Ok(false),
+            _ => Ok(self.needs(span)),
+        }
     }
 
     /// Where spans of so many bytes end that begin with `first`: between `least` and `most`.

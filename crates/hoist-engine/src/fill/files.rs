@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{FillError, LayerFill, SpanState, plan};
+use super::{FillError, LayerFill, plan};
 
 impl LayerFill {
     /// Returns once these ranges of the data file may be read, or one of them can't be had. Nobody waits for them yet: they
@@ -47,16 +47,8 @@ impl LayerFill {
         let mut state = self.lock();
         let mut done = 0;
         for &span in spans {
-            if let Some(why) = state.held.why(span)
-                && self.needs(span)
-            {
-                return Err(why);
-            }
-            match &state.spans[span] {
-                SpanState::Failed(when, e) if *when > before => return Err(e.clone()),
-                SpanState::Claimed => continue,
-                _ if span < done || !self.needs(span) => continue,
-                _ => {}
+            if !self.is_to_be_fetched(&state, span, before)? || span < done {
+                continue;
             }
             let end = (span + 1..).find(|next| !spans.contains(next)).unwrap_or(span + 1);
             let until = self.starting_in(span..end).end;
