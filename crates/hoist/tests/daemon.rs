@@ -8,8 +8,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use hoist_testkit::layout::{Builder, Compression};
@@ -339,21 +339,27 @@ fn it_serves_what_a_client_runs() {
     node.says(&["rm", "kept"]);
 }
 
+/// A container that reads of its image once it is told to by a pipe, and then ends with `code`.
+fn waiting(node: &Node, image: &Published, code: u8) -> (Child, PathBuf) {
+    let pipe = node.path("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o666.into(), 0).unwrap();
+    let volume = format!("{}:/pipe", pipe.display());
+    let script =
+        format!("echo up; read line </pipe; cat /etc/passwd >/dev/null && echo still read; exit {code}");
+    let mut run = node.hoist(&["run", "--rm", "-v", &volume, &image.name, "sh", "-c", &script]);
+    let mut client = run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    client.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
+    (client, pipe)
+}
+
 /// The container runs on, and when it has ended nothing is left of it.
 #[test]
 fn a_killed_run_is_cleaned_up_once_its_container_is_gone() {
     let image = programs();
     let node = Node::new();
     let _daemon = Daemon::start(&node, &[]);
-    let pipe = node.path("pipe");
-    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o666.into(), 0).unwrap();
-    let volume = format!("{}:/pipe", pipe.display());
-    let script = "echo up; read line </pipe; cat /etc/passwd >/dev/null && echo still read; exit 0";
-    let mut run = node.hoist(&["run", "--rm", "-v", &volume, &image.name, "sh", "-c", script]);
-    let mut client = run.stdout(Stdio::piped()).spawn().unwrap();
+    let (mut client, pipe) = waiting(&node, &image, 0);
     let mut out = client.stdout.take().unwrap();
-    let mut up = [0; 3];
-    out.read_exact(&mut up).unwrap();
     client.kill().unwrap();
     client.wait().unwrap();
     assert_eq!(mounted(&node), 1);
@@ -375,13 +381,7 @@ fn a_daemon_that_goes_away_is_nothing_to_the_program() {
     for again in [true, false] {
         let node = Node::new();
         let daemon = Daemon::start(&node, &[]);
-        let pipe = node.path("pipe");
-        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o666.into(), 0).unwrap();
-        let volume = format!("{}:/pipe", pipe.display());
-        let script = "echo up; read line </pipe; cat /etc/passwd >/dev/null && echo still read; exit 6";
-        let mut run = node.hoist(&["run", "--rm", "-v", &volume, &image.name, "sh", "-c", script]);
-        let mut client = run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        client.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
+        let (client, pipe) = waiting(&node, &image, 6);
         drop(daemon);
         let _new = again.then(|| Daemon::start(&node, &[]));
         fs::write(&pipe, "go on\n").unwrap();
