@@ -153,10 +153,15 @@ impl Reporter {
         Ok(())
     }
 
+    /// Was it told that it is ready?
+    pub fn is_ready(&self) -> bool {
+        self.is_ready.load(Ordering::Relaxed)
+    }
+
     /// It can't be made. False if nobody hears it.
     pub fn failed(&self, error: &anyhow::Error) -> bool {
         let (text, code) = (crate::failure::describe(error), crate::engine_glue::exit_code(error));
-        self.tell(&Event::Failed { text, code }).is_ok() && !self.is_ready.load(Ordering::Relaxed)
+        self.tell(&Event::Failed { text, code }).is_ok() && !self.is_ready()
     }
 }
 

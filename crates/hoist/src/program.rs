@@ -52,6 +52,9 @@ pub fn find(root: &RootDir, program: &str, path: &str, cwd: &str) -> io::Result<
 
 /// Why the kernel would refuse to run a file that has an execute bit, and the exit code for it; `None` where
 /// nothing is wrong with it.
+///
+/// # Errors
+/// Those of reading it, and the beginning of its interpreter.
 pub fn trouble(root: &RootDir, program: &Path) -> io::Result<Option<(String, u8)>> {
     let Some(file) = root.open_program(program)? else { return Ok(None) };
     if runs_foreign_programs() {
@@ -73,9 +76,11 @@ pub fn trouble(root: &RootDir, program: &Path) -> io::Result<Option<(String, u8)
         },
     };
     let Some(interpreter) = interpreter else { return Ok(None) };
-    let is_there = root.open_program(Path::new(&interpreter))?.is_some();
-    let why = || format!("{name} names the interpreter {interpreter}, which the image does not have");
-    Ok((!is_there).then(|| (why(), EXIT_NO_PROGRAM)))
+    let Some(file) = root.open_program(Path::new(&interpreter))? else {
+        let why = format!("{name} names the interpreter {interpreter}, which the image does not have");
+        return Ok(Some((why, EXIT_NO_PROGRAM)));
+    };
+    file.read_at(&mut [0], 0).map(|_| None)
 }
 
 /// Whether this machine has handlers for programs that the kernel itself does not run (binfmt_misc).

@@ -560,6 +560,49 @@ fn an_image_that_cannot_be_read_is_one_error() {
     }
 }
 
+/// An image with users in one layer and programs in another.
+fn programs_apart() -> Published {
+    let dir = tempfile::tempdir().unwrap();
+    let (programs, users) = (dir.path().join("programs"), dir.path().join("users"));
+    common::make_rootfs(&programs);
+    std::fs::create_dir(&users).unwrap();
+    std::fs::rename(programs.join("etc"), users.join("etc")).unwrap();
+    let mut builder = Builder::new(dir.path().join("layout")).unwrap();
+    for root in [users, programs] {
+        let tar = root.with_extension("tar");
+        common::output(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&root).arg("."));
+        builder = builder.layer(&tar, Compression::Gzip(6)).unwrap();
+    }
+    let layout = builder.config("Env", json!(["PATH=/bin"])).write("v1").unwrap();
+    Published::indexed(&layout.directory)
+}
+
+/// A program that the kernel can't read is no program that has failed: what is told is why it can't be read.
+#[test]
+fn a_program_that_cannot_be_read_is_told_as_such() {
+    let image = programs_apart();
+    let programs = image.layers().remove(1);
+    for kind in [FaultKind::CloseAfter(0), FaultKind::FlipBit(100)] {
+        image.proxy.inject(Fault::new(&programs, When::Always, kind));
+        let node = Node::new();
+        let output = node.hoist(&["run", "--name", "web", &image.name, "sh", "-c", ":"]).output().unwrap();
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("the image's /bin/sh or its interpreter can't be read"), "{said}");
+        assert!(said.contains("of the image failed, "), "{said}");
+        assert_eq!(ps(&node).len(), 0);
+        image.proxy.clear_faults();
+    }
+    // In the background it may have been said to run by then.
+    image.proxy.inject(Fault::new(&programs, When::Always, FaultKind::Hang));
+    let node = Node::new();
+    let options = ["run", "-d", "--name", "web", "--read-timeout", "2s", &image.name, "sh", "-c", ":"];
+    assert_eq!(node.says(&options), "web\n");
+    process::wait_until("its end", PATIENCE, || Ok(ps(&node)[0]["state"] == "exited")).unwrap();
+    assert_eq!(ps(&node)[0]["exit_code"], json!(2));
+    image.proxy.clear_faults();
+}
+
 /// Called off while reads of its image wait for a registry that hangs, a container leaves nothing.
 #[test]
 fn a_run_interrupted_while_its_image_cannot_be_read_leaves_nothing() {

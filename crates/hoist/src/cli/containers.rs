@@ -24,7 +24,8 @@ Examples:
 
 Exit code: the program's, or 128+N if signal N ended it;
 127 if the image has no such program, 126 if it can't be run;
-else 1 if you can mend it, 2 if the fault is hoist's or the machine's."
+else 1 if you can mend it, 2 if the fault is hoist's or the machine's,
+as where the program can't be read since the registry is down."
 )]
 pub struct Run {
     /// Set an environment variable; NAME alone passes on this process's value
@@ -146,7 +147,7 @@ pub struct Logs {
 #[derive(Debug, Args)]
 #[command(
     override_usage = "hoist exec [OPTIONS] NAME CMD...",
-    after_help = "Example:\n  hoist exec -it web sh\n\nExit code: the program's;\n127 if the container has no such program, 126 if it can't be run."
+    after_help = "Example:\n  hoist exec -it web sh\n\nExit code: the program's;\n127 if the container has no such program, 126 if it can't be run;\nelse 1 if you can mend it, 2 if the fault is hoist's or the machine's."
 )]
 pub struct Exec {
     /// Set an environment variable; NAME alone passes on this process's value

@@ -122,6 +122,10 @@ impl Plan<'_> {
         };
         let outcome =
             self.run_in(&container, image, &image_process, command, &mut signals, &mut record).await;
+        // Who was told that it runs asks later how it ended.
+        if let (Err(error), Some(true)) = (&outcome, self.reporter.as_ref().map(Reporter::is_ready)) {
+            record.exit_code.get_or_insert(crate::engine_glue::exit_code(error));
+        }
         // Known also where something failed after its end, as the daemon that had the image mounted may be gone.
         if let (Some(_), false) = (record.exit_code, self.options.rm) {
             record.ended = Some(status::now());
@@ -456,7 +460,7 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.context("a reading thread died")?
 }
 
-/// Why the program can't have run, where that is its own fault.
+/// Why the program can't have run, where that can be seen from here.
 async fn why_not_started(
     container: &Container,
     program: String,

@@ -1,5 +1,7 @@
 //! A program that can't have run, told plainly, with the codes that shells and container engines have for it.
 
+use std::io;
+
 use super::{Found, find, trouble};
 use crate::failure::{EXIT_NO_PROGRAM, EXIT_NOT_RUNNABLE, user_code};
 use crate::rootdir::RootDir;
@@ -31,10 +33,10 @@ pub fn not_found(found: &Found, whose: &str, program: &str, path: &str) -> anyho
     }
 }
 
-/// Why a program below `root` can't have run, where that is its own fault.
+/// Why a program below `root` can't have run: where that is its own fault, or it can't be read.
 ///
 /// # Errors
-/// Those of reading.
+/// Those of looking for it.
 pub fn why_not(
     root: &RootDir,
     whose: &str,
@@ -42,10 +44,24 @@ pub fn why_not(
     path: &str,
     cwd: &str,
 ) -> anyhow::Result<Option<anyhow::Error>> {
-    Ok(match find(root, program, path, cwd)? {
-        Found::Program(found) => trouble(root, &found)?.map(|(why, code)| {
+    let found = match find(root, program, path, cwd)? {
+        Found::Program(found) => found,
+        missing => return Ok(Some(not_found(&missing, whose, program, path))),
+    };
+    match trouble(root, &found) {
+        Ok(trouble) => Ok(trouble.map(|(why, code)| {
             user_code(why, "is the image complete, and for this machine (--platform)?", code)
-        }),
-        missing => Some(not_found(&missing, whose, program, path)),
-    })
+        })),
+        // What a running program was started from is here.
+        Err(e) if is_of_reading(&e) => {
+            let what = format!("the {whose}'s {} or its interpreter can't be read", found.display());
+            Ok(Some(anyhow::Error::new(e).context(what)))
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Is it what a read says that could not be served?
+fn is_of_reading(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::ENOSPC | libc::EDQUOT))
 }
