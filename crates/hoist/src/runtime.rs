@@ -134,7 +134,7 @@ impl Runtime {
     /// Signals that arrive are passed on to the runtime, which in the foreground passes them on to the program.
     ///
     /// # Errors
-    /// The runtime could not be started, or is [`NotStarted`].
+    /// The runtime could not be started, is [`NotStarted`], or is none (the user's to mend).
     pub async fn run(
         &self,
         container: &Container,
@@ -179,8 +179,14 @@ impl Runtime {
                 }
             }
         };
-        if !status.success() && !pid_file.exists() && status.signal().is_none() {
-            return Err(NotStarted(self.program.clone()).into());
+        if !pid_file.exists() && status.signal().is_none() {
+            return Err(match status.success() {
+                true => user_hint(
+                    format!("{} did nothing: it ended and had started no program", self.program.display()),
+                    "--runtime names an OCI runtime, as crun, runc or youki",
+                ),
+                false => NotStarted(self.program.clone()).into(),
+            });
         }
         if let Some(started) = started {
             // It ran, and that was over before anybody looked.

@@ -150,6 +150,19 @@ fn exit_codes() {
     assert_eq!(fs::read_dir(image.path("store/containers")).unwrap().count(), 0);
 }
 
+/// A program that is no OCI runtime: that it succeeds says nothing.
+#[test]
+fn a_runtime_that_does_nothing_is_none() {
+    let image = Image::new();
+    for (runtime, code, why) in [("true", 1, "true did nothing"), ("false", 2, "could not start")] {
+        let output = image.run(&["--runtime", runtime], &["sh"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(why), "{said}");
+    }
+    assert_eq!(fs::read_dir(image.path("store/containers")).unwrap().count(), 0);
+}
+
 #[test]
 fn signals_reach_the_program() {
     let image = Image::new();
