@@ -35,6 +35,8 @@ pub struct Streams {
     pub input: Stdio,
     /// Standard output.
     pub output: Stdio,
+    /// Standard error; the runtime speaks there, too.
+    pub error: Stdio,
 }
 
 /// What is to be done once the program runs.
@@ -158,6 +160,7 @@ impl Runtime {
             .arg(container.name())
             .stdin(streams.input)
             .stdout(streams.output)
+            .stderr(streams.error)
             .spawn()
             .with_context(|| format!("starting the OCI runtime {}", self.program.display()))?;
         drop(inherited);

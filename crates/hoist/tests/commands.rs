@@ -603,6 +603,35 @@ fn a_program_that_cannot_be_read_is_told_as_such() {
     image.proxy.clear_faults();
 }
 
+/// Of a container in the background, too.
+#[test]
+fn what_hoist_says_is_no_output_of_a_program() {
+    let image = programs();
+    let node = Node::new();
+    let script = "echo up; read wait </tmp/wait; cat /etc/large >/dev/null; echo over";
+    let fifo = node.path("wait");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let volume = format!("{}:/tmp/wait", fifo.display());
+    // On a slow line nothing is fetched that nobody reads.
+    image.proxy.set_options(hoist_testkit::ProxyOptions { rate: Some(20_000_000), ..Default::default() });
+    node.says(&["run", "-d", "--name", "web", "-v", &volume, &image.name, "sh", "-c", script]);
+    wait_for_output(&node, "web", "up\n");
+    down(&image);
+    std::fs::write(&fifo, "\n").unwrap();
+    wait_for_output(&node, "web", "over\n");
+    process::wait_until("its end", PATIENCE, || Ok(ps(&node)[0]["state"] == "exited")).unwrap();
+    // Some runtimes copy what is said from pipes, two at once.
+    let logged = node.says(&["logs", "web"]);
+    let mut lines: Vec<_> = logged.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["cat: /etc/large: Input/output error", "over", "up"], "{logged}");
+    let logs = std::fs::read_dir(node.store("log")).unwrap().map(|entry| entry.unwrap().path());
+    let of_web = logs.filter(|log| log.file_name().unwrap().to_str().unwrap().starts_with("run-web-"));
+    let said: String = of_web.map(|log| std::fs::read_to_string(log).unwrap()).collect();
+    assert!(said.contains("of the image failed, ") && said.contains("hoist why"), "{said}");
+    image.proxy.clear_faults();
+}
+
 /// Called off while reads of its image wait for a registry that hangs, a container leaves nothing.
 #[test]
 fn a_run_interrupted_while_its_image_cannot_be_read_leaves_nothing() {

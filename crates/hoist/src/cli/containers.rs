@@ -128,7 +128,8 @@ pub struct Ps {
 /// Show what the program of a container in the background has said
 ///
 /// That is its standard output and error, as they were written: what `hoist run -d` keeps in the file
-/// `containers/NAME/output` of the store.
+/// `containers/NAME/output` of the store. What hoist itself says of the container meanwhile is in `log/run-NAME-*.log`
+/// there, and `hoist why NAME` tells of its image.
 #[derive(Debug, Args)]
 pub struct Logs {
     /// Go on with what it says until it ends, or this is interrupted

@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use hoist_engine::Progress;
-use hoist_engine::store::Store;
 use hoist_engine::store::history::History;
+use hoist_engine::store::{Store, new_log};
 use serde_json::Value;
 
 use crate::background::{PARENT_GONE, Reporter};
@@ -324,17 +324,20 @@ impl Plan<'_> {
         let Some(reporter) = &self.reporter else {
             let passed_on = self.options.interactive || self.options.tty;
             let input = if passed_on { Stdio::inherit() } else { Stdio::null() };
-            return Ok((Streams { input, output: Stdio::inherit() }, None));
+            return Ok((Streams { input, output: Stdio::inherit(), error: Stdio::inherit() }, None));
         };
         let output = container.output()?;
-        // From here on this process speaks to whoever reads that, as the runtime and the program do.
-        rustix::stdio::dup2_stderr(&output)?;
+        let error = output.try_clone().context("sharing a container's output")?;
+        // What this process says from here on is none of the program's output.
+        let (log, _) = new_log(&self.global.root()?, &format!("run-{}", container.name()))?;
+        rustix::stdio::dup2_stderr(&log)?;
         let started = || {
             // Nothing below is relative to the folder this was started in, which somebody may want to unmount.
             std::env::set_current_dir("/")?;
             reporter.ready()
         };
-        Ok((Streams { input: Stdio::null(), output: output.into() }, Some(Box::new(started))))
+        let streams = Streams { input: Stdio::null(), output: output.into(), error: error.into() };
+        Ok((streams, Some(Box::new(started))))
     }
 
     /// Waits until the container is not wanted any more; gives why.
