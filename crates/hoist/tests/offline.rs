@@ -99,6 +99,28 @@ fn a_registry_that_is_gone_is_asked_once() {
     }
 }
 
+/// Who only looks is told who is waited for, and then what is here.
+#[test]
+fn what_is_here_is_inspected_though_its_registry_hangs() {
+    let source = Source::small();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    for with_daemon in [false, true] {
+        let node = Node::new();
+        let _daemon = with_daemon.then(|| Daemon::start(&node, &[]));
+        node.says(&["pull", &image.name]);
+        hangs(&image);
+        let output = node.hoist(&["inspect", "--json", &image.name]).output().unwrap();
+        let said = stderr(&output);
+        assert!(said.starts_with(&format!("note: waiting for {} ", image.proxy.host())), "{said}");
+        assert!(said.lines().nth(1).unwrap().starts_with(ALL_HERE) && said.lines().count() == 2, "{said}");
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(output.status.success() && told["complete"] == true, "{told}");
+        image.proxy.clear_faults();
+        let output = node.hoist(&["inspect", &image.name]).output().unwrap();
+        assert!(output.stderr.is_empty(), "{}", stderr(&output));
+    }
+}
+
 /// The same of what is here in part: it is said that the rest can't be had.
 #[test]
 fn what_is_here_in_part_is_said_to_be() {

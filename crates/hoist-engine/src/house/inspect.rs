@@ -42,6 +42,9 @@ pub struct Inspection {
     /// inside before anything is. Of others the layers tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub present: Option<Option<(u64, u64)>>,
+    /// Why the registry could not say whether the name still means this image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unchecked: Option<String>,
     /// Lowest first.
     pub layers: Vec<LayerInspection>,
 }
@@ -160,6 +163,7 @@ impl Engine {
             why,
             vouched: told.collect::<Vec<_>>().join("; "),
             present: (!look.of_layers).then(|| look.present()).transpose()?,
+            unchecked: image.unchecked.clone(),
             layers,
         })
     }

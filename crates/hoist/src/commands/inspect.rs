@@ -1,6 +1,7 @@
 //! `hoist inspect`.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use anyhow::Context;
 use hoist_engine::reference::Source;
@@ -9,28 +10,54 @@ use serde_json::Value;
 
 use crate::cli::{Global, Inspect};
 use crate::failure::user_hint;
+use crate::unchecked;
 use crate::worker::{Worker, absolute_name};
+
+/// After this long a wait is explained.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(super) fn run(global: &Global, options: &Inspect) -> anyhow::Result<()> {
     let mut inspection = look(global, &options.image)?;
+    // That was said.
+    if let Some(told) = inspection.as_object_mut().filter(|_| !options.json) {
+        told.remove("unchecked");
+    }
     if !options.json && inspection["index"].is_null() && inspection["complete"] == true {
         inspection["index"] = "none needed: all of it is here".into();
     }
     super::print_value(&inspection, options.json)
 }
 
-/// What is known of an image. Of a name that means nothing here it is said who is asked.
+/// What is known of an image. Of a name that means nothing here it is said who is asked, of a registry that lets us
+/// wait, too.
 pub(super) fn look(global: &Global, image: &str) -> anyhow::Result<Value> {
     let asked = unknown_here(global, image)?;
     if let Some(asked) = asked.as_ref().filter(|_| std::io::stderr().is_terminal()) {
         eprintln!("note: {image:?} is no image or container here: asking for {asked}");
     }
-    let inspected = super::block_on(async { Worker::find(global).await?.inspect(image).await });
-    match asked {
+    let inspected =
+        super::block_on(patiently(image, async { Worker::find(global).await?.inspect(image).await }));
+    let inspected = match asked {
         Some(asked) => inspected
             .with_context(|| format!("{image:?} is no image or container here, and {asked} can't be had")),
         None => inspected,
+    }?;
+    if let Some(why) = inspected["unchecked"].as_str() {
+        eprintln!("{}", unchecked::of(image, inspected["complete"] == true, why));
     }
+    Ok(inspected)
+}
+
+/// Says who is waited for, if it takes long.
+async fn patiently<T>(image: &str, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    if let Ok(done) = tokio::time::timeout(PATIENCE, &mut work).await {
+        return done;
+    }
+    if let Ok(Source::Registry(reference)) = image.parse() {
+        eprintln!("note: waiting for {} to say what it has of {image:?}", reference.repo.host);
+    }
+    work.await
 }
 
 /// The whole name of what a name means elsewhere that says no registry and means nothing here.
