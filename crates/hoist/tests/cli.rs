@@ -109,7 +109,20 @@ fn doctor_judges_the_driver_that_was_asked_for() {
 fn who_only_looks_makes_no_store() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("none");
-    for (command, code) in [("images", 0), ("ps", 0), ("status", 0), ("fsck", 1), ("rm x", 1)] {
+    let looking = ["images", "ps", "status", "top"].map(|command| (command, 0));
+    let wanting = [
+        "fsck",
+        "rm x",
+        "why x",
+        "logs x",
+        "exec x sh",
+        "stop x",
+        "pin x",
+        "unpin x",
+        "prune",
+        "unmount /proc",
+    ];
+    for (command, code) in looking.into_iter().chain(wanting.map(|command| (command, 1))) {
         let command: Vec<_> = command.split(' ').chain(["--root", root.to_str().unwrap()]).collect();
         let output = run(&command);
         let said = [&output.stdout[..], &output.stderr].concat();

@@ -519,7 +519,7 @@ fn a_pull_does_not_believe_what_an_earlier_one_left() {
     let layout = source.layout(Compression::None);
     let image = Published::plain(&layout.directory);
     let node = Node::new();
-    node.says(&["inspect", &image.name]);
+    node.make_store();
     let layer = node.store("layers").join(layout.layers[0].trim_start_matches("sha256:"));
     std::fs::create_dir_all(&layer).unwrap();
     let blob = layout.directory.join("blobs").join(layout.layers[0].replace(':', "/"));

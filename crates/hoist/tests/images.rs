@@ -150,3 +150,17 @@ fn layouts_are_mounted_as_folder_and_as_tar() {
     let said = node.fails(&["pull", &format!("oci:{}.gz", archive.display())]);
     assert!(said.contains("decompress it first"), "{said}");
 }
+
+/// An image is looked at where there is no store, and none is made for it.
+#[test]
+fn an_image_is_inspected_without_a_store() {
+    let source = Source::small();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    let node = Node::new();
+    let output = node.hoist(&["inspect", "--json", &image.name]).output().unwrap();
+    let said = node::stderr(&output);
+    assert!(output.status.success() && said.starts_with("note: there is no store in "), "{said}");
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&told["lazy"], &told["digest"]), (&json!(true), &json!(image.digest)), "{told}");
+    assert!(!node.store("").exists());
+}

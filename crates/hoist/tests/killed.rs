@@ -96,7 +96,7 @@ fn in_a_pull_that_makes_room() {
 fn in_making_and_publishing_an_index() {
     let (sources, _image, [first, _]) = two();
     let empty = Node::new();
-    empty.says(&["prune"]);
+    empty.make_store();
     let kills = killed_at_its_calls(&empty.store(""), &["index", "--push", &first], |node, at| {
         sources[0].assert_shown(node.mount(&first, &[]).root());
         let elsewhere = Node::new();

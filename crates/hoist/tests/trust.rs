@@ -390,7 +390,7 @@ fn a_bad_index_under_the_tag_hides_no_good_one() {
     anew["annotations"]["org.opencontainers.image.created"] = json!("2001-01-01T00:00:00Z");
     let anew = serde_json::to_vec(&anew).unwrap();
     replace_tagged(&image, &anew);
-    node.says(&["prune"]);
+    node.make_store();
     fs::write(node.store("distrusted").join(&digest::of_bytes(&anew)[7..]), "it lied in a test").unwrap();
     assert!(is_lazy(&node, &image, &source));
 }

@@ -13,10 +13,7 @@ use crate::failure::user_hint;
 /// # Errors
 /// The command wants something of the store: the user's to mend.
 pub(super) fn answer(global: &Global, command: &Command) -> anyhow::Result<bool> {
-    if !matches!(
-        command,
-        Command::Images(_) | Command::Ps(_) | Command::Status(_) | Command::Rm(_) | Command::Fsck(_)
-    ) {
+    if makes_one(command) {
         return Ok(false);
     }
     let root = global.root()?;
@@ -33,8 +30,44 @@ pub(super) fn answer(global: &Global, command: &Command) -> anyhow::Result<bool>
             let store = StoreStatus { root, disk_bytes: 0, unpacked_bytes: None };
             super::print_json(&Status { daemon: None, store, mounts: Vec::new() })?;
         }
-        Command::Images(_) | Command::Ps(_) | Command::Status(_) => super::print(&text)?,
+        Command::Top(options) if options.json => super::print(&super::top::nothing()?)?,
+        Command::Images(_) | Command::Ps(_) | Command::Status(_) | Command::Top(_) => super::print(&text)?,
+        Command::Inspect(options) => {
+            eprintln!("note: {text}: what its registry has of {} is told", options.image);
+            // Looked at as any image is, in a store that is gone afterwards.
+            let aside = tempfile::tempdir()?;
+            let global = Global { root: Some(aside.path().to_owned()), no_daemon: true, ..global.clone() };
+            super::inspect::run(&global, options)?;
+        }
         _ => return Err(user_hint(text, "--root names another")),
     }
     Ok(true)
+}
+
+/// May the command make a store, or does it want none?
+fn makes_one(command: &Command) -> bool {
+    match command {
+        Command::Run(_)
+        | Command::Mount(_)
+        | Command::Pull(_)
+        | Command::Index(_)
+        | Command::Daemon(_)
+        | Command::Serve(_)
+        | Command::Doctor(_) => true,
+        Command::Images(_)
+        | Command::Ps(_)
+        | Command::Status(_)
+        | Command::Inspect(_)
+        | Command::Why(_)
+        | Command::Top(_)
+        | Command::Logs(_)
+        | Command::Exec(_)
+        | Command::Stop(_)
+        | Command::Rm(_)
+        | Command::Unmount(_)
+        | Command::Pin(_)
+        | Command::Unpin(_)
+        | Command::Prune(_)
+        | Command::Fsck(_) => false,
+    }
 }

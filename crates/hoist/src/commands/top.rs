@@ -93,6 +93,12 @@ pub(super) fn run(global: &Global, options: &Top) -> anyhow::Result<()> {
     }
 }
 
+/// A line of `--json` where there is no store.
+pub(super) fn nothing() -> anyhow::Result<String> {
+    let none = Moment { time: now(), mounts: Vec::new(), sources: Vec::new(), slowest: Vec::new() };
+    Ok(serde_json::to_string(&none)?)
+}
+
 impl Watch {
     fn look(&mut self, store: &Store) -> anyhow::Result<Moment> {
         let (mut mounts, mut last) = (Vec::new(), HashMap::new());

@@ -79,6 +79,11 @@ impl Node {
         self.store.join(name)
     }
 
+    /// Makes its store, with nothing in it: no command does that alone.
+    pub fn make_store(&self) {
+        hoist_engine::store::Store::open(&self.store).unwrap();
+    }
+
     /// A path in its folder, beside the store.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
