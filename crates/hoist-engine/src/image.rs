@@ -183,11 +183,19 @@ impl Engine {
         };
         let manifest: Manifest = oci::parse("manifest", &digest, &bytes)?;
         let known = self.store.image(&digest).load(&digest);
+        // It is on disk when the tree is fetched.
         let config = async {
-            match known {
-                Some((_, config)) if Digest::of(&config) == manifest.config.digest => Ok(Bytes::from(config)),
-                _ => source.blob(&manifest.config.digest, Some(manifest.config.size)).await,
+            let config = match known {
+                Some((_, config)) if Digest::of(&config) == manifest.config.digest => Bytes::from(config),
+                _ => source.blob(&manifest.config.digest, Some(manifest.config.size)).await?,
+            };
+            if !is_of_several {
+                // Else the list that it was chosen from has said for what it is.
+                let parsed = oci::parse_config(&manifest.config.digest, &config)?;
+                self.check_platform(name, &parsed)?;
             }
+            self.save_documents(&digest, &bytes, &config).await?;
+            Ok::<_, Error>(config)
         };
         let index = async {
             let Some(found) = early.filter(|_| !is_of_several) else {
@@ -202,14 +210,14 @@ impl Engine {
             found
         };
         let (config, (index, no_index)) = tokio::join!(config, index);
-        let config = config?;
-        if !is_of_several {
-            // Else the list that it was chosen from has said for what it is.
-            let parsed = oci::parse_config(&manifest.config.digest, &config)?;
-            self.check_platform(name, &parsed)?;
-        }
-        self.store.image(&digest).save(&bytes, &config)?;
-        Ok(Image { no_index, ..build(name, digest, bytes, &config, index, source)? })
+        Ok(Image { no_index, ..build(name, digest, bytes.clone(), &config?, index, source)? })
+    }
+
+    /// Keeps manifest and config, on a thread that may wait for the disk.
+    async fn save_documents(&self, digest: &Digest, manifest: &Bytes, config: &Bytes) -> Result<(), Error> {
+        let (dir, manifest, config) = (self.store.image(digest), manifest.clone(), config.clone());
+        let saved = tokio::task::spawn_blocking(move || dir.save(&manifest, &config)).await;
+        saved.map_err(|e| Error::Internal(e.to_string()))?
     }
 
     /// An image of one platform alone is taken as it is, unless another was asked for: it may be for an

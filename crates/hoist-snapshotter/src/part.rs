@@ -151,7 +151,8 @@ pub trait Images: Send + Sync + 'static {
     /// Why it can't.
     async fn mount(&self, part: &Part, folder: &Path) -> Result<(), String>;
 
-    /// A container is being made that stands on a whole image, which is mounted on this folder. Waits for nothing.
+    /// A container is being made that stands on a whole image, which is mounted on this folder, or is about to be, as the
+    /// image is being pulled. Waits for nothing.
     fn starts(&self, part: &Part, folder: &Path);
 
     /// Unmounts what is on a folder, if anything.

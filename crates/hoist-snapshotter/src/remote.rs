@@ -49,19 +49,20 @@ impl Remote {
         lock
     }
 
-    /// Has the layer that the labels ask for without unpacking it. False if they ask for none.
+    /// Has the layer that the labels ask for without unpacking it. False if they ask for none. Who pulls an image is about to
+    /// start it: `pulls` has that begin at once.
     ///
     /// # Errors
     /// Why it is to be unpacked.
-    pub async fn prepare(&self, parent: &str, labels: &Labels) -> Result<bool, String> {
+    pub async fn prepare(&self, parent: &str, labels: &Labels, pulls: bool) -> Result<bool, String> {
         let Some(mut wanted) = Wanted::of(labels, None) else { return Ok(false) };
         let begun = Instant::now();
-        let outcome = self.have(&mut wanted, parent).await;
+        let outcome = self.have(&mut wanted, parent, pulls).await;
         self.images.told(&wanted, outcome.as_ref().copied(), begun.elapsed());
         outcome.map(|_| true).map_err(|refusal| refusal.why)
     }
 
-    async fn have(&self, wanted: &mut Wanted, parent: &str) -> Result<How, Refusal> {
+    async fn have(&self, wanted: &mut Wanted, parent: &str, pulls: bool) -> Result<How, Refusal> {
         let internal = |error: Error| Reason::Internal.because(error.to_string());
         let beneath = parent.to_owned();
         wanted.below = self.work(move |snapshotter| snapshotter.depth(&beneath)).await.map_err(internal)?;
@@ -73,6 +74,9 @@ impl Remote {
         let cannot = |why| Reason::Mount.because(why);
         let folder = self.snapshotter.image_folder(&whole).map_err(cannot)?;
         self.images.mount(&whole, &folder).await.map_err(cannot)?;
+        if pulls {
+            self.images.starts(&whole, &folder);
+        }
         let (chain, parent, labels) = (wanted.chain.clone(), parent.to_owned(), wanted.labels.clone());
         let kept = self.work(move |snapshotter| snapshotter.adopt(&chain, &parent, labels, part)).await;
         kept.map_err(internal)?;

@@ -103,9 +103,9 @@ impl Service {
     /// Has a layer without unpacking it, if that is asked for and can be.
     async fn prepare_remote(&self, key: &str, parent: &str, labels: &record::Labels) -> Option<Status> {
         let remote = Arc::clone(&self.remote);
-        let (beneath, wanted) = (parent.to_owned(), labels.clone());
+        let (beneath, wanted, pulls) = (parent.to_owned(), labels.clone(), is_unpacked(key));
         // Others may be waiting for it: it goes on when this client goes away.
-        let prepared = tokio::spawn(async move { remote.prepare(&beneath, &wanted).await }).await;
+        let prepared = tokio::spawn(async move { remote.prepare(&beneath, &wanted, pulls).await }).await;
         let target = labels.get(part::TARGET).map_or("", String::as_str);
         // By this key tests of remote snapshotters know what became of a layer.
         match prepared.unwrap_or_else(|e| Err(format!("its thread died: {e}"))) {
@@ -128,7 +128,8 @@ impl Service {
     }
 }
 
-/// Is it for a layer that containerd unpacks (its core/snapshots/snapshotter.go, `UnpackKeyPrefix`), and for no container?
+/// Is it for a layer that containerd pulls and would unpack (its core/snapshots/snapshotter.go, `UnpackKeyPrefix`), and for
+/// no container?
 /// Namespace and number come before its own name of a snapshot.
 fn is_unpacked(key: &str) -> bool {
     key.rsplit('/').next().is_some_and(|own| own.starts_with("extract-"))

@@ -282,32 +282,53 @@ fn in_layers(dir: &Path, files: &[(&str, &[u8])]) -> Image {
     Image::of(Published::indexed(&built.directory), built)
 }
 
-/// Prepares a container of it: all layers but the last are asked for then, and none before.
+/// How often a layer was asked for.
+fn asked(image: &Image, layer: &String) -> usize {
+    image.published.proxy.log().iter().filter(|asked| asked.path.contains(layer)).count()
+}
+
+/// All layers but the last are asked for without anybody reading them.
+fn wait_fetched_ahead(image: &Image, daemon: &Daemon<'_>) {
+    let (noise, wanted) = image.built.layers.split_last().unwrap();
+    let all = || Ok(wanted.iter().all(|layer| asked(image, layer) > 0));
+    process::wait_until("what it needs to be asked for", Duration::from_secs(30), all)
+        .unwrap_or_else(|e| panic!("{e}{}", daemon.said()));
+    assert_eq!(asked(image, noise), 0);
+}
+
+/// Prepares a container of it: what it needs is asked for then, and nothing before.
 fn is_fetched_ahead(files: &[(&str, &[u8])]) {
     let dir = tempfile::tempdir().unwrap();
     let image = in_layers(dir.path(), files);
-    let asked = |layer: &String| {
-        let asked = image.published.proxy.log().into_iter();
-        asked.filter(|asked| asked.path.contains(layer)).count()
-    };
-    let (noise, wanted) = image.built.layers.split_last().unwrap();
     let node = Node::new();
     let (daemon, snapshots) = serve(&node);
     let top = snapshots.pull(&image, "a");
     // Neither is a container's.
     snapshots.view("look", &top);
     snapshots.prepare("default/1/extract-1", &top, &BTreeMap::new()).unwrap();
-    assert!(image.built.layers.iter().all(|layer| asked(layer) == 0));
+    assert!(image.built.layers.iter().all(|layer| asked(&image, layer) == 0));
     snapshots.prepare("default/2/container", &top, &BTreeMap::new()).unwrap();
-    let all = || Ok(wanted.iter().all(|layer| asked(layer) > 0));
-    process::wait_until("what it needs to be asked for", Duration::from_secs(30), all)
-        .unwrap_or_else(|e| panic!("{e}{}", daemon.said()));
-    assert_eq!(asked(noise), 0);
+    wait_fetched_ahead(&image, &daemon);
 }
+
+/// A script and its interpreter.
+const SCRIPT: [(&str, &[u8]); 2] = [("bin/tool", b"#!/bin/interpreter\n"), ("bin/interpreter", b"#!/none\n")];
 
 #[test]
 fn what_a_container_will_run_is_fetched_while_it_is_made_ready() {
-    is_fetched_ahead(&[("bin/tool", b"#!/bin/interpreter\n"), ("bin/interpreter", b"#!/none\n")]);
+    is_fetched_ahead(&SCRIPT);
+}
+
+/// By the name that containerd gives to what it would unpack.
+#[test]
+fn what_a_start_reads_is_fetched_as_soon_as_containerd_pulls_its_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = in_layers(dir.path(), &SCRIPT);
+    let node = Node::new();
+    let (daemon, snapshots) = serve(&node);
+    let lowest = snapshots.prepare("default/1/extract-1", "", &image.labels(0)).unwrap_err();
+    assert_eq!(lowest.code(), Code::AlreadyExists, "{lowest}");
+    wait_fetched_ahead(&image, &daemon);
 }
 
 #[test]
