@@ -10,7 +10,7 @@ use crate::config::Trust;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::image::Image;
-use crate::oci::{codec_of, parse};
+use crate::oci::parse;
 
 impl Image {
     /// What each layer is called together with all below it (OCI image-spec v1.1, "Layer ChainID"), lowest
@@ -28,12 +28,13 @@ impl Image {
 }
 
 impl Engine {
-    /// Can the image be mounted before its layers are here, or are they all here? So too where nobody else can read
-    /// its layers. Asks the registry where only that tells.
+    /// Can the image be mounted before its layers are here, or are they all here? Else whoever mounts it has all of it
+    /// fetched first. Asks the registry where only that tells.
     pub async fn mounts_at_once(&self, image: &Image) -> bool {
-        let trusted = self.config.trust == Trust::Registry && image.index.is_some();
-        let no_tar = image.manifest.layers.iter().any(|layer| codec_of(&layer.media_type).is_none());
-        trusted || no_tar || self.is_all_here(&image.digest) || self.reads_as_it_is(image).await
+        let has_index = self.config.trust == Trust::Registry && image.index.is_some();
+        let whole_first = self.config.trust != Trust::Registry && image.is_unvouched();
+        let in_parts = async || !whole_first && self.reads_as_it_is(image).await;
+        has_index || self.is_all_here(&image.digest) || in_parts().await
     }
 
     /// An image of the lowest `layers` layers alone. Nothing is fetched.
@@ -74,6 +75,9 @@ impl Engine {
             config: parse("config", &digest, &config)?,
             manifest_bytes: manifest.into(),
             index: None,
+            no_index: Some(format!(
+                "only the lowest {layers} of its layers are mounted, and an index is of all of them"
+            )),
             ..image.clone()
         })
     }

@@ -3,10 +3,11 @@
 mod common;
 mod node;
 
+use std::fs;
 use std::path::Path;
 
 use hoist_testkit::containerd::Daemon as Containerd;
-use hoist_testkit::{Fault, FaultKind, When, process};
+use hoist_testkit::{Fault, FaultKind, When, fixtures_dir, process};
 use node::daemon::Daemon;
 use node::{Node, Published};
 use serde_json::Value;
@@ -110,6 +111,23 @@ fn what_is_pulled_whole_runs_without_its_registry() {
         assert!(machine.ctr(&[&run[..], &[&machine.container(), "cat", "/data0"]].concat()) == content());
         assert!(!machine.ctr(&["images", "list"]).contains(&image.name));
     }
+}
+
+/// Layers of file systems have no digests of their parts.
+#[test]
+fn what_came_whole_is_not_called_lazy_and_is_counted() {
+    let fixture = fixtures_dir().unwrap().join("erofs-raw");
+    let image = Published::plain(&fixture);
+    let size =
+        |layer: &String| fs::metadata(fixture.join("blobs").join(layer.replace(':', "/"))).unwrap().len();
+    let all: u64 = image.layers().iter().map(size).sum();
+    let node = Node::new();
+    let machine = start(&node);
+    let counted = |pulled: &Value| pulled["stats"]["wire_bytes"].as_u64().unwrap();
+    let first = machine.pull(&image.name, &[]);
+    assert!(first["lazy"] == false && counted(&first) >= all, "{first:#}");
+    let again = machine.pull(&image.name, &[]);
+    assert!(again["lazy"] == false && counted(&again) < all, "{again:#}");
 }
 
 #[test]

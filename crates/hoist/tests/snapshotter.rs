@@ -14,8 +14,10 @@ use std::time::Duration;
 use asked::*;
 use hoist_snapshotter::api::*;
 use hoist_testkit::layout::{Builder, Built, Compression};
-use hoist_testkit::{Fault, FaultKind, When, containerd, diff, process, walk};
-use node::daemon::Daemon;
+use hoist_testkit::{
+    Exceptions, Fault, FaultKind, When, compare_tree, containerd, diff, fixtures_dir, process, walk,
+};
+use node::daemon::{Daemon, metrics};
 use node::{Node, Published};
 use rustix::process::Signal;
 use serde_json::json;
@@ -187,6 +189,33 @@ fn what_cannot_be_lazy_is_left_to_containerd() {
     Node::new().says(&["index", "--push", &image.published.name]);
     ["plain", "other", "wrong", "unnamed"].iter().for_each(|key| snapshots.remove(key));
     snapshots.pull(&image, "indexed");
+}
+
+/// Layers that are file systems, and can be read only when all of them are here.
+#[test]
+fn what_containerd_could_not_unpack_is_pulled_whole() {
+    let fixture = fixtures_dir().unwrap().join("erofs-raw");
+    let published = Published::plain(&fixture);
+    let parsed = |digest: &str| -> serde_json::Value {
+        let blob = fixture.join("blobs").join(digest.replace(':', "/"));
+        serde_json::from_slice(&fs::read(blob).unwrap()).unwrap()
+    };
+    let diff_ids = serde_json::from_value(parsed(&published.config())["rootfs"]["diff_ids"].clone()).unwrap();
+    let (manifest, layers) = (published.digest.clone(), published.layers());
+    let image = Image::of(published, Built { directory: fixture.clone(), manifest, layers, diff_ids });
+    let node = Node::new();
+    let (config, socket) = (node.path("hoist.toml"), node.path("metrics.sock"));
+    fs::write(&config, format!("metrics = \"unix:{}\"\n", socket.display())).unwrap();
+    let (daemon, snapshots) = serve_with(&node, &["--config", config.to_str().unwrap()]);
+    let top = snapshots.pull(&image, "a");
+    assert!(!daemon.said().contains("\"remote-snapshot-prepared\":\"false\""), "{}", daemon.said());
+    let told = metrics(&socket);
+    let count = "hoist_snapshot_layers_total{outcome=\"full\",reason=\"none\"} 2\n";
+    assert!(told.contains(count), "{told}");
+    // Nothing is left to fetch.
+    image.published.proxy.inject(Fault::new("", When::Always, FaultKind::Status(503, Vec::new())));
+    let shown = show(&node, &snapshots.prepare("container", &top, &BTreeMap::new()).unwrap());
+    assert_eq!(compare_tree(&shown.0, &Exceptions::erofs()).unwrap(), [""; 0]);
 }
 
 #[test]

@@ -145,6 +145,7 @@ impl NodeImages {
         if !full && boxed(engine.mounts_at_once(image)).await {
             return Ok(Ok(How::Lazy));
         }
+        // What containerd could not unpack is not left to it.
         if full || !image.is_of_tars() {
             let pulled = boxed(engine.pull(image, &Silent)).await;
             return pulled.map(|_| Ok(How::Full)).map_err(|error| Reason::Pull.because(error.to_string()));

@@ -27,9 +27,14 @@ pub struct Snapshots {
 }
 
 pub fn serve(node: &Node) -> (Daemon<'_>, Snapshots) {
+    serve_with(node, &[])
+}
+
+/// The same with these options besides.
+pub fn serve_with<'a>(node: &'a Node, options: &[&str]) -> (Daemon<'a>, Snapshots) {
     let socket = node.path("snapshotter.sock");
-    let daemon =
-        Daemon::start(node, &["--log-format", "json", "--snapshotter-socket", socket.to_str().unwrap()]);
+    let fixed = ["--log-format", "json", "--snapshotter-socket", socket.to_str().unwrap()];
+    let daemon = Daemon::start(node, &[&fixed[..], options].concat());
     (daemon, Snapshots::at(socket))
 }
 

@@ -49,8 +49,10 @@ async fn make(
     let client = client.map_err(|error| unreachable(error, options))?;
     let work = async {
         let image = engine.resolve(&reference.to_string()).await?;
-        let lazy = !options.full && engine.mounts_at_once(&image).await;
+        let here = engine.is_all_here(&image.digest);
+        let lazy = !here && !options.full && engine.mounts_at_once(&image).await;
         if !lazy {
+            // Here, so that it is told what is fetched: the snapshotter would do so else.
             engine.pull(&image, progress).await?;
         }
         describe(engine, &client, reference, &image, &options.snapshotter).await?;
