@@ -29,6 +29,8 @@ pub struct Pulled {
     pub fetched_layers: usize,
     /// All layers that it is shown by.
     pub layers: usize,
+    /// They have one file system between them: all of them were fetched, or none.
+    pub one_file_system: bool,
     /// Why the registry could not say whether the name still means this image: all of it was here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unchecked: Option<String>,
@@ -80,7 +82,7 @@ impl Engine {
     ) -> Result<Pulled, Error> {
         let started = Instant::now();
         if !image.is_of_layers() {
-            let Brought { fetched: fetched_layers, of: layers } =
+            let Brought { fetched: fetched_layers, of: layers, one: one_file_system } =
                 self.pull_converted(image, progress).await?;
             let stats = Stats::of_client(&self.stats, started.elapsed());
             return Ok(Pulled {
@@ -88,6 +90,7 @@ impl Engine {
                 digest: image.digest,
                 fetched_layers,
                 layers,
+                one_file_system,
                 unchecked: image.unchecked.clone(),
                 stats,
             });
@@ -140,8 +143,9 @@ impl Engine {
         stats.copied_bytes = self.known.copied_so_far();
         let layers = expected.len();
         let (name, unchecked) = (image.name.clone(), image.unchecked.clone());
-        let fetched_layers = fetched.len();
-        Ok(Pulled { image: name, digest: image.digest, fetched_layers, layers, unchecked, stats })
+        let (fetched_layers, one_file_system) = (fetched.len(), false);
+        let digest = image.digest;
+        Ok(Pulled { image: name, digest, fetched_layers, layers, one_file_system, unchecked, stats })
     }
 
     /// A layer that was just `fetched` and for which the image is refused takes no room, unless another image here has it.

@@ -93,7 +93,7 @@ impl Engine {
         }
         let spared = originals.iter().map(Digest::hex).collect();
         crate::evict::keep_limit(self, spared).await;
-        Ok(Brought { fetched: missing, of: originals.len() })
+        Ok(Brought { fetched: missing, of: originals.len(), one: false })
     }
 
     /// Holds other layouts of the image against `proven`, which is complete: what was converted `before` of other

@@ -20,6 +20,8 @@ pub(crate) struct Brought {
     pub fetched: usize,
     /// Of so many that it is shown by.
     pub of: usize,
+    /// These have one file system between them, which is fetched as a whole.
+    pub one: bool,
 }
 
 impl Image {
@@ -33,7 +35,7 @@ impl Image {
 impl Brought {
     pub(super) fn all_or_none(image: &Image, all: bool) -> Self {
         let of = image.manifest.layers.len();
-        Self { fetched: if all { of } else { 0 }, of }
+        Self { fetched: if all { of } else { 0 }, of, one: true }
     }
 }
 
@@ -98,7 +100,7 @@ impl Engine {
             true => Brought::all_or_none(image, filled),
             false => {
                 let fetched = instead.iter().filter(|blob| !before.contains(blob)).count();
-                Brought { fetched, of: instead.len() }
+                Brought { fetched, of: instead.len(), one: false }
             }
         })
     }

@@ -43,13 +43,18 @@ fn sentence(pulled: &Value, seconds: f64) -> String {
     let number = |value: &Value| value.as_u64().unwrap_or_default();
     let digest =
         text("digest").parse::<Digest>().map_or(String::new(), |digest| digest.hex()[..12].to_owned());
-    let all = counted(number(&pulled["layers"]), "layer");
+    let one = pulled["one_file_system"] == Value::Bool(true);
+    let all = match one {
+        true => "one file system".to_owned(),
+        false => counted(number(&pulled["layers"]), "layer"),
+    };
     let what = match (&pulled["namespace"], number(&pulled["fetched_layers"])) {
         (Value::String(namespace), _) => {
             let how = if pulled["lazy"] == Value::Bool(true) { "lazily" } else { "all of them here" };
             format!("known to containerd in namespace {namespace}, {all}, {how}")
         }
         (_, 0) => format!("all of it was here already, {all}"),
+        _ if one => format!("all of it fetched, {all}"),
         (_, fetched) => format!("{fetched} of {all} fetched"),
     };
     let stats = &pulled["stats"];
@@ -84,6 +89,11 @@ mod tests {
             sentence(&pulled, 0.04),
             "r/app:1 (e3b0c44298fc): all of it was here already, 3 layers; 0 B in 1 request, 0.0 s"
         );
+        pulled["one_file_system"] = true.into();
+        assert!(sentence(&pulled, 0.0).contains(": all of it was here already, one file system; "));
+        pulled["fetched_layers"] = 3.into();
+        assert!(sentence(&pulled, 0.0).contains(": all of it fetched, one file system; "));
+        pulled["one_file_system"] = false.into();
         pulled["namespace"] = "k8s.io".into();
         pulled["lazy"] = true.into();
         assert!(

@@ -88,6 +88,7 @@ fn an_image_that_is_one_file_system() {
             let pulled = json(&node, &["pull", &image.name]);
             let counts = (&pulled["fetched_layers"], &pulled["layers"]);
             assert_eq!(counts, (&fetched.into(), &layers.into()), "{fixture}: {pulled}");
+            assert_eq!(pulled["one_file_system"], true, "{fixture}: {pulled}");
             let told = inspect(&node, &image.name, &["--trust-index", "none"]);
             assert!(
                 told["present"][0].as_u64() > Some(0) && told["present"][0] == told["present"][1],
