@@ -4,10 +4,12 @@ mod common;
 mod node;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use hoist_testkit::containerd::Daemon as Containerd;
-use hoist_testkit::{Fault, FaultKind, When, fixtures_dir, process};
+use hoist_testkit::containerd::{DEFAULT, Daemon as Containerd};
+use hoist_testkit::layout::{Builder, Compression};
+use hoist_testkit::{Fault, FaultKind, When, diff, fixtures_dir, process, walk, walk_overlay};
 use node::daemon::Daemon;
 use node::{Node, Published};
 use serde_json::Value;
@@ -128,6 +130,76 @@ fn what_came_whole_is_not_called_lazy_and_is_counted() {
     assert!(first["lazy"] == false && counted(&first) >= all, "{first:#}");
     let again = machine.pull(&image.name, &[]);
     assert!(again["lazy"] == false && counted(&again) < all, "{again:#}");
+}
+
+/// As many as containerd's overlayfs can stack.
+const MANY: usize = 127;
+
+/// Each layer adds a file and replaces another; some remove what one below them has.
+fn stacked(dir: &Path) -> PathBuf {
+    let mut builder = Builder::new(dir.join("layout")).unwrap();
+    for i in 0..MANY {
+        let root = dir.join(format!("root{i}"));
+        if i == 0 {
+            common::make_rootfs(&root);
+        }
+        fs::create_dir_all(root.join("each")).unwrap();
+        fs::write(root.join(format!("each/{i}")), format!("of layer {i}")).unwrap();
+        fs::write(root.join("over"), format!("{i}")).unwrap();
+        if i % 7 == 6 {
+            fs::write(root.join(format!("each/.wh.{}", i - 3)), "").unwrap();
+        }
+        if i == 100 {
+            fs::create_dir(root.join("tmp")).unwrap();
+            fs::write(root.join("tmp/.wh..wh..opq"), "").unwrap();
+        }
+        let tar = root.with_extension("tar");
+        process::run(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&root).arg(".")).unwrap();
+        builder = builder.layer(&tar, Compression::Gzip(1)).unwrap();
+    }
+    builder.config("Env", serde_json::json!(["PATH=/bin"])).write("v1").unwrap().directory
+}
+
+#[test]
+fn an_image_of_127_layers_is_one_folder_to_its_container() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = Published::indexed(&stacked(dir.path()));
+    let reference = Containerd::start().unwrap();
+    let wanted = walk_overlay(reference.unpack(&image.name).unwrap().path()).unwrap();
+    let node = Node::new();
+    let machine = start(&node);
+    let pulled = machine.pull(&image.name, &[]);
+    assert_eq!((&pulled["lazy"], &pulled["layers"]), (&Value::Bool(true), &MANY.into()), "{pulled:#}");
+
+    let id = machine.container();
+    let run = ["run", "--detach", "--snapshotter", "hoist", &image.name, &id, "sleep", "1000000"];
+    machine.ctr(&run);
+    let said = machine.ctr(&["tasks", "exec", "--exec-id", "look", &id, "cat", "/over", "/each/120"]);
+    assert_eq!(said, "126of layer 120");
+    let root = machine.containerd.rootfs(DEFAULT, &id);
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = table.lines().find(|line| line.split(' ').nth(4) == root.to_str()).unwrap();
+    let lower: Vec<_> =
+        mount.split([' ', ',']).filter_map(|option| option.strip_prefix("lowerdir=")).collect();
+    assert!(lower.len() == 1 && !lower[0].contains(':'), "{mount}");
+    machine.ctr(&["tasks", "delete", "--force", &id]);
+    machine.ctr(&["containers", "delete", &id]);
+
+    // What one that nothing has run in yet sees.
+    let snapshots = ["snapshots", "--snapshotter", "hoist"];
+    let all = machine.ctr(&[&snapshots[..], &["list"]].concat());
+    let all: Vec<Vec<&str>> = all.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+    let is_stood_on = |name: &str| all.iter().any(|words| words[1] == name);
+    let top = all.iter().find(|words| !is_stood_on(words[0])).unwrap();
+    let point = node.path("seen");
+    fs::create_dir(&point).unwrap();
+    let prepare = ["prepare", "--target", point.to_str().unwrap(), "seen", top[0]];
+    let mount = machine.ctr(&[&snapshots[..], &prepare].concat());
+    process::run(Command::new("sh").args(["-ec", &mount])).unwrap();
+    let mut found = walk(&point).unwrap();
+    process::run(Command::new("umount").arg(&point)).unwrap();
+    found.get_mut(&b"."[..]).unwrap().mtime_ns = wanted[&b"."[..]].mtime_ns;
+    assert_eq!(diff(&found, &wanted), [""; 0]);
 }
 
 #[test]

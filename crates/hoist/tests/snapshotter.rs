@@ -18,6 +18,7 @@ use hoist_testkit::{
     Exceptions, Fault, FaultKind, When, compare_tree, containerd, diff, fixtures_dir, process, walk,
 };
 use node::daemon::{Daemon, metrics};
+use node::tree::{noise, wait_mended};
 use node::{Node, Published};
 use rustix::process::Signal;
 use serde_json::json;
@@ -358,6 +359,38 @@ fn what_a_start_reads_is_fetched_as_soon_as_containerd_pulls_its_image() {
     let lowest = snapshots.prepare("default/1/extract-1", "", &image.labels(0)).unwrap_err();
     assert_eq!(lowest.code(), Code::AlreadyExists, "{lowest}");
     wait_fetched_ahead(&image, &daemon);
+}
+
+/// Nobody reads what comes wrong before it is read: it is fetched again, or who reads it then is told.
+#[test]
+fn what_is_fetched_ahead_wrongly_is_never_shown() {
+    let script = [b"#!/bin/interpreter\n", &noise(1, 300_000)[..]].concat();
+    let flip = FaultKind::FlipBit(70_000);
+    for (when, kind) in
+        [(When::First(1), flip.clone()), (When::Always, flip), (When::Always, FaultKind::WrongContentRange)]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let image = in_layers(dir.path(), &[("bin/tool", &script), ("bin/interpreter", b"#!/none\n")]);
+        let node = Node::new();
+        let (daemon, snapshots) = serve(&node);
+        let top = snapshots.pull(&image, "a");
+        image.published.proxy.inject(Fault::new(image.built.layers[0].clone(), when, kind.clone()));
+        let mounts = snapshots.prepare("default/2/container", &top, &BTreeMap::new()).unwrap();
+        let ahead = || Ok(asked(&image, &image.built.layers[0]) > 0);
+        process::wait_until("it to be asked for", Duration::from_secs(30), ahead)
+            .unwrap_or_else(|e| panic!("{e}{}", daemon.said()));
+        let shown = show(&node, &mounts);
+        match (fs::read(shown.0.join("bin/tool")), when) {
+            (Ok(read), When::First(_)) => assert!(read == script, "{kind:?}: wrong bytes"),
+            (Err(e), When::Always) => {
+                assert_eq!(e.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{kind:?}: {e}");
+            }
+            (read, _) => panic!("{when:?} {kind:?}: {:?}{}", read.map(|read| read.len()), daemon.said()),
+        }
+        image.published.proxy.clear_faults();
+        wait_mended(&shown.0.join("bin"));
+        assert!(shown.read("bin/tool") == script, "{kind:?}: wrong bytes");
+    }
 }
 
 #[test]
