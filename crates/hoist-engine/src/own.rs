@@ -1,6 +1,7 @@
 //! Layers and images in our own layout: fetched whole, verified and indexed in one pass, and merged to the image's tree.
 
 mod fetch;
+mod room;
 
 use std::fs::File;
 use std::path::PathBuf;

@@ -112,6 +112,7 @@ impl Engine {
         }
         let fetched: Vec<Digest> = todo.iter().map(|e| e.blob).collect();
         if !todo.is_empty() {
+            self.has_room(image, &todo)?;
             progress.begin(&format!("pulling {}", image.name), todo.iter().map(|e| e.size).sum());
             let source = &image.source;
             // Collected, for a closure with borrows could not be sent to another thread while it runs.

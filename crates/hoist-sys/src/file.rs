@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 
 use rustix::fs::FallocateFlags;
 
@@ -23,6 +24,21 @@ pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
 /// The kernel's: no room, or a file system that cannot.
 pub fn reserve(file: &File, len: u64) -> io::Result<()> {
     Ok(rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, len)?)
+}
+
+/// File systems that store less than they are given: btrfs, f2fs, ZFS, bcachefs (their magic numbers, statfs(2)).
+const COMPRESSING: [u32; 4] = [0x9123_683e, 0xf2f5_2010, 0x2fc1_2fc1, 0xca45_1a4e];
+
+/// Bytes that root can still write to the file system of this folder; None where it may compress them.
+///
+/// # Errors
+/// The kernel's.
+pub fn free(folder: &Path) -> io::Result<Option<u64>> {
+    // A signed word on some machines, and some have the sign bit.
+    let kind = rustix::fs::statfs(folder)?.f_type as u32;
+    let found = rustix::fs::statvfs(folder)?;
+    let free = found.f_bfree.saturating_mul(found.f_frsize);
+    Ok((!COMPRESSING.contains(&kind)).then_some(free))
 }
 
 /// Drops clean cached pages of a range (len 0: to the end).

@@ -294,8 +294,16 @@ fn bombs_are_refused() {
 fn a_pull_onto_a_full_disk_fails_and_succeeds_when_there_is_room() {
     let case = Case::new();
     let disk = SmallDisk::new(40);
-    let ballast = disk.fill(4 << 20);
     let node = Node::with_store(&disk.root().join("store"));
+    // What surely does not fit is not begun.
+    let ballast = disk.fill(2 << 20);
+    let said = node.fails(&["pull", &case.image.name]);
+    assert!(said.contains(" MiB at least") && said.contains("--root"), "{said}");
+    let layer = case.image.layers().remove(0);
+    assert!(case.image.proxy.log().iter().all(|request| !request.path.contains(&layer)));
+    fs::remove_file(ballast).unwrap();
+    // What may is.
+    let ballast = disk.fill(7 << 20);
     let said = node.fails(&["pull", &case.image.name]);
     assert!(said.contains("No space left") && said.contains("--root"), "{said}");
     fs::remove_file(ballast).unwrap();
