@@ -26,7 +26,7 @@ mod table;
 mod upkeep;
 pub(crate) mod verify;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -623,6 +623,10 @@ impl Mount {
         // Who waits for the end of the lease finds all of it written.
         self.journal.end(&self.layers());
         self.lease.end();
+        if self.engine.config.store_limit.is_some() {
+            // One that lasted a moment was never looked at while it grew.
+            crate::evict::keep_limit(&self.engine, BTreeSet::new()).await;
+        }
         Ok(stats)
     }
 }

@@ -603,6 +603,22 @@ fn a_program_that_cannot_be_read_is_told_as_such() {
     image.proxy.clear_faults();
 }
 
+/// A container that lasts a moment leaves no more in the store than its limit allows.
+#[test]
+fn a_run_keeps_to_the_store_s_limit() {
+    let image = programs();
+    let node = Node::new();
+    let taken = || -> u64 {
+        let files = node.layers().into_iter().flat_map(|layer| std::fs::read_dir(layer).unwrap());
+        files.map(|file| file.unwrap().metadata().unwrap().blocks() * 512).sum()
+    };
+    let run = ["run", "--rm", &image.name, "sha256sum", "/etc/large"];
+    node.says(&run);
+    assert!(taken() > 20 << 20);
+    node.says(&[&["--store-limit", "1M"], &run[..]].concat());
+    assert!(taken() <= 1 << 20, "{}", taken());
+}
+
 /// Of a container in the background, too.
 #[test]
 fn what_hoist_says_is_no_output_of_a_program() {
