@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use crate::failure::{EXIT_NO_PROGRAM, EXIT_NOT_RUNNABLE};
 use crate::rootdir::RootDir;
 
-pub use missing::{not_found, why_not};
+pub use missing::{is_of_reading, not_found, why_not};
 pub use warm::{MAX_FILE, Start, warm};
 
 /// Most that Linux reads of a script's first line (`BINPRM_BUF_SIZE`).

@@ -7,6 +7,7 @@
 //! runs.
 
 mod detached;
+mod unread;
 
 use std::path::Path;
 use std::process::Stdio;
@@ -15,7 +16,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use hoist_engine::Progress;
-use hoist_engine::store::history::History;
 use hoist_engine::store::{Store, new_log};
 use serde_json::Value;
 
@@ -185,14 +185,7 @@ impl Plan<'_> {
         }
         let unmounted = container.unmount_overlay();
         let stats = self.unmount(mount, container).await;
-        let code = match (outcome, self.unread(container)) {
-            (Err(error), Some(unread)) => return Err(error.context(unread)),
-            (Ok(code), Some(unread)) => {
-                eprintln!("note: {unread}; `hoist why {}` tells more", self.options.image());
-                code
-            }
-            (outcome, None) => outcome?,
-        };
+        let code = self.with_unread(outcome, container, record).await?;
         unmounted?;
         match stats? {
             Some(stats) => {
@@ -209,6 +202,31 @@ impl Plan<'_> {
             None => {}
         }
         Ok(code)
+    }
+
+    /// The program's outcome, told with what could not be read of its image meanwhile.
+    async fn with_unread(
+        &self,
+        outcome: anyhow::Result<u8>,
+        container: &Container,
+        record: &Record,
+    ) -> anyhow::Result<u8> {
+        // Of a store that is damaged by now nothing is known.
+        let Some(store) = self.global.root().ok().and_then(|root| Store::open(&root).ok()) else {
+            return outcome;
+        };
+        let image = self.options.image();
+        match (outcome, unread::of(&store, &container.image())) {
+            (Err(error), Some(unread)) => Err(error.context(unread)),
+            (Err(error), None) if unread::is_cause(&error) => {
+                Err(error.context(unread::elsewhere(&store, record, image).await))
+            }
+            (Ok(code), Some(unread)) => {
+                eprintln!("note: {unread}; `hoist why {image}` tells more");
+                Ok(code)
+            }
+            (outcome, None) => outcome,
+        }
     }
 
     /// Unmounts the image, by whoever serves it now; gives what it took, if that is known. Nothing of it is the program's: that
@@ -421,19 +439,6 @@ impl Plan<'_> {
             )?;
         }
         Ok(user)
-    }
-
-    /// What could not be read of the image while the container ran: so much is told at the end, and not each time.
-    fn unread(&self, container: &Container) -> Option<String> {
-        let store = Store::open(&self.global.root().ok()?).ok()?;
-        let of = |history: &History| history.target == container.image();
-        let history = store.histories().into_iter().find(of)?;
-        let read = history.slowest.iter().find(|read| read.failed.is_some())?;
-        let (file, why) = (read.file(), read.failed.as_deref()?);
-        Some(match history.failed {
-            0 | 1 => format!("a read of the image failed, of {file}: {why}"),
-            failed => format!("{failed} reads of the image failed, one of {file}: {why}"),
-        })
     }
 }
 

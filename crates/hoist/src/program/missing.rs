@@ -62,6 +62,6 @@ pub fn why_not(
 }
 
 /// Is it what a read says that could not be served?
-fn is_of_reading(error: &io::Error) -> bool {
+pub fn is_of_reading(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EIO | libc::ENOSPC | libc::EDQUOT))
 }
