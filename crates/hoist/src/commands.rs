@@ -6,6 +6,7 @@ mod fsck;
 mod images;
 mod index;
 mod inspect;
+mod layers;
 mod logs;
 mod mount;
 mod no_store;

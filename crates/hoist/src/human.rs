@@ -166,6 +166,38 @@ fn is_bytes(name: &str) -> bool {
     name == "bytes" || name == "size" || name.ends_with("_bytes") || name.ends_with("_size")
 }
 
+/// What is to be said of each of several things, once, with the numbers of those it holds for.
+pub fn said_once(what: &str, of_each: &[Vec<String>]) -> String {
+    let mut said: Vec<(&str, Vec<usize>)> = Vec::new();
+    for (at, texts) in of_each.iter().enumerate() {
+        for text in texts {
+            match said.iter_mut().find(|(known, _)| known == text) {
+                Some((_, numbers)) => numbers.push(at + 1),
+                None => said.push((text, vec![at + 1])),
+            }
+        }
+    }
+    let line = |(text, mut numbers): (&str, Vec<usize>)| {
+        numbers.dedup();
+        let text = printable(text);
+        match numbers.len() {
+            1 => format!("{what} {}: {text}\n", numbers[0]),
+            many if many == of_each.len() => format!("all {many} {what}s: {text}\n"),
+            _ => format!("{what}s {}: {text}\n", runs(&numbers)),
+        }
+    };
+    said.into_iter().map(line).collect()
+}
+
+/// As `1-3, 5`.
+fn runs(numbers: &[usize]) -> String {
+    let runs = numbers.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
+        [first, .., last] => format!("{first}-{last}"),
+        _ => run[0].to_string(),
+    });
+    runs.collect::<Vec<_>>().join(", ")
+}
+
 /// Names from an image may hold escape sequences that would play with the terminal.
 pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
@@ -202,6 +234,16 @@ mod tests {
         );
         assert_eq!(text(&json!([])), "none\n");
         assert_eq!(text(&json!("x")), "x\n");
+    }
+
+    #[test]
+    fn what_holds_for_many_is_said_once() {
+        let said: Vec<Vec<String>> = [&["a"][..], &["a", "b"], &["a", "c\n"], &[], &["a", "b", "b"]]
+            .map(|texts| texts.iter().map(ToString::to_string).collect())
+            .to_vec();
+        assert_eq!(said_once("layer", &said), "layers 1-3, 5: a\nlayers 2, 5: b\nlayer 3: c\u{fffd}\n");
+        assert_eq!(said_once("layer", &said[..3]), "all 3 layers: a\nlayer 2: b\nlayer 3: c\u{fffd}\n");
+        assert_eq!(said_once("layer", &[]), "");
     }
 
     #[test]

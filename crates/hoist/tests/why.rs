@@ -6,7 +6,7 @@ mod node;
 use std::time::Duration;
 
 use hoist_testkit::layout::Compression;
-use hoist_testkit::{Fault, FaultKind, Proxy, ProxyOptions, When, process};
+use hoist_testkit::{Fault, FaultKind, Proxy, ProxyOptions, When, fixtures_dir, process};
 use node::daemon::Daemon;
 use node::tree::Source;
 use node::{Node, Published, REPO, count, stderr};
@@ -245,5 +245,21 @@ fn top_tells_what_the_mounts_do() {
         // One look has no rates.
         assert!(!text.contains("B/s") && text.contains(" - "), "{text}");
         assert!(text.contains("/lib/c.so") && !text.contains('\x1b'), "{text}");
+    }
+}
+
+/// A reason that several layers have is told once, beside no wide table.
+#[test]
+fn what_holds_for_several_layers_is_told_once() {
+    let node = Node::new();
+    node.make_store();
+    let image = format!("oci:{}", fixtures_dir().unwrap().join("nydus-zran").display());
+    for command in ["why", "inspect"] {
+        let text = node.says(&[command, "--trust-index=none", &image]);
+        let reason = "its original layers are fetched whole instead";
+        assert!(text.contains(&format!("\nall 3 layers: {reason}")), "{text}");
+        assert_eq!(text.matches(reason).count(), 1, "{text}");
+        let table = text.lines().skip_while(|line| !line.starts_with("LAYER ")).take(4);
+        assert!(table.into_iter().all(|line| line.len() < 80), "{text}");
     }
 }

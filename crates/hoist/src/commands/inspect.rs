@@ -18,14 +18,20 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(super) fn run(global: &Global, options: &Inspect) -> anyhow::Result<()> {
     let mut inspection = look(global, &options.image)?;
-    // That was said.
-    if let Some(told) = inspection.as_object_mut().filter(|_| !options.json) {
-        told.remove("unchecked");
+    if options.json {
+        return super::print_json(&inspection);
     }
-    if !options.json && inspection["index"].is_null() && inspection["complete"] == true {
+    if inspection["index"].is_null() && inspection["complete"] == true {
         inspection["index"] = "none needed: all of it is here".into();
     }
-    super::print_value(&inspection, options.json)
+    let layers = super::layers::text(&inspection["layers"]);
+    if let Some(told) = inspection.as_object_mut() {
+        told.remove("layers");
+        // That was said.
+        told.remove("unchecked");
+    }
+    let rest = crate::human::text(&inspection);
+    super::print(format!("{rest}\nlayers:\n{layers}").trim_end())
 }
 
 /// What is known of an image. Of a name that means nothing here it is said who is asked, of a registry that lets us

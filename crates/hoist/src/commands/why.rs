@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::cli::{Global, Why};
 use crate::daemon::status::{age, now, of_total};
 use crate::failure::user_hint;
-use crate::human::bytes;
+use crate::human::{self, bytes};
 use crate::worker::Worker;
 
 pub(super) fn run(global: &Global, options: &Why) -> anyhow::Result<()> {
@@ -121,10 +121,7 @@ fn text(history: Option<(&History, bool)>, faster: &[String], inspected: Option<
             "\na mount of {} now{lazy}: {why}\n",
             inspected["image"].as_str().unwrap_or_default()
         ));
-        text.push_str(&format!(
-            "\n{}",
-            crate::human::text(&json!({"layers": inspected["layers"]})).trim_start()
-        ));
+        text.push_str(&format!("\n{}", super::layers::text(&inspected["layers"])));
     }
     text
 }
@@ -179,36 +176,56 @@ fn mounted(text: &mut String, history: &History, is_alive: bool, faster: &[Strin
     if let Some((here, total)) = history.present.filter(|_| history.ended.is_some()) {
         line(format!("{} were here at its end", of_total(here, total)));
     }
+    servers(text, history);
+    slowest(text, history);
+}
+
+fn table(rows: Vec<Value>) -> String {
+    human::fitted(&Value::Array(rows), human::terminal_width(), &[])
+}
+
+/// What came from where, and what failed there last.
+fn servers(text: &mut String, history: &History) {
     if !history.sources.is_empty() {
-        line(format!("\n{}", crate::human::text(&Value::Array(sources(history))).trim_end()));
+        text.push_str(&format!("\n{}", table(sources(history))));
     }
-    if !history.slowest.is_empty() {
-        let rows: Vec<_> = history.slowest.iter().take(10).map(slow_row).collect();
-        line(format!("\nthe slowest reads:\n{}", crate::human::text(&Value::Array(rows)).trim_end()));
+    for (host, counts) in &history.sources {
+        if let Some(failure) = &counts.last_failure {
+            text.push_str(&format!("the last failure of {host}: {}\n", human::printable(failure)));
+        }
     }
 }
 
-/// What came from where.
-pub(super) fn sources(history: &History) -> Vec<Value> {
+/// The slowest reads, and what went wrong meanwhile.
+fn slowest(text: &mut String, history: &History) {
+    let slowest = &history.slowest[..history.slowest.len().min(10)];
+    if !slowest.is_empty() {
+        let rows = slowest.iter().zip(1..).map(slow_row).collect();
+        let trouble = |read: &SlowRead| read.failed.iter().chain(&read.trouble).cloned().collect();
+        let troubles = human::said_once("read", &slowest.iter().map(trouble).collect::<Vec<_>>());
+        text.push_str(&format!("\nthe slowest reads:\n{}{troubles}", table(rows)));
+    }
+}
+
+fn sources(history: &History) -> Vec<Value> {
     let row = |(host, counts): (&String, &hoist_engine::registry::HostCounts)| {
         json!({
             "source": host,
             "bytes": counts.bytes,
             "requests": counts.requests,
             "failures": counts.failures,
-            "last failure": counts.last_failure,
         })
     };
     history.sources.iter().map(row).collect()
 }
 
-fn slow_row(read: &SlowRead) -> Value {
+fn slow_row((read, number): (&SlowRead, usize)) -> Value {
     json!({
+        "read": number,
         "file": read.file(),
         "waited": format!("{} ms", read.waited_ms),
         "bytes": read.bytes,
         "requests": read.requests,
         "from": read.from,
-        "trouble": read.failed.iter().chain(&read.trouble).collect::<Vec<_>>(),
     })
 }
