@@ -76,6 +76,8 @@ pub fn hint(error: &mut Error) -> Option<&'static str> {
     let Some(ContextValue::String(given)) = error.get(context) else { return None };
     let (_, hint) = known.iter().find(|(names, _)| names.contains(&given.as_str()))?;
     error.remove(guess);
+    // That it could be the program's own.
+    error.remove(ContextKind::Suggested);
     Some(hint)
 }
 
@@ -94,6 +96,10 @@ mod tests {
         };
         for option in ["-p", "--publish=80:80", "--init", "--privileged", "--network=none"] {
             assert!(hint_of(&["run", option, "img"]).is_some(), "{option}");
+            let refused = crate::cli::command().try_get_matches_from(["hoist", "run", option, "img"]);
+            let mut error = refused.unwrap_err();
+            hint(&mut error);
+            assert!(!error.to_string().contains("tip:"), "{error}");
         }
         assert_eq!(hint_of(&["run", "--no-such-option", "img"]), None);
         // What stands for itself and for nothing of Docker's is known here.
