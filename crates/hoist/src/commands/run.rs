@@ -45,6 +45,12 @@ struct Command<'a> {
     cwd: &'a str,
 }
 
+/// Where a program is looked for: its PATH and working folder.
+struct Place {
+    path: String,
+    cwd: String,
+}
+
 /// What is known before the image is.
 struct Plan<'a> {
     global: &'a Global,
@@ -262,6 +268,32 @@ impl Plan<'_> {
         hostname: &str,
         signals: &mut Signals,
     ) -> anyhow::Result<u8> {
+        let place = self.prepare(container, image_process, &args, hostname, signals).await?;
+        let ended = self.run_bounded(container, signals).await;
+        let in_volume = self.may_be_in_a_volume(&args[0], &place);
+        let may_not_have_run = match &ended {
+            Ok(0) => false,
+            // Some runtimes call it the program's own end that the kernel refused to run it. What a volume brings can't be
+            // seen from here.
+            Ok(code) => matches!(code, 1 | 126 | 127 | 255) && !in_volume,
+            Err(error) => error.is::<NotStarted>(),
+        };
+        let program = args.into_iter().next().unwrap_or_default();
+        match may_not_have_run {
+            true => why_not_started(container, program, place).await.map_or(ended, Err),
+            false => ended,
+        }
+    }
+
+    /// Looks up what the bundle says of the program and its user, and writes it. Gives where the program is looked for.
+    async fn prepare(
+        &self,
+        container: &Container,
+        image_process: &ImageProcess,
+        args: &[String],
+        hostname: &str,
+        signals: &mut Signals,
+    ) -> anyhow::Result<Place> {
         let options = self.options;
         let cwd = options.workdir.as_deref().unwrap_or(&image_process.working_dir);
         let cwd = bundle::absolute_cwd(cwd);
@@ -287,7 +319,7 @@ impl Plan<'_> {
         let mut config = bundle::config(&Bundle {
             rootfs: &container.rootfs(),
             files: &container.bundle(),
-            args: &args,
+            args,
             env: &env,
             cwd: &cwd,
             user: &user,
@@ -306,8 +338,12 @@ impl Plan<'_> {
         }
         std::fs::write(container.bundle().join("config.json"), serde_json::to_vec(&config)?)
             .context("writing the container's config.json")?;
+        Ok(Place { path, cwd })
+    }
+
+    /// Has the OCI runtime run the bundle until its end. What it says in the background is kept within its bound.
+    async fn run_bounded(&self, container: &Container, signals: &mut Signals) -> anyhow::Result<u8> {
         let (streams, started) = self.streams(container)?;
-        let in_volume = self.may_be_in_a_volume(&args[0], &path, cwd.as_ref());
         let in_background = started.is_some();
         let said = container.output_path();
         let bounding = async {
@@ -317,23 +353,9 @@ impl Plan<'_> {
             }
             std::future::pending::<Result<u8, anyhow::Error>>().await
         };
-        let ended = tokio::select! {
-            ended = self.runtime.run(container, streams, options.tty, signals, started) => ended,
+        tokio::select! {
+            ended = self.runtime.run(container, streams, self.options.tty, signals, started) => ended,
             never = bounding => never,
-        };
-        match ended {
-            Ok(0) => Ok(0),
-            // Some runtimes call it the program's own end that the kernel refused to run it.
-            ended => match why_not_started(container, args[0].clone(), path, cwd.to_owned()).await {
-                // What a volume brings can't be seen from here.
-                Some(why)
-                    if (matches!(ended, Ok(1 | 126 | 127 | 255)) && !in_volume)
-                        || ended.as_ref().is_err_and(|e| e.is::<NotStarted>()) =>
-                {
-                    Err(why)
-                }
-                _ => ended,
-            },
         }
     }
 
@@ -373,10 +395,10 @@ impl Plan<'_> {
     }
 
     /// Whether the program may be one that a volume brings.
-    fn may_be_in_a_volume(&self, program: &str, path: &str, cwd: &Path) -> bool {
-        let folders = if program.contains('/') { vec![""] } else { path.split(':').collect() };
+    fn may_be_in_a_volume(&self, program: &str, place: &Place) -> bool {
+        let folders = if program.contains('/') { vec![""] } else { place.path.split(':').collect() };
         folders.into_iter().any(|folder| {
-            let program = cwd.join(folder).join(program);
+            let program = Path::new(&place.cwd).join(folder).join(program);
             self.volumes.iter().any(|volume| program.starts_with(&volume.target))
         })
     }
@@ -469,13 +491,11 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Why the program can't have run, where that can be seen from here.
-async fn why_not_started(
-    container: &Container,
-    program: String,
-    path: String,
-    cwd: String,
-) -> Option<anyhow::Error> {
+async fn why_not_started(container: &Container, program: String, place: Place) -> Option<anyhow::Error> {
     let rootfs = container.rootfs();
-    let look = blocking(move || program::why_not(&RootDir::open(&rootfs)?, "image", &program, &path, &cwd));
+    let look = blocking(move || {
+        let Place { path, cwd } = place;
+        program::why_not(&RootDir::open(&rootfs)?, "image", &program, &path, &cwd)
+    });
     look.await.ok().flatten()
 }
