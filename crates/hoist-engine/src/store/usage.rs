@@ -217,6 +217,14 @@ fn delete_gone(root: &Path) -> Result<u64, Error> {
     Ok(bytes)
 }
 
+impl Store {
+    /// Bytes that images and layers take on disk, counted as for the store's limit.
+    pub fn disk_bytes(&self) -> u64 {
+        let folders = ["images", "layers"].into_iter().flat_map(|kind| fs::read_dir(self.root.join(kind)));
+        folders.flatten().flatten().map(|folder| on_disk(&folder.path())).sum()
+    }
+}
+
 /// Bytes that a flat folder of ours takes on disk. What also has another name, as a layer that two layouts
 /// share, is counted for one of them.
 pub(crate) fn on_disk(folder: &Path) -> u64 {
@@ -227,6 +235,22 @@ pub(crate) fn on_disk(folder: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_two_layouts_share_is_counted_once() {
+        let dir = tempfile::tempdir_in(".").unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let [own, theirs] = [None, Some(&Digest::of(b"index"))].map(|of| store.layer(&Digest::of(b"a"), of));
+        own.hold().unwrap();
+        theirs.hold().unwrap();
+        let before = store.disk_bytes();
+        own.save("data", &[1; 90_000]).unwrap();
+        File::open(own.file("data")).unwrap().sync_all().unwrap();
+        let one = store.disk_bytes() - before;
+        assert!(one >= 90_000);
+        fs::hard_link(own.file("data"), theirs.file("data")).unwrap();
+        assert_eq!(store.disk_bytes() - before, one);
+    }
 
     #[test]
     fn what_is_held_stays_and_what_is_not_goes_whole() {

@@ -190,7 +190,7 @@ impl Source {
         Now {
             mounts: mounts.len() as u64,
             others: super::status::of_others(&self.engine),
-            disk_bytes: super::status::disk_bytes(self.engine.store().root()),
+            disk_bytes: self.engine.store().disk_bytes(),
             layers,
         }
     }

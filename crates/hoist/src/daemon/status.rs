@@ -1,6 +1,6 @@
 //! `hoist status`: what is mounted from a store, and how far it is.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use hoist_engine::{Engine, LayerStatus, Viewer};
@@ -113,8 +113,8 @@ pub fn of_store(engine: &Engine) -> anyhow::Result<Status> {
 }
 
 fn store(engine: &Engine) -> StoreStatus {
-    let root = engine.store().root().to_owned();
-    StoreStatus { disk_bytes: disk_bytes(&root), root, unpacked_bytes: None }
+    let store = engine.store();
+    StoreStatus { root: store.root().to_owned(), disk_bytes: store.disk_bytes(), unpacked_bytes: None }
 }
 
 fn mount(served: &Served, filler_pid: u32) -> MountStatus {
@@ -167,15 +167,6 @@ pub fn of_others(engine: &Engine) -> u64 {
     let records = engine.store().mounts().unwrap_or_default();
     let servers = records.iter().filter_map(|record| engine.store().servers(&record.id));
     servers.filter(|servers| servers.filler_pid != std::process::id()).count() as u64
-}
-
-/// What images and layers of the store at `root` take on disk.
-pub fn disk_bytes(root: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let below = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let folders = ["images", "layers"].into_iter().flat_map(|kind| below(root.join(kind)));
-    let files = folders.flat_map(|folder| below(folder.path()));
-    files.filter_map(|file| file.metadata().ok()).map(|meta| meta.blocks() * 512).sum()
 }
 
 impl Status {
