@@ -120,26 +120,11 @@ impl Daemon {
                 let wanted = Wanted { target, purpose: Use::Look, container: None, lower: false, stats };
                 self.mount(image, wanted, options, progress).await
             }
-            Request::Resolve { image, options } => {
-                let engine = self.engine_for(&options)?;
-                let image = engine.resolve(&image).await?;
-                let mut process = value(&crate::engine_glue::process_of(&image))?;
-                process["note"] = value(&unchecked::note(&engine, &image))?;
-                session.resolved = Some((engine, image));
-                Ok(process)
-            }
+            Request::Resolve { image, options } => self.resolve(session, &image, &options).await,
             Request::Run { container, remove, runtime } => {
                 self.run(session, container, remove, runtime, progress).await
             }
-            Request::Release => {
-                let Some(running) = &session.running else {
-                    return Err(user("this connection has no container"));
-                };
-                super::mounts::unmount_patiently(&running.served.target).await?;
-                let stats = self.mounts.end(&running.served).await?;
-                session.running = None;
-                value(&stats)
-            }
+            Request::Release => self.release(session).await,
             Request::Unmount { target, lazy } => self.unmount(&target, lazy).await,
             Request::Pull { image, options } => {
                 let engine = self.engine_for(&options)?;
@@ -165,19 +150,40 @@ impl Daemon {
                 let engine = self.engine();
                 blocking(move || value(&engine.prune()?)).await
             }
-            Request::Status => {
-                let (engine, mounts, started) = (self.engine(), Arc::clone(&self.mounts), self.started);
-                let unpacked = match self.snapshots.get() {
-                    Some(snapshots) => Some(snapshots.unpacked_bytes().await?),
-                    None => None,
-                };
-                blocking(move || value(&super::status::of_daemon(&engine, &mounts, unpacked, started)?)).await
-            }
+            Request::Status => self.status().await,
             Request::Stats => {
                 let engine = self.engine();
                 value(&hoist_engine::Stats::of_client(engine.totals(), self.started.elapsed()))
             }
         }
+    }
+
+    async fn resolve(&self, session: &mut Session, image: &str, options: &Options) -> anyhow::Result<Value> {
+        let engine = self.engine_for(options)?;
+        let image = engine.resolve(image).await?;
+        let mut process = value(&crate::engine_glue::process_of(&image))?;
+        process["note"] = value(&unchecked::note(&engine, &image))?;
+        session.resolved = Some((engine, image));
+        Ok(process)
+    }
+
+    async fn release(&self, session: &mut Session) -> anyhow::Result<Value> {
+        let Some(running) = &session.running else {
+            return Err(user("this connection has no container"));
+        };
+        super::mounts::unmount_patiently(&running.served.target).await?;
+        let stats = self.mounts.end(&running.served).await?;
+        session.running = None;
+        value(&stats)
+    }
+
+    async fn status(&self) -> anyhow::Result<Value> {
+        let (engine, mounts, started) = (self.engine(), Arc::clone(&self.mounts), self.started);
+        let unpacked = match self.snapshots.get() {
+            Some(snapshots) => Some(snapshots.unpacked_bytes().await?),
+            None => None,
+        };
+        blocking(move || value(&super::status::of_daemon(&engine, &mounts, unpacked, started)?)).await
     }
 
     async fn mount(
