@@ -316,7 +316,7 @@ impl Engine {
             return Err(cannot(format!("the path {} is not UTF-8", presence.target.display())));
         }
         if driver != Driver::Erofs {
-            // EROFS lists no file as its own: another's superblock would be taken for ours.
+            // Neither a FUSE file system nor EROFS on loop devices is listed: another's superblock would be taken for ours.
             presence.before = u64::MAX;
         }
         let mut record = MountRecord {
@@ -335,29 +335,13 @@ impl Engine {
             lost: false,
             since: Some(crate::registry::date::now()),
         };
-        let guarded = match driver {
-            Driver::Erofs => layers.server.as_ref().filter(|_| lazy).map(Arc::clone),
-            Driver::ErofsFuse | Driver::Fuse => Some(self.serving.server(self).map_err(&cannot)?),
-        };
         let lease = Arc::new(self.store.record_mount(&record)?);
         drop(choosing);
-        let shown = match &guarded {
-            Some(server) if driver != Driver::Erofs => {
-                self.show_by_fuse(driver, &tree, &layers, &mut record, &lease, server).await.map(Some)
-            }
-            _ => {
-                let _alone = self.serving.mounting.lock().unwrap_or_else(PoisonError::into_inner);
-                show((&tree, &layers), guarded.as_ref(), &mut record, &lease).map(|()| None)
-            }
-        };
-        let served = match shown {
-            Ok(served) => served,
-            Err(why) => {
-                guarded.iter().for_each(|server| server.guard.remove(&record.target, &record.id));
-                lease.end();
-                return Err(cannot(why));
-            }
-        };
+        let shown = self.show(driver, &tree, &layers, &mut record, &lease).await;
+        let (driver, guarded, served) = shown.map_err(|why| {
+            lease.end();
+            cannot(why)
+        })?;
         layers.shown = true;
         for data in &record.data {
             data.parent().and_then(crate::store::LayerDir::at).iter().for_each(crate::store::LayerDir::touch);
@@ -479,6 +463,41 @@ fn show(
 }
 
 impl Engine {
+    /// Mounts what is recorded. Gives what shows it in the end, who guards it, and who serves it.
+    async fn show(
+        &self,
+        driver: Driver,
+        tree: &Path,
+        layers: &Layers,
+        record: &mut MountRecord,
+        lease: &Arc<Lease>,
+    ) -> Result<(Driver, Option<Arc<Server>>, Option<Arc<fuse::Served>>), String> {
+        let lazy = layers.lazy().next().is_some();
+        let by_files = |server: Option<&Arc<Server>>, record: &mut MountRecord| {
+            let _alone = self.serving.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+            show((tree, layers), server, record, lease)
+        };
+        if driver == Driver::Erofs {
+            let server = layers.server.as_ref().filter(|_| lazy);
+            let shown = by_files(server, record);
+            shown.inspect_err(|_| server.iter().for_each(|s| s.guard.remove(&record.target, &record.id)))?;
+            return Ok((driver, server.map(Arc::clone), None));
+        }
+        if driver == Driver::ErofsFuse && !lazy {
+            // What is whole needs no events: where files can be mounted (Linux 6.12) neither loop devices nor FUSE stand before it.
+            let before = record.before;
+            match by_files(None, record) {
+                Ok(()) => return Ok((Driver::Erofs, None, None)),
+                Err(why) => tracing::debug!("on loop devices, as EROFS takes no files here: {why}"),
+            }
+            record.before = before;
+        }
+        let server = self.serving.server(self)?;
+        let shown = self.show_by_fuse(driver, tree, layers, record, lease, &server).await;
+        let served = shown.inspect_err(|_| server.guard.remove(&record.target, &record.id))?;
+        Ok((driver, Some(server), Some(served)))
+    }
+
     /// Mounts what is recorded by one of the drivers of FUSE: guarded before anybody can wait for it.
     async fn show_by_fuse(
         &self,

@@ -1,4 +1,5 @@
-//! Loop devices: files as block devices, for kernels whose EROFS mounts nothing else (before Linux 6.12).
+//! Loop devices: files as block devices, for kernels whose EROFS mounts nothing else (before Linux 6.12), and since the file
+//! behind one can be changed.
 
 use std::fs::File;
 use std::io;
@@ -10,6 +11,7 @@ const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4c82;
 const LOOP_CONFIGURE: libc::c_ulong = 0x4c0a;
 const LOOP_GET_STATUS64: libc::c_ulong = 0x4c05;
 const LOOP_CHANGE_FD: libc::c_ulong = 0x4c06;
+const LOOP_SET_DIRECT_IO: libc::c_ulong = 0x4c08;
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 /// Bytes of `struct loop_info64`, which begins with device and inode of the file behind it.
@@ -39,7 +41,8 @@ fn control() -> io::Result<File> {
 }
 
 impl LoopDevice {
-    /// Sets a free device up over `backing`, whose size must be a multiple of `block` (512 to 4096).
+    /// Sets a free device up over `backing`, whose size must be a multiple of `block` (512 to 4096). It reads through the
+    /// file's page cache.
     ///
     /// # Errors
     /// The kernel's: no loop devices here, or none that this process may open.
@@ -102,6 +105,16 @@ impl LoopDevice {
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
+    /// From now on reads go past the page cache of the file behind it.
+    ///
+    /// # Errors
+    /// EINVAL where the file's system has no such reads.
+    pub fn read_directly(&self) -> io::Result<()> {
+        // SAFETY: takes a number.
+        let done = unsafe { libc::ioctl(self.device.as_raw_fd(), LOOP_SET_DIRECT_IO, 1 as libc::c_ulong) };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
     /// `/dev/loopN`.
     pub fn path(&self) -> &Path {
         &self.path
@@ -146,8 +159,13 @@ mod tests {
         device.change_backing(&backing(2)).unwrap();
         assert_eq!(LoopDevice::find(found.path(), shown).unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(read(4096), [2; 4096]);
-        let flags =
-            std::fs::read_to_string(format!("/sys/block/{}/ro", device.path.file_name().unwrap().display()));
-        assert_eq!(flags.unwrap().trim(), "1");
+        let told = |what: &str| {
+            let name = device.path.file_name().unwrap().display();
+            std::fs::read_to_string(format!("/sys/block/{name}/{what}")).unwrap().trim().to_owned()
+        };
+        assert_eq!([told("ro"), told("loop/dio")], ["1", "0"]);
+        device.read_directly().unwrap();
+        assert_eq!(told("loop/dio"), "1");
+        assert_eq!(read(0), [2; 4096]);
     }
 }

@@ -99,11 +99,48 @@ fn the_fastest_driver_that_works_is_taken() {
     let mount = node.mount(&case.image.name, &[]);
     case.source.assert_shown(mount.root());
     assert_eq!(mount.unmount()["driver"], "erofs-fuse");
+    // Nor can EROFS be mounted on files there, so that what is whole stands on loop devices.
+    node.says(&["pull", &case.image.name]);
+    let mount = node.mount(&case.image.name, &[]);
+    case.source.assert_shown(mount.root());
+    assert_eq!(mount.unmount()["driver"], "erofs-fuse");
     let point = node.path("point");
     fs::create_dir(&point).unwrap();
     let said = node.fails(&["mount", "--driver", "erofs", &case.image.name, point.to_str().unwrap()]);
     assert!(said.contains("pre-content events") && said.contains("hoist doctor"), "{said}");
     node::unmount_below(dir.path());
+}
+
+/// Nothing of it has to come through FUSE: neither that nor a loop device is in its readers' way, and nobody has to live for it.
+#[test]
+fn what_is_whole_is_shown_by_the_kernel_alone() {
+    let case = Case::new();
+    let node = Node::new().with_driver("erofs-fuse");
+    node.says(&["pull", &case.image.name]);
+    let mount = node.mount(&case.image.name, &[]);
+    case.source.assert_shown(mount.root());
+    assert_eq!(node.keepers(), [0; 0]);
+    assert_eq!(mount.unmount()["driver"], "erofs");
+}
+
+/// What came lazily, too: once it is complete and verified, the device under it reads the layer's own file, past its cache.
+#[test]
+fn a_layer_that_became_whole_is_read_past_fuse() {
+    let case = Case::new();
+    let node = Node::new().with_driver("erofs-fuse");
+    let mount = node.mount(&case.image.name, &[]);
+    case.source.assert_shown(mount.root());
+    let store = fs::canonicalize(node.store("layers")).unwrap();
+    let is_past = |device: fs::DirEntry| {
+        let told = |what: &str| fs::read_to_string(device.path().join("loop").join(what)).unwrap_or_default();
+        Path::new(told("backing_file").trim()).starts_with(&store) && told("dio").trim() == "1"
+    };
+    let past = || Ok(fs::read_dir("/sys/block")?.flatten().any(is_past));
+    process::wait_until("a loop device over a layer's own file", Duration::from_secs(20), past).unwrap();
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    case.source.assert_shown(mount.root());
+    assert_eq!(mount.unmount()["driver"], "erofs-fuse");
 }
 
 #[test]

@@ -47,6 +47,8 @@ impl Carrier {
         };
         let paths: Vec<PathBuf> = show.layers.iter().enumerate().map(path).collect();
         let (tree, loops) = attach_all(show, &paths)?;
+        let whole = |(layer, _): &(&MountedLayer, &LoopDevice)| matches!(layer, MountedLayer::Whole(_));
+        show.layers.iter().zip(&loops).filter(whole).for_each(|(_, device)| past_the_cache(device));
         let recorded = loops.iter().zip(show.layers).map(|(device, layer)| match layer {
             MountedLayer::Whole(_) => Ok(None),
             MountedLayer::Lazy(_) => {
@@ -76,12 +78,26 @@ impl Carrier {
     pub fn pass_by(&self, layer: &LazyLayer) {
         let data = layer.dir().file("data");
         for (_, LoopRecord { path, backing }) in self.carried.iter().filter(|(of, _)| *of == data) {
-            let change = || LoopDevice::find(path, *backing)?.change_backing(&File::open(&data)?);
-            if let Err(e) = change() {
+            let change = || {
+                let device = LoopDevice::find(path, *backing)?;
+                device.change_backing(&File::open(&data)?)?;
+                Ok::<_, std::io::Error>(device)
+            };
+            match change() {
+                Ok(device) => past_the_cache(&device),
                 // It is served as before.
-                tracing::warn!(layer = %layer.dir().blob(), "FUSE stays in the way of its readers: {e}");
+                Err(e) => {
+                    tracing::warn!(layer = %layer.dir().blob(), "FUSE stays in the way of its readers: {e}");
+                }
             }
         }
+    }
+}
+
+/// EROFS caches what it reads of a layer's own data file: a second copy would take memory, and reads here and there time.
+fn past_the_cache(device: &LoopDevice) {
+    if let Err(e) = device.read_directly() {
+        tracing::debug!(device = %device.path().display(), "it caches what it reads: {e}");
     }
 }
 
