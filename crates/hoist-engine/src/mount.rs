@@ -4,6 +4,7 @@
 //! unmounted, then unmarked. In between nobody but a verified `publish` makes a byte readable.
 
 mod background;
+mod chosen;
 mod drivers;
 mod files;
 mod filling;
@@ -37,23 +38,20 @@ use hoist_sys::fuse::Session;
 use hoist_sys::mount as sys;
 use hoist_sys::presence::{Presence, Snapshot};
 
-use crate::config::{Driver, Trust};
-use crate::convert::Converted;
+use crate::config::Driver;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::fill::Counts;
 use crate::image::Image;
-use crate::oci::Descriptor;
 use crate::progress::Progress;
-use crate::publish::PublishedIndex;
 use crate::stats::Stats;
 use crate::store::mounts::{FuseRecord, Lease};
-use crate::store::usage::Choosing;
 use crate::store::{MountRecord, Servers};
 
 pub(crate) use lost::retire as retire_lost;
 pub(crate) use others::all_answer;
 
+use chosen::Chosen;
 pub use drivers::{DriverState, drivers};
 pub use files::Files;
 pub use guard::bequeathed;
@@ -234,107 +232,9 @@ impl Engine {
         let cannot = |why: String| Error::Mount { image: image.name.clone(), why };
         let group = || self.serving.server(self)?.group();
         let driver = drivers::choose(self.config.driver, self.store.root(), &group).map_err(&cannot)?;
-        let mut choosing = Some(self.store.choosing()?);
-        let own = match self.has_own_layout(&image.digest) {
-            true => match self.own_tree(image) {
-                // Found damaged, it is fetched again like what was never here.
-                Err(e) if !self.has_own_layout(&image.digest) => {
-                    tracing::warn!("{e}");
-                    None
-                }
-                tree => Some(tree?),
-            },
-            false => None,
-        };
-        let all_here = own.is_some() || self.complete_conversion(&image.digest).is_some();
-        let index = image.index.as_ref().filter(|_| self.config.trust == Trust::Registry && !all_here);
-        let (_, mut why) = self.would_be_lazy(image);
-        let lazy = match index {
-            Some(index) => match self.lazy_by(image, index, (purpose, driver), &mut choosing).await {
-                // Just found to be bad: that counts as none.
-                Err(e) if self.store.distrusted(&index.digest).is_some() => {
-                    tracing::warn!("the published index is not used: {e}");
-                    why = format!("the published index is not used: {e}");
-                    None
-                }
-                lazy => Some(lazy?),
-            },
-            None => None,
-        };
-        let mut converted = None;
-        let lazy = match lazy {
-            None if own.is_none() => {
-                // Long, and it takes the lock itself.
-                drop(choosing.take());
-                match self.converted(image, progress).await? {
-                    Converted::Kept { index, choosing: still } => {
-                        choosing = Some(still);
-                        let tables = self.fetch_tree(image, &index, purpose).await?;
-                        let lazy = self.lazy(image, &index, &tables, driver).await?;
-                        why = self.lazy_as_it_is(image, &index.notes());
-                        converted = Some(Image { index: Some(*index), ..image.clone() });
-                        Some(lazy)
-                    }
-                    Converted::Plain(notes) if !image.is_of_layers() => {
-                        return Err(notes.refusal(image));
-                    }
-                    Converted::Plain(_) => {
-                        choosing = Some(self.store.choosing()?);
-                        None
-                    }
-                }
-            }
-            lazy => lazy,
-        };
-        let image = converted.as_ref().unwrap_or(image);
-        let index = image.index.as_ref().filter(|_| lazy.is_some());
-        let (tree, mut layers) = match lazy {
-            Some(lazy) => lazy,
-            None => {
-                if own.is_none() {
-                    progress.note(&format!("{} has no trusted index: fetching all of it first", image.name));
-                    // Long, and safe without: what is pulled is locked layer by layer.
-                    drop(choosing);
-                    self.pull(image, progress).await?;
-                    choosing = Some(self.store.choosing()?);
-                    if !self.has_own_layout(&image.digest) {
-                        return Err(cannot(
-                            "it was taken out of the store just when it was fetched: try again".into(),
-                        ));
-                    }
-                }
-                let whole =
-                    |l: &Descriptor| MountedLayer::Whole(self.store.layer(&l.digest, None).file("data"));
-                let all = image.manifest.layers.iter().map(whole).collect();
-                let tree = own.map_or_else(|| self.own_tree(image), Ok)?;
-                (tree, Layers { all, server: None, shown: false })
-            }
-        };
-        let lazy = layers.lazy().next().is_some();
-        let mut presence = Presence::before(target).map_err(|e| cannot(e.to_string()))?;
-        if presence.target.to_str().is_none() {
-            return Err(cannot(format!("the path {} is not UTF-8", presence.target.display())));
-        }
-        if driver != Driver::Erofs {
-            // Neither a FUSE file system nor EROFS on loop devices is listed: another's superblock would be taken for ours.
-            presence.before = u64::MAX;
-        }
-        let mut record = MountRecord {
-            id: format!("{:016x}", rand::random::<u64>()),
-            boot: crate::store::mounts::boot()?,
-            target: presence.target.clone(),
-            image: crate::image::absolute_name(&image.name),
-            manifest: image.digest,
-            index: index.map(|index| String::from_utf8_lossy(&index.bytes).into_owned()),
-            data: layers.devices(),
-            // What FUSE serves fails when nobody has its session: nothing of it is ever lost to zeros.
-            lazy: lazy && driver == Driver::Erofs,
-            before: presence.before,
-            superblocks: Vec::new(),
-            fuse: None,
-            lost: false,
-            since: Some(crate::registry::date::now()),
-        };
+        let chosen = self.choose(image, (purpose, driver), progress).await?;
+        let Chosen { image, by_index, tree, mut layers, why, choosing } = chosen;
+        let mut record = recorded((&image, by_index), target, &layers, driver)?;
         let lease = Arc::new(self.store.record_mount(&record)?);
         drop(choosing);
         let shown = self.show(driver, &tree, &layers, &mut record, &lease).await;
@@ -347,26 +247,12 @@ impl Engine {
             data.parent().and_then(crate::store::LayerDir::at).iter().for_each(crate::store::LayerDir::touch);
         }
         let mut mount =
-            self.attend(image, Shown { record, layers, tree, lease, driver, guarded, served, why });
+            self.attend(&image, Shown { record, layers, tree, lease, driver, guarded, served, why });
         if purpose == Use::Run {
             let lazy = mount.layers.lazy().map(Arc::clone).collect();
             mount.tasks.push(tokio::spawn(prefetch::follow(lazy, Arc::clone(&self.meter))));
         }
         Ok(mount)
-    }
-
-    /// What a published index lays out. Who would take something away does not wait for the registry.
-    async fn lazy_by(
-        &self,
-        image: &Image,
-        index: &PublishedIndex,
-        (purpose, driver): (Use, Driver),
-        choosing: &mut Option<Choosing>,
-    ) -> Result<(PathBuf, Layers), Error> {
-        drop(choosing.take());
-        let tables = self.fetch_tree(image, index, purpose).await?;
-        *choosing = Some(self.store.choosing()?);
-        self.lazy(image, index, &tables, driver).await
     }
 
     /// Has this process replaced by one that runs the program as it now stands on disk, without readers
@@ -423,6 +309,41 @@ impl Engine {
             attended: Some(attended),
         }
     }
+}
+
+/// What is recorded of a mount before it is made.
+fn recorded(
+    (image, by_index): (&Image, bool),
+    target: &Path,
+    layers: &Layers,
+    driver: Driver,
+) -> Result<MountRecord, Error> {
+    let cannot = |why: String| Error::Mount { image: image.name.clone(), why };
+    let presence = Presence::before(target).map_err(|e| cannot(e.to_string()))?;
+    if presence.target.to_str().is_none() {
+        return Err(cannot(format!("the path {} is not UTF-8", presence.target.display())));
+    }
+    let index = image.index.as_ref().filter(|_| by_index);
+    Ok(MountRecord {
+        id: format!("{:016x}", rand::random::<u64>()),
+        boot: crate::store::mounts::boot()?,
+        target: presence.target,
+        image: crate::image::absolute_name(&image.name),
+        manifest: image.digest,
+        index: index.map(|index| String::from_utf8_lossy(&index.bytes).into_owned()),
+        data: layers.devices(),
+        // What FUSE serves fails when nobody has its session: nothing of it is ever lost to zeros.
+        lazy: layers.lazy().next().is_some() && driver == Driver::Erofs,
+        before: match driver {
+            Driver::Erofs => presence.before,
+            // Neither a FUSE file system nor EROFS on loop devices is listed: another's superblock would be taken for ours.
+            Driver::ErofsFuse | Driver::Fuse => u64::MAX,
+        },
+        superblocks: Vec::new(),
+        fuse: None,
+        lost: false,
+        since: Some(crate::registry::date::now()),
+    })
 }
 
 /// Mounts what is recorded: guarded first, so that there is no instant in which a hole could be read.
