@@ -123,7 +123,7 @@ impl Ingest {
         let (to_inflate, to_be_hashed) = haste.waiting();
         let (input, compressed) = sync_channel::<Bytes>(to_inflate);
         let (hashed, to_hash) = sync_channel::<Bytes>(to_be_hashed);
-        let (decoded, stream) = sync_channel::<Piece>(haste.in_flight());
+        let (decoded, stream) = channel::<Piece>();
         let (recycle, returned) = channel::<Piece>();
         let blob = expected.blob;
         let coded = (blob, expected.codec, expected.diff_id.is_some());
@@ -132,7 +132,7 @@ impl Ingest {
             let size = to_hash.iter().map(|bytes| (hasher.update(&bytes), bytes.len() as u64).1).sum();
             Ok((hasher.finish(), size))
         })?;
-        let pool = Pool::new(returned);
+        let pool = Pool::new(returned, haste.in_flight());
         let decode = spawn("hoist-inflate", haste, 0, move || decode(coded, compressed, decoded, pool))?;
         let scratch = (expected.stream == Stream::Image).then(|| image::Scratch::new(aside)).transpose()?;
         let wanted = expected.clone();
@@ -224,8 +224,8 @@ enum Halt {
 fn decode(
     (blob, codec, held): (Digest, Codec, bool),
     input: Receiver<Bytes>,
-    out: SyncSender<Piece>,
-    mut pool: Pool,
+    out: Sender<Piece>,
+    mut pool: Pool<Piece>,
 ) -> Result<Option<Inflated>, Error> {
     let bad = |e: &dyn std::fmt::Display| Error::Layer { blob, why: e.to_string() };
     let mut decoder = StreamDecoder::new(codec, true).map_err(|e| bad(&e))?;
