@@ -30,6 +30,7 @@ fn is_right_lazily_and_pulled_and_without_a_registry(format: &str, metadata: u64
     let image = published(format);
     for driver in ["erofs", "fuse"] {
         let lazy = Node::new().with_driver(driver);
+        lazy.make_store();
         let told: Value = serde_json::from_str(&lazy.says(&["inspect", "--json", &image.name])).unwrap();
         let whole: u64 = told["layers"].as_array().unwrap().iter().map(|l| l["size"].as_u64().unwrap()).sum();
         image.proxy.reset();

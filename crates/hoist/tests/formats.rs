@@ -108,6 +108,7 @@ fn is_read_as_it_is(mut image: Published, named: &str, parts: (u64, u64), except
     mount.unmount();
 
     let indexed = Node::new();
+    indexed.make_store();
     Node::new().says(&["index", "--push", &image.name]);
     let told = inspect(&indexed, &image.name, &[]);
     assert!(told["index"].is_string() && told["lazy"] == true, "{told}");

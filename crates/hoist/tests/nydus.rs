@@ -32,6 +32,7 @@ fn is_read_as_it_is(image: Published, format: &str, bootstrap: u64) -> u64 {
     let mut one = 0;
     for driver in ["erofs", "fuse"] {
         let node = Node::new().with_driver(driver);
+        node.make_store();
         let told = inspect(&node, &image.name);
         assert_eq!(told["lazy"], true, "{told}");
         for layer in told["layers"].as_array().unwrap() {
