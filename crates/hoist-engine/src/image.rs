@@ -164,7 +164,10 @@ impl Engine {
             (Err(e), Some(mut image)) => {
                 self.check_platform(name, &image.config)?;
                 // Whoever asked says so in its own words.
-                tracing::info!(image = name, "the registry cannot be asked, using what is here: {e}");
+                tracing::info!(
+                    image = name,
+                    "the registry cannot be asked or believed, using what is here: {e}"
+                );
                 image.unchecked = Some(e.to_string());
                 return Ok(image);
             }
@@ -176,8 +179,10 @@ impl Engine {
                 let index: oci::Index = oci::parse("index", &top.digest, &top.bytes)?;
                 let chosen =
                     index.select(&self.config.platform, self.config.trust != Trust::None, name)?.digest;
-                let fetched = source.manifest_by_digest(&chosen).await?;
-                (chosen, fetched.bytes)
+                match self.store.image(&chosen).load(&chosen) {
+                    Some((manifest, _)) => (chosen, manifest.into()),
+                    None => (chosen, source.manifest_by_digest(&chosen).await?.bytes),
+                }
             }
             false => (top.digest, top.bytes),
         };

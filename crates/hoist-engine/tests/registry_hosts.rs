@@ -54,7 +54,7 @@ async fn mirrors_are_tried_in_order_with_ns_and_left_alone_when_dead() {
     })
     .await;
     let broken = BadServer::start(|_| reply(503, &[], b"")).await;
-    let origin = BadServer::start(|_| reply(200, &[], b"{\"schemaVersion\":2}")).await;
+    let origin = BadServer::start(|_| reply(200, &[], b"{\"schemaVersion\":2,\"manifests\":[]}")).await;
     let header = format!("[host.\"http://{}\".header]\nx-key = \"k\"", mirror.host);
     let (client, _dir) = client_of(&hosts(&origin.host, &[(&broken.host, ""), (&mirror.host, &header)]));
     let repo = repo();
@@ -88,11 +88,11 @@ async fn an_overridden_path_is_used_as_it_is() {
 #[tokio::test]
 async fn capabilities_are_kept_to() {
     let (_, digest) = blob();
-    let manifest = b"{\"schemaVersion\":2}";
+    let manifest = b"{\"schemaVersion\":2,\"manifests\":[]}";
     let named = Digest::of(manifest);
     let answer = |seen: &Seen| match seen.method.as_str() {
         "PUT" => reply(201, &[], b""),
-        _ => reply(200, &[], b"{\"schemaVersion\":2}"),
+        _ => reply(200, &[], b"{\"schemaVersion\":2,\"manifests\":[]}"),
     };
     let (pull, origin) = (BadServer::start(answer).await, BadServer::start(answer).await);
     let text = hosts(&origin.host, &[(&pull.host, "capabilities = [\"pull\"]")]);
@@ -114,10 +114,10 @@ async fn capabilities_are_kept_to() {
 /// Down, empty, forbidding, hanging up, lying: whatever a mirror does, the registry itself has it.
 #[tokio::test]
 async fn what_a_mirror_has_not_right_the_next_server_has() {
-    let content = b"{\"schemaVersion\":2}";
+    let content = b"{\"schemaVersion\":2,\"manifests\":[]}";
     let digest = Digest::of(content);
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let lies = b"{\"schemaVersion\":3}";
+    let lies = b"{\"schemaVersion\":3,\"manifests\":[]}";
     let bad = [
         BadServer::start(|_| reply(404, &[], b"")).await,
         BadServer::start(|_| reply(401, &[("www-authenticate", "Basic realm=\"x\"")], b"")).await,
@@ -143,6 +143,24 @@ async fn what_a_mirror_has_not_right_the_next_server_has() {
     // The last one's error is what is told when none has it.
     let (client, _dir) = client_of(&hosts(&bad[0].host, &[(&bad[6].host, "")]));
     assert!(client.blob(&repo(), &digest, None).await.unwrap_err().is_not_found());
+}
+
+/// What is no manifest is not taken for what a tag means: the next server is asked, and the last one again, not for ever.
+#[tokio::test]
+async fn a_page_that_is_no_manifest_is_not_what_a_tag_means() {
+    let content = b"{\"schemaVersion\":2,\"manifests\":[]}";
+    let named = "images.example/a/b:tag".parse().unwrap();
+    for page in ["<html>Log in</html>", "{}", "[]", "{\"schemaVersion\":2}", "{\"config\":{}}", ""] {
+        let portal = BadServer::start(move |_| reply(200, &[], page.as_bytes())).await;
+        let origin = BadServer::start(move |_| reply(200, &[], content)).await;
+        let (client, _dir) = client_of(&hosts(&origin.host, &[(&portal.host, "")]));
+        assert_eq!(client.manifest(&named).await.unwrap().bytes, &content[..], "{page}");
+        assert_eq!((portal.log().len(), origin.log().len()), (1, 1), "{page}");
+        let (client, _dir) = client_of(&hosts(&portal.host, &[]));
+        let error = client.manifest(&named).await.unwrap_err();
+        assert!(matches!(error, RegistryError::BadAnswer { .. }), "{page}: {error}");
+        assert_eq!(portal.log().len(), 4, "{page}");
+    }
 }
 
 /// Parts are verified by who knows their digests: told of a lie, the client asks the mirror no more for that blob.
@@ -283,6 +301,9 @@ async fn a_mirror_at_rest_is_asked_where_the_registry_fails() {
         let (body, asked) = (data.clone(), AtomicUsize::new(0));
         let whole = move |seen: &Seen| match seen.range() {
             Some(_) => part(seen, &body),
+            None if seen.path.contains("manifests") => {
+                reply(200, &[], b"{\"schemaVersion\":2,\"manifests\":[]}")
+            }
             None => reply(200, &[], &body),
         };
         let of_registry = whole.clone();

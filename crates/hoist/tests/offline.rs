@@ -121,6 +121,43 @@ fn what_is_here_is_inspected_though_its_registry_hangs() {
     }
 }
 
+/// A network's login page, or a proxy that is broken, answers for the registry: that is none, and what is here starts.
+#[test]
+fn what_is_no_manifest_is_not_believed() {
+    let source = Source::new();
+    let image = Published::plain(&source.layout(Compression::Gzip(6)).directory);
+    let pages = [
+        (
+            "text/html",
+            "<html>\n  <title>Log in to the \u{1b}[31mguest network</title></html>",
+            "Log in to the",
+        ),
+        ("application/json", r#"{"error": "log in first"}"#, "log in first"),
+        ("application/vnd.oci.image.manifest.v1+json", r#"{"schemaVersion": 2}"#, "schemaVersion"),
+        ("application/json", "", "0 bytes"),
+    ];
+    for with_daemon in [false, true] {
+        let node = Node::new();
+        node.says(&["pull", &image.name]);
+        let _daemon = with_daemon.then(|| Daemon::start(&node, &[]));
+        for (media_type, page, shown) in pages {
+            image.proxy.inject(Fault::new("", When::Always, FaultKind::Answer(media_type, page.into())));
+            image.proxy.reset();
+            let (said, _) = mounted(&node, &image.name, &source);
+            assert!(said.starts_with(ALL_HERE) && said.lines().count() == 1, "{said}");
+            assert!(said.contains("what is no manifest") && said.contains(shown), "{said}");
+            assert!((1..=2).contains(&image.proxy.log().len()), "{:?}", image.proxy.log());
+            // Where nothing is here there is nothing to go on with.
+            let empty = Node::new();
+            let output = empty.hoist(&["pull", &image.name]).output().unwrap();
+            let said = stderr(&output);
+            assert!(!output.status.success() && said.contains("what is no manifest"), "{said}");
+            assert!(said.contains(shown) && !said.contains('\u{1b}'), "{said}");
+            image.proxy.clear_faults();
+        }
+    }
+}
+
 /// The same of what is here in part: it is said that the rest can't be had.
 #[test]
 fn what_is_here_in_part_is_said_to_be() {

@@ -48,6 +48,18 @@ pub(super) fn media_type_of(bytes: &[u8], told: Option<&str>) -> String {
     own.or(told).filter(|kind| !kind.is_empty()).unwrap_or_else(|| OCI_MANIFEST.to_owned())
 }
 
+/// Does it look like the manifest of something, readable by us or not? Login pages and proxies answer 200 too.
+pub(super) fn is_manifest(bytes: &[u8]) -> bool {
+    /// Of manifests, indexes, and those of the past (Docker's schema 1, OCI's artifacts).
+    const PARTS: [&str; 4] = ["config", "manifests", "fsLayers", "blobs"];
+    let object: Option<serde_json::Map<String, serde_json::Value>> = serde_json::from_slice(bytes).ok();
+    object.is_some_and(|object| {
+        let is_schema = object.get("schemaVersion").is_some_and(serde_json::Value::is_u64);
+        let is_artifact = object.contains_key("mediaType");
+        (is_schema || is_artifact) && PARTS.iter().any(|part| object.contains_key(*part))
+    })
+}
+
 /// The entries of an index; one that cannot be read (a digest of another algorithm) hides no other.
 pub(super) fn entries(bytes: &[u8]) -> Result<Vec<Descriptor>, serde_json::Error> {
     #[derive(Deserialize)]

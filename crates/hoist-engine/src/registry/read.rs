@@ -14,7 +14,7 @@ use super::error::RegistryError;
 use super::media::{self, Descriptor, Fetched, MAX_MANIFEST};
 use super::second::{Came, Patience};
 use super::send::{Ask, Endpoint, Need, Target};
-use super::wire::authority;
+use super::wire::{authority, beginning};
 use crate::reference::{Reference, Repo};
 
 /// Largest blob taken into memory as a whole: configs and indexes are far smaller.
@@ -32,7 +32,8 @@ impl Client {
     ///
     /// # Errors
     /// See [`RegistryError`]; content with another digest than asked for or than the server's
-    /// `Docker-Content-Digest` claims is refused, as is anything over 4 MiB.
+    /// `Docker-Content-Digest` claims is refused, as is anything over 4 MiB, and under a tag what is no manifest: a
+    /// proxy or a network's login page may answer for the registry.
     pub async fn manifest(&self, reference: &Reference) -> Result<Fetched, RegistryError> {
         self.manifest_by(&reference.repo, &reference.target(), reference.digest).await
     }
@@ -65,7 +66,7 @@ impl Client {
         let doing = format!("reading manifest {target} of {repo}");
         let mut ask = Ask::get(doing, repo, need, format!("manifests/{target}"));
         ask.headers.insert(ACCEPT, HeaderValue::from_static(media::ACCEPT));
-        ask.brief = brief;
+        (ask.brief, ask.named) = (brief, digest.is_none());
         let endpoints = self.endpoints(repo, need)?;
         let (headers, bytes) = self.whole(&endpoints, &ask, MAX_MANIFEST, digest).await?;
         let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
@@ -240,12 +241,14 @@ impl Client {
         let claimed = response.headers().get("docker-content-digest");
         let claimed = claimed.and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok());
         let found = Digest::of(&bytes);
+        let (doing, host) = (ask.doing.clone(), authority(response.url()));
         match digest.into_iter().chain(claimed).find(|expected| *expected != found) {
-            None => Ok((std::mem::take(response.headers_mut()), bytes)),
-            Some(expected) => {
-                let (doing, host) = (ask.doing.clone(), authority(response.url()));
-                Err(RegistryError::DigestMismatch { doing, host, expected, found })
+            Some(expected) => Err(RegistryError::DigestMismatch { doing, host, expected, found }),
+            None if ask.named && !media::is_manifest(&bytes) => {
+                let what = format!("what is no manifest ({})", beginning(&bytes));
+                Err(RegistryError::BadAnswer { doing, host, what })
             }
+            None => Ok((std::mem::take(response.headers_mut()), bytes)),
         }
     }
 

@@ -68,6 +68,8 @@ pub(super) struct Ask<'a> {
     pub blob: Option<Digest>,
     /// Whoever asks can do without: a server that is not there is not waited for.
     pub brief: bool,
+    /// No digest says what comes: it must look like a manifest.
+    pub named: bool,
 }
 
 #[derive(Clone)]
@@ -80,7 +82,7 @@ impl<'a> Ask<'a> {
     pub(super) fn get(doing: String, repo: &'a Repo, need: Need, path: String) -> Self {
         let path = Target::Path(path);
         let (headers, method) = (HeaderMap::new(), Method::GET);
-        Self { doing, repo, need, method, path, headers, body: None, blob: None, brief: false }
+        Self { doing, repo, need, method, path, headers, body: None, blob: None, brief: false, named: false }
     }
 }
 

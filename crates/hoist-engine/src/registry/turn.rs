@@ -71,7 +71,8 @@ impl Tries<'_> {
         let pause = self.policy.pause(self.made, error.retry_after());
         let late = self.start.elapsed() + pause > self.policy.total;
         let enough = self.made >= self.policy.attempts(&error) || self.endpoint.health.is_down();
-        let done_without = self.brief && (error.is_nobody() || (error.server_down() && self.made > 1));
+        let ill = error.server_down() || matches!(error, RegistryError::BadAnswer { .. });
+        let done_without = self.brief && (error.is_nobody() || (ill && self.made > 1));
         if !self.patient || !error.retryable() || enough || late || done_without {
             return Err(error);
         }

@@ -218,6 +218,17 @@ fn words(body: &[u8]) -> Option<String> {
     Some(text.chars().filter(|c| !c.is_control()).take(300).collect())
 }
 
+/// How a body begins that is not what it should be, fit for a terminal.
+pub(super) fn beginning(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&body[..body.len().min(400)]);
+    let words: Vec<_> = text.split_whitespace().collect();
+    let text: String = redacted(&words.join(" ")).chars().filter(|c| !c.is_control()).take(80).collect();
+    match text.is_empty() {
+        true => format!("{} bytes", body.len()),
+        false => format!("{} bytes, beginning {text:?}", body.len()),
+    }
+}
+
 /// A server may say what it was sent: no credential of ours goes on to a terminal or log.
 fn redacted(text: &str) -> String {
     let mut secret = false;

@@ -7,6 +7,8 @@ use std::time::Duration;
 pub enum FaultKind {
     /// Answer with this status and these headers, without asking the registry.
     Status(u16, Vec<(String, String)>),
+    /// Answer 200 with this body of this media type, without asking the registry.
+    Answer(&'static str, String),
     /// A complete, well-formed response whose body has only this many bytes.
     ShortBody(u64),
     /// Close the connection after this many bytes of the body.

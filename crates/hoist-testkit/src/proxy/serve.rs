@@ -91,6 +91,11 @@ async fn pass(
             drain(client, request.request_body()?).await?;
             return refuse(client, *status, headers).await.map(|()| true);
         }
+        Some(FaultKind::Answer(media_type, body)) => {
+            drain(client, request.request_body()?).await?;
+            let headers = [("content-type".to_owned(), (*media_type).to_owned())];
+            return say(client, 200, &headers, body).await.map(|()| true);
+        }
         Some(FaultKind::Hang) => std::future::pending::<()>().await,
         Some(FaultKind::Delay(wait)) => tokio::time::sleep(*wait).await,
         Some(FaultKind::IgnoreRange) => request.remove("range"),
