@@ -356,6 +356,64 @@ async fn a_mirror_at_rest_is_asked_where_the_registry_fails() {
     }
 }
 
+/// The same where the registry is silent, from the first byte or in the midst of a body; then the mirror comes first again.
+#[tokio::test]
+async fn a_mirror_at_rest_is_asked_where_the_registry_is_silent() {
+    let data = pattern(1000);
+    let digest = Digest::of(&data);
+    for (sent, what) in
+        [0, 200].into_iter().flat_map(|sent| ["part", "blob", "size", "tag"].map(|w| (sent, w)))
+    {
+        let ill = [Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false))];
+        let manifest = b"{\"schemaVersion\":2,\"manifests\":[]}";
+        let body = data.clone();
+        let whole = move |seen: &Seen| match seen.range() {
+            Some(_) => part(seen, &body),
+            None if seen.path.contains("manifests") => reply(200, &[], manifest),
+            None => reply(200, &[], &body),
+        };
+        let (well, is_ill) = (whole.clone(), ill[0].clone());
+        let mirror = BadServer::start(move |seen| match is_ill.load(SeqCst) {
+            true => reply(500, &[], b""),
+            false => well(seen),
+        })
+        .await;
+        let is_ill = ill[1].clone();
+        let origin = BadServer::start(move |seen| match (is_ill.load(SeqCst), whole(seen)) {
+            (true, Reply::Raw(answer)) => Reply::Hang(answer[..sent.min(answer.len() - 10)].to_vec()),
+            (_, answer) => answer,
+        })
+        .await;
+        let (mut config, _dir) = config_of(&hosts(&origin.host, &[(&mirror.host, "")]));
+        config.timeouts.first_byte = std::time::Duration::from_secs(1000);
+        config.timeouts.idle = std::time::Duration::from_secs(1000);
+        // So long that a server which is well answers before.
+        config.timeouts.second = std::time::Duration::from_millis(500);
+        config.mirror_rest = std::time::Duration::from_secs(1000);
+        let (client, repo) = (Client::new(config), repo());
+        let read = async || match what {
+            "part" => assert!(all(&client, &repo, &digest, 0..1000).await.unwrap() == data, "{sent}"),
+            "blob" => assert!(client.blob(&repo, &digest, Some(1000)).await.unwrap() == data, "{sent}"),
+            "size" => assert_eq!(client.blob_size(&repo, &digest).await.unwrap(), 1000, "{sent}"),
+            _ => assert_eq!(
+                client.manifest(&"images.example/a/b:tag".parse().unwrap()).await.unwrap().bytes,
+                &manifest[..]
+            ),
+        };
+        read().await;
+        assert_eq!((mirror.log().len(), origin.log().len()), (1, 1), "{sent} {what}: it fails and rests");
+        ill[0].store(false, SeqCst);
+        read().await;
+        assert_eq!(mirror.log().len(), 1, "{sent} {what}: at rest");
+        ill[1].store(true, SeqCst);
+        read().await;
+        assert_eq!(mirror.log().len(), 2, "{sent} {what}: asked beside the silent registry");
+        let before = origin.log().len();
+        read().await;
+        assert_eq!((mirror.log().len(), origin.log().len()), (3, before), "{sent} {what}: at rest no more");
+    }
+}
+
 /// What is told is the registry's word, also where a mirror at rest is asked after it and is still not there.
 #[tokio::test]
 async fn a_mirror_that_stays_away_does_not_hide_what_the_registry_says() {

@@ -137,23 +137,27 @@ impl Client {
         ask.blob = Some(*digest);
         ask.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
         let endpoints = self.honest(repo, digest)?;
-        let mut turn = self.turn(&endpoints);
-        let error = loop {
-            match self.size_at(turn.endpoint(), &ask, turn.last()).await {
-                Ok(size) => return Ok(size),
-                Err(error) => {
-                    if let Err(error) = turn.next(error) {
-                        break error;
-                    }
+        let asking = async {
+            let mut turn = self.turn(&endpoints);
+            loop {
+                match self.size_at(turn.endpoint(), &ask, turn.last()).await {
+                    Ok(size) => return Ok(size),
+                    Err(error) => turn.next(error)?,
                 }
             }
         };
-        for spare in self.honest_spares(repo, digest, &endpoints) {
-            if let Ok(size) = self.size_at(&spare, &ask, false).await {
-                return Ok(size);
+        let (spares, tried) = (self.honest_spares(repo, digest, &endpoints), AtomicUsize::new(0));
+        let spared = async {
+            let mut turn = self.turn(&spares);
+            loop {
+                tried.store(turn.at(), Relaxed);
+                match self.size_at(turn.endpoint(), &ask, false).await {
+                    Ok(size) => return Ok(size),
+                    Err(error) => turn.next(error)?,
+                }
             }
-        }
-        Err(error)
+        };
+        self.or_spared((self.0.config.timeouts.second, false), asking, &spares, spared, &tried).await
     }
 
     async fn size_at(&self, endpoint: &Endpoint, ask: &Ask<'_>, last: bool) -> Result<u64, RegistryError> {
@@ -247,8 +251,7 @@ impl HttpRange {
         let mut pace = std::mem::take(&mut self.pace);
         let at = self.number_of(&open.endpoint);
         let chunk = client.0.wire.chunk(&mut open.response, &mut pace, &self.doing);
-        let asked = AtomicUsize::new(0);
-        let second = async { Box::pin(self.ask(at + 1, &asked)).await };
+        let second = async { Box::pin(self.beside(at, true)).await };
         let came = client.with_second(&self.patience, chunk, second).await;
         self.pace = pace;
         match came? {
@@ -369,7 +372,7 @@ impl HttpRange {
             let since = Instant::now();
             let at = &self.patience.at;
             // It begins later, and goes on behind where the first one hangs.
-            let second = async { self.ask(at.load(Relaxed) + 1, &AtomicUsize::new(0)).await };
+            let second = async { Box::pin(self.beside(at.load(Relaxed), false)).await };
             match self.client.with_second(&self.patience, self.ask(self.from, at), second).await {
                 Ok(came) => {
                     self.open = Some(match came {
@@ -387,6 +390,21 @@ impl HttpRange {
                 return Ok(());
             }
         }
+    }
+
+    /// What is given beside the silent server of this number: by those after it, the last in any case, or by mirrors at rest. Of one that fell silent
+    /// `midway` a body that it begins anew tells little: these come first.
+    async fn beside(&self, at: usize, midway: bool) -> Result<Open, RegistryError> {
+        let asked = self.endpoints.get(self.from..).unwrap_or_default();
+        let spares = self.client.honest_spares(&self.repo, &self.digest, asked);
+        let (one, tried) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let (others, spared) = (self.ask(at + 1, &one), self.ask_of(&spares, 0, &tried));
+        let alone = at + 1 >= self.endpoints.len();
+        let order = match midway && alone {
+            true => (self.client.0.config.timeouts.second, true),
+            false => (self.client.patience_behind(&self.endpoints, at), false),
+        };
+        self.client.or_spared(order, others, &spares, spared, &tried).await
     }
 
     /// Asks the servers from number `from` on, the last one in any case; `at`: which of them it is at.

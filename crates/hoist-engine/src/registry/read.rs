@@ -1,7 +1,7 @@
 //! Manifests, small blobs and lists of referrers: whole bodies, verified.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{Either, select};
@@ -160,7 +160,7 @@ impl Client {
             let came = match ask.brief {
                 true => first.await.map(Came::First),
                 false => {
-                    let second = self.body_elsewhere(endpoints, at + 1, ask, limit, digest);
+                    let second = self.body_beside(endpoints, at, ask, limit, digest);
                     self.with_second(patience, first, second).await
                 }
             };
@@ -171,9 +171,7 @@ impl Client {
                     return Ok(found);
                 }
                 Err(error) => {
-                    // That there is no such tag is for those that are awake to tell.
-                    let no_tag = digest.is_none() && error.is_not_found();
-                    if std::mem::take(&mut may_spare) && !no_tag {
+                    if std::mem::take(&mut may_spare) && !is_no_tag(digest, &error) {
                         let spared = self.body_spared(endpoints, ask, limit, digest, patience);
                         if let Some(found) = Box::pin(spared).await {
                             return Ok(found);
@@ -183,6 +181,28 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// The same beside the silent server of this number: from those after it, the last in any case, or from mirrors at rest.
+    async fn body_beside(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        at: usize,
+        ask: &Ask<'_>,
+        limit: u64,
+        digest: Option<Digest>,
+    ) -> Result<(HeaderMap, Bytes), RegistryError> {
+        let (spares, tried) = (self.spares(ask.repo, ask.need, endpoints), AtomicUsize::new(0));
+        let one = AtomicUsize::new(0);
+        let others = async {
+            match self.body_elsewhere((endpoints, at + 1), ask, limit, digest, &one).await {
+                Err(error) if is_no_tag(digest, &error) => Ok(Err(error)),
+                other => other.map(Ok),
+            }
+        };
+        let spared = async { self.body_elsewhere((&spares, 0), ask, limit, digest, &tried).await.map(Ok) };
+        let silent_for = self.patience_behind(endpoints, at);
+        Box::pin(self.or_spared((silent_for, false), others, &spares, spared, &tried)).await?
     }
 
     /// The same from mirrors at rest, after the others have failed; the last of these is asked anew beside one that hangs.
@@ -198,24 +218,26 @@ impl Client {
         if spares.is_empty() {
             return None;
         }
-        let first = self.body_elsewhere(&spares, 0, ask, limit, digest);
-        let second = self.body_elsewhere(asked, asked.len(), ask, limit, digest);
+        let (one, other) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let first = self.body_elsewhere((&spares, 0), ask, limit, digest, &one);
+        let second = self.body_elsewhere((asked, asked.len()), ask, limit, digest, &other);
         match self.with_second(patience, first, second).await.ok()? {
             Came::First(found) | Came::Second(found) => Some(found),
         }
     }
 
-    /// The same from the servers from number `from` on, the last in any case, each asked once.
+    /// The same from the servers from number `from` on, the last in any case, each asked once; `at`: which of them it is at.
     async fn body_elsewhere(
         &self,
-        endpoints: &[Arc<Endpoint>],
-        from: usize,
+        (endpoints, from): (&[Arc<Endpoint>], usize),
         ask: &Ask<'_>,
         limit: u64,
         digest: Option<Digest>,
+        at: &AtomicUsize,
     ) -> Result<(HeaderMap, Bytes), RegistryError> {
         let mut turn = self.turn_from(endpoints, from);
         loop {
+            at.store(turn.at(), Relaxed);
             match self.body_once(turn.endpoint(), ask, limit, digest).await {
                 Ok(found) => return Ok(found),
                 Err(error) => turn.next(error)?,
@@ -357,6 +379,11 @@ impl Client {
             Err(error) => Err(error),
         }
     }
+}
+
+/// That there is no such tag is for those servers to tell that are not at rest.
+fn is_no_tag(digest: Option<Digest>, error: &RegistryError) -> bool {
+    digest.is_none() && error.is_not_found()
 }
 
 /// The tag under which referrers stand where there is no API (distribution-spec v1.1).
