@@ -350,16 +350,14 @@ pub(crate) fn absolute_name(name: &str) -> String {
 
 /// What the registry has under the name. Who has something to fall back on does not wait long.
 async fn ask(source: &ImageSource, here: Here) -> Result<Fetched, Unasked> {
-    let asked = match here {
-        Here::Nothing => Ok(source.manifest().await),
-        Here::Part => within(TAG_CHECK, source.manifest()).await,
-        Here::All => within(TAG_CHECK_IF_HERE, source.manifest_if_reached()).await,
+    let limit = match here {
+        Here::Nothing => return source.manifest().await.map_err(Unasked::Failed),
+        Here::Part => TAG_CHECK,
+        Here::All => TAG_CHECK_IF_HERE,
     };
-    asked?.map_err(Unasked::Failed)
-}
-
-async fn within<T>(limit: Duration, asking: impl Future<Output = T>) -> Result<T, Unasked> {
-    tokio::time::timeout(limit, asking).await.map_err(|_| Unasked::Late(limit))
+    let asking = source.manifest_within(limit, here == Here::All);
+    let asked = tokio::time::timeout(limit, asking).await;
+    asked.map_err(|_| Unasked::Late(limit))?.map_err(Unasked::Failed)
 }
 
 fn build(

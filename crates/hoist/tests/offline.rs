@@ -158,6 +158,30 @@ fn what_is_no_manifest_is_not_believed() {
     }
 }
 
+/// A registry that is in trouble and wants to be left alone for long is told as what it is, not as one that is silent.
+#[test]
+fn what_a_registry_wishes_is_said() {
+    let source = Source::new();
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    for all_here in [true, false] {
+        let node = Node::new();
+        match all_here {
+            true => drop(node.says(&["pull", &image.name])),
+            false => drop(node.mount(&image.name, &[]).read("etc/motd").unwrap()),
+        }
+        let headers = vec![("retry-after".to_owned(), "300".to_owned())];
+        image.proxy.inject(Fault::new("", When::Always, FaultKind::Status(503, headers)));
+        let point = node.path("mnt");
+        std::fs::create_dir_all(&point).unwrap();
+        let output = node.hoist(&["mount", &image.name, point.to_str().unwrap()]).output().unwrap();
+        let said = stderr(&output);
+        assert!(output.status.success() && said.lines().count() == 1, "{said}");
+        assert!(said.contains("answered 503") && said.contains("asked again after 300s"), "{said}");
+        node.says(&["unmount", point.to_str().unwrap()]);
+        image.proxy.clear_faults();
+    }
+}
+
 /// The same of what is here in part: it is said that the rest can't be had.
 #[test]
 fn what_is_here_in_part_is_said_to_be() {

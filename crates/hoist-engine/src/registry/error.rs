@@ -76,7 +76,7 @@ pub enum RegistryError {
         advice: String,
     },
     /// An answer that reports failure.
-    #[error("{doing}: {host} answered {status} {detail}; {}", advice(*.status))]
+    #[error("{doing}: {host} answered {status} {detail}{}; {}", wish(*.retry_after), advice(*.status))]
     Status {
         /// What was done.
         doing: String,
@@ -158,6 +158,12 @@ fn advice(status: u16) -> &'static str {
     }
 }
 
+/// What an answer asks of who comes again.
+fn wish(retry_after: Option<Duration>) -> String {
+    let pause = retry_after.filter(|pause| !pause.is_zero());
+    pause.map_or_else(String::new, |pause| format!(" and wants to be asked again after {pause:?}"))
+}
+
 impl RegistryError {
     /// Whether the thing is not there.
     pub fn is_not_found(&self) -> bool {
@@ -195,7 +201,9 @@ impl RegistryError {
                 detail.clone()
             }
             Self::TimedOut { what, limit, .. } => format!("it did not {what} within {limit:?}"),
-            Self::Status { status, detail, .. } => format!("it answered {status} {detail}"),
+            Self::Status { status, detail, retry_after, .. } => {
+                format!("it answered {status} {detail}{}", wish(*retry_after))
+            }
             Self::BadAnswer { what, .. } => format!("it sent {what}"),
             other => other.to_string(),
         }

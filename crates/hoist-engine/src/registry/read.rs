@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{Either, select};
@@ -38,12 +39,18 @@ impl Client {
         self.manifest_by(&reference.repo, &reference.target(), reference.digest).await
     }
 
-    /// The same, for who can do without: servers that are not there are asked once.
+    /// The same, for who has something to fall back on and waits no longer than this: no pause is made that would end
+    /// later. If `brief`, servers that are not there are asked once.
     ///
     /// # Errors
     /// As there.
-    pub async fn manifest_if_reached(&self, reference: &Reference) -> Result<Fetched, RegistryError> {
-        self.manifest_asked(&reference.repo, &reference.target(), reference.digest, true).await
+    pub async fn manifest_within(
+        &self,
+        reference: &Reference,
+        limit: Duration,
+        brief: bool,
+    ) -> Result<Fetched, RegistryError> {
+        self.manifest_asked(&reference.repo, &reference.target(), reference.digest, (limit, brief)).await
     }
 
     pub(super) async fn manifest_by(
@@ -52,7 +59,7 @@ impl Client {
         target: &str,
         digest: Option<Digest>,
     ) -> Result<Fetched, RegistryError> {
-        self.manifest_asked(repo, target, digest, false).await
+        self.manifest_asked(repo, target, digest, (Duration::MAX, false)).await
     }
 
     async fn manifest_asked(
@@ -60,13 +67,13 @@ impl Client {
         repo: &Repo,
         target: &str,
         digest: Option<Digest>,
-        brief: bool,
+        (limit, brief): (Duration, bool),
     ) -> Result<Fetched, RegistryError> {
         let need = if digest.is_some() { Need::Pull } else { Need::Resolve };
         let doing = format!("reading manifest {target} of {repo}");
         let mut ask = Ask::get(doing, repo, need, format!("manifests/{target}"));
         ask.headers.insert(ACCEPT, HeaderValue::from_static(media::ACCEPT));
-        (ask.brief, ask.named) = (brief, digest.is_none());
+        (ask.within, ask.brief, ask.named) = (limit, brief, digest.is_none());
         let endpoints = self.endpoints(repo, need)?;
         let (headers, bytes) = self.whole(&endpoints, &ask, MAX_MANIFEST, digest).await?;
         let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
@@ -153,7 +160,7 @@ impl Client {
         patience: &Patience,
     ) -> Result<(HeaderMap, Bytes), RegistryError> {
         let last = at + 1 == endpoints.len();
-        let mut tries = self.tries(&endpoints[at], last).brief(ask.brief);
+        let mut tries = self.tries(&endpoints[at], last).of(ask);
         let mut may_spare = last && !ask.brief && !patience.stays;
         loop {
             let first = self.body_once(&endpoints[at], ask, limit, digest);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hoist_format::digest::Digest;
@@ -68,6 +68,8 @@ pub(super) struct Ask<'a> {
     pub blob: Option<Digest>,
     /// Whoever asks can do without: a server that is not there is not waited for.
     pub brief: bool,
+    /// Nobody waits longer for it: no pause is made that would end later.
+    pub within: Duration,
     /// No digest says what comes: it must look like a manifest.
     pub named: bool,
 }
@@ -82,7 +84,19 @@ impl<'a> Ask<'a> {
     pub(super) fn get(doing: String, repo: &'a Repo, need: Need, path: String) -> Self {
         let path = Target::Path(path);
         let (headers, method) = (HeaderMap::new(), Method::GET);
-        Self { doing, repo, need, method, path, headers, body: None, blob: None, brief: false, named: false }
+        Self {
+            doing,
+            repo,
+            need,
+            method,
+            path,
+            headers,
+            body: None,
+            blob: None,
+            brief: false,
+            within: Duration::MAX,
+            named: false,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hoist_format::digest::Digest;
@@ -67,13 +68,14 @@ impl ImageSource {
         }
     }
 
-    /// The same, for who can do without: a registry that is not there is asked once.
+    /// The same, for who has something to fall back on and waits no longer than this. If `brief`, a registry that is not
+    /// there is asked once.
     ///
     /// # Errors
     /// As there.
-    pub async fn manifest_if_reached(&self) -> Result<Fetched, RegistryError> {
+    pub async fn manifest_within(&self, limit: Duration, brief: bool) -> Result<Fetched, RegistryError> {
         match self {
-            Self::Registry { client, reference } => client.manifest_if_reached(reference).await,
+            Self::Registry { client, reference } => client.manifest_within(reference, limit, brief).await,
             Self::Layout { .. } => self.manifest().await,
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::Client;
 use super::config::RetryPolicy;
 use super::error::RegistryError;
-use super::send::Endpoint;
+use super::send::{Ask, Endpoint};
 use super::stats::Stats;
 use super::wire::authority;
 
@@ -55,21 +55,22 @@ pub(super) struct Tries<'a> {
     stats: &'a Stats,
     patient: bool,
     brief: bool,
+    within: Duration,
     start: Instant,
     made: u32,
 }
 
 impl Tries<'_> {
-    /// Whether whoever asks can do without: a server that is not there is asked once then, and one that is in trouble
-    /// once more.
-    pub(super) fn brief(self, brief: bool) -> Self {
-        Self { brief, ..self }
+    /// Those of a question: where whoever asks can do without, a server that is not there is asked once, and one that is
+    /// in trouble once more.
+    pub(super) fn of(self, ask: &Ask<'_>) -> Self {
+        Self { brief: ask.brief, within: ask.within.min(self.within), ..self }
     }
     /// Waits for the next try if `error` is worth one, else gives it back.
     pub(super) async fn again(&mut self, error: RegistryError) -> Result<(), RegistryError> {
         self.made += 1;
         let pause = self.policy.pause(self.made, error.retry_after());
-        let late = self.start.elapsed() + pause > self.policy.total;
+        let late = self.start.elapsed() + pause > self.within;
         let enough = self.made >= self.policy.attempts(&error) || self.endpoint.health.is_down();
         let ill = error.server_down() || matches!(error, RegistryError::BadAnswer { .. });
         let done_without = self.brief && (error.is_nobody() || (ill && self.made > 1));
@@ -93,6 +94,15 @@ impl Client {
     }
     pub(super) fn tries<'a>(&'a self, endpoint: &'a Endpoint, patient: bool) -> Tries<'a> {
         let (policy, stats) = (&self.0.config.retry, &*self.0.wire.stats);
-        Tries { policy, endpoint, stats, patient, brief: false, start: Instant::now(), made: 0 }
+        Tries {
+            policy,
+            endpoint,
+            stats,
+            patient,
+            brief: false,
+            within: policy.total,
+            start: Instant::now(),
+            made: 0,
+        }
     }
 }
