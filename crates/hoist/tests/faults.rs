@@ -6,8 +6,10 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use hoist_format::table::Table;
+use hoist_sys::shm::SharedBits;
 use hoist_testkit::layout::{Builder, Compression};
-use hoist_testkit::{FaultKind, When, digest, process};
+use hoist_testkit::{FaultKind, ProxyOptions, When, digest, process};
 use node::case::{Case, PATIENCE};
 use node::daemon::Daemon;
 use node::disk::{self, SmallDisk};
@@ -68,6 +70,34 @@ fn a_flipped_bit_once_is_fetched_again() {
         let mount = node.mount(&case.image.name, &[]);
         case.source.assert_shown(mount.root());
     }
+}
+
+/// What is noted as kept for the check of the whole layer has come: a decoder that gives up early takes no more of it.
+#[test]
+fn what_never_came_is_not_noted_as_kept() {
+    let case = Case::new();
+    let node = Node::new();
+    let mount = node.mount(&case.image.name, &[]);
+    // The first byte says that it is gzip.
+    case.inject(When::Always, FaultKind::FlipBit(0));
+    case.image.proxy.set_options(ProxyOptions { rate: Some(2_000_000), ..Default::default() });
+    mount.read("lib/a.so").unwrap_err();
+    let layer = fs::read_dir(node.store("layers")).unwrap().next().unwrap().unwrap().path();
+    let table = Table::decode(&fs::read(layer.join("table")).unwrap()).unwrap();
+    let spans = table.spans.len();
+    let kept = SharedBits::open_existing(&layer.join("kept"), spans as u64).unwrap().unwrap();
+    let blob = fs::read(layer.join("blob")).unwrap();
+    let host = case.image.registry.host();
+    let right =
+        hoist_testkit::http::get(&host, &format!("/v2/{REPO}/blobs/{}", case.layer), &[]).unwrap().body;
+    for span in (0..spans).filter(|&span| kept.get(span as u64)) {
+        let range = table.spans.blob_range(span);
+        let (start, end) = (range.start as usize + 1, range.end as usize);
+        assert!(blob[start..end] == right[start..end], "span {span} of {spans}");
+    }
+    case.image.proxy.clear_faults();
+    wait_mended(mount.root());
+    case.source.assert_shown(mount.root());
 }
 
 #[test]

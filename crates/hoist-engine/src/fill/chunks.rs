@@ -33,9 +33,8 @@ impl LayerFill {
             for run in asked {
                 let blob = self.table.spans.blob(run.start, self.dir.blob());
                 let range = self.blob_range_of(&run);
-                let went_on =
-                    self.fetch(blob, range, &to).await.map_err(|e| FillError::Fetch(Arc::new(e)))?;
-                if !went_on {
+                let reached = self.fetch(blob, range.clone(), &to).await;
+                if reached.map_err(|e| FillError::Fetch(Arc::new(e)))? < range.end {
                     break;
                 }
             }

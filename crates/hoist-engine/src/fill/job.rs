@@ -121,14 +121,13 @@ impl LayerFill {
             let mut end = spared.unwrap_or(blob.end.max(tail_end));
             loop {
                 let fetched = this.fetch(this.dir.blob(), at..end, &bytes).await;
-                let went_on = fetched.map_err(|e| FillError::Fetch(Arc::new(e)))?;
-                let came = |s: &usize| this.table.spans.blob_range(*s).end <= end;
+                at = fetched.map_err(|e| FillError::Fetch(Arc::new(e)))?;
+                let came = |s: &usize| this.table.spans.blob_range(*s).end <= at;
                 claimed.clone().filter(came).for_each(|s| this.keep.note(s));
-                at = end;
-                end = whole_end.min(end + (256 << 10));
-                if !went_on || at >= whole_end {
+                if at < end || at >= whole_end {
                     return Ok(());
                 }
+                end = whole_end.min(end + (256 << 10));
                 // Only the decoder knows whether that was enough, once it has decoded all of it.
                 if bytes.send(ALL_OF_IT).await.is_err() || wanted.recv().await.is_none() {
                     return Ok(());
@@ -163,9 +162,11 @@ impl LayerFill {
         let work = async move {
             for span in (0..spans).filter(|&s| !self.keep.has(s)) {
                 let blob = self.table.spans.blob(span, self.dir.blob());
-                let fetched = self.fetch(blob, self.table.spans.blob_range(span), &to).await;
-                fetched.map_err(|e| FillError::Fetch(Arc::new(e)))?;
-                self.keep.note(span);
+                let range = self.table.spans.blob_range(span);
+                let reached = self.fetch(blob, range.clone(), &to).await;
+                if reached.map_err(|e| FillError::Fetch(Arc::new(e)))? == range.end {
+                    self.keep.note(span);
+                }
             }
             Ok(())
         };
@@ -195,13 +196,14 @@ impl LayerFill {
         blob.end.min(blob.start + share as u64 * 5 / 4 + (32 << 10))
     }
 
-    /// Streams a blob range to the decoder and keeps a copy. False when the decoder wants no more.
+    /// Streams a blob range to the decoder and keeps a copy. Gives where in the blob it came to: not the range's end where
+    /// the decoder wants no more.
     pub(super) async fn fetch(
         &self,
         digest: &Digest,
         range: Range<u64>,
         to: &mpsc::Sender<Bytes>,
-    ) -> Result<bool, RegistryError> {
+    ) -> Result<u64, RegistryError> {
         let started = Instant::now();
         let mut skip = 0;
         let mut stream = match self.source.blob_range(digest, range.clone()).await {
@@ -225,11 +227,11 @@ impl LayerFill {
             self.keep.write(&bytes, at);
             at += bytes.len() as u64;
             if to.send(bytes).await.is_err() {
-                return Ok(false);
+                return Ok(at);
             }
         }
         self.meter.observe(first_byte, range.end - range.start, started.elapsed() - first_byte);
-        Ok(true)
+        Ok(at)
     }
 
     /// Runs on a blocking thread until the stream has reached `stream_end` or input ends. Asks for more where that has

@@ -98,6 +98,7 @@ async fn settle(engine: &Engine, image: &Image, index: &Digest, layer: &LazyLaye
     };
     loop {
         let doubt = layer.doubt().raised().await;
+        // Given up, it is raised anew by the next job whose bytes do not match: this does not spin.
         let Ok(fill) = Box::pin(layer.fill()).await else { continue };
         let from = (&image.source, &engine.store);
         let whole = Box::pin(crate::own::fetch_and_ingest(expected, from, None, None, None, silent)).await;
