@@ -10,7 +10,6 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use hoist_testkit::layout::{Builder, Compression};
 use hoist_testkit::{Fault, FaultKind, When, process};
@@ -157,12 +156,41 @@ fn switches(pid: i64) -> u64 {
     about.map(counts).sum()
 }
 
-/// Whether neither daemon nor keeper does anything for a moment that is longer than any pause of theirs while they work.
+/// Whether neither daemon nor keeper does anything, or will before somebody else does: all their threads wait, and had
+/// no turn while they were looked at.
 fn is_asleep(daemon: &Daemon, keeper: i64) -> bool {
-    let now = || switches(daemon.pid().as_raw_nonzero().get().into()) + switches(keeper);
+    let pids = [daemon.pid().as_raw_nonzero().get().into(), keeper];
+    let now = || pids.map(switches);
     let before = now();
-    std::thread::sleep(Duration::from_millis(700));
-    now() == before
+    pids.into_iter().all(waits_for_others) && now() == before
+}
+
+/// Is every thread of a process in a call that does not end before somebody else does something, or not for longer than
+/// any pause while there is work?
+fn waits_for_others(pid: i64) -> bool {
+    /// Milliseconds.
+    const LONG: i32 = 700;
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let mut calls = tasks.filter_map(|task| fs::read_to_string(task.path().join("syscall")).ok());
+    calls.all(|call| {
+        // proc_pid_syscall(5): number and arguments; `running` of who is in none.
+        let mut words = call.split_whitespace();
+        let number = words.next().and_then(|number| number.parse::<i64>().ok());
+        let arguments: Vec<u64> =
+            words.map(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).unwrap_or(0)).collect();
+        let timeout = match number {
+            None | Some(libc::SYS_nanosleep | libc::SYS_clock_nanosleep) => return false,
+            #[cfg(target_arch = "x86_64")]
+            Some(libc::SYS_epoll_wait) => arguments[3],
+            #[cfg(target_arch = "x86_64")]
+            Some(libc::SYS_poll) => arguments[2],
+            Some(libc::SYS_epoll_pwait) => arguments[3],
+            Some(_) => return true,
+        };
+        // A negative one is none.
+        let timeout = timeout as i32;
+        !(0..=LONG).contains(&timeout)
+    })
 }
 
 /// Bytes of a file that stand in the page cache, as util-linux says.

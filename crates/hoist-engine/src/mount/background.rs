@@ -17,7 +17,7 @@ pub(super) async fn complete(layers: Vec<Arc<LazyLayer>>, meter: Arc<Meter>, how
     let mut pause = FIRST_PAUSE;
     for layer in layers {
         loop {
-            quiet(&meter, how.after).await;
+            quiet(&meter, || tokio::time::sleep(how.after)).await;
             match fetch(&layer, &meter, &how).await {
                 Ok(Step::Complete) => {
                     layer.notice_complete();
@@ -57,12 +57,12 @@ async fn fetch(layer: &LazyLayer, meter: &Meter, how: &Background) -> Result<Ste
     }
 }
 
-/// Returns once nobody has asked for anything for this long.
-async fn quiet(meter: &Meter, long: Duration) {
+/// Returns once nobody has asked for anything for as long as a pause takes.
+async fn quiet<P: Future<Output = ()>>(meter: &Meter, pause: impl Fn() -> P) {
     loop {
         meter.idle().await;
         let begun = meter.begun();
-        tokio::time::sleep(long).await;
+        pause().await;
         if meter.begun() == begun {
             return;
         }
@@ -72,16 +72,27 @@ async fn quiet(meter: &Meter, long: Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt as _;
+    use tokio::sync::Semaphore;
 
     /// The next step is not begun beside a request that somebody waits for, nor right after it.
     #[tokio::test]
     async fn who_waits_comes_first() {
-        let (meter, long) = (Meter::default(), Duration::from_millis(20));
+        let (meter, over) = (Meter::default(), Semaphore::new(0));
+        let begun = std::cell::Cell::new(0);
+        let pause = || {
+            begun.set(begun.get() + 1);
+            over.acquire().map(|permit| permit.expect("not closed").forget())
+        };
+        let mut quiet = std::pin::pin!(quiet(&meter, pause));
         let asked = meter.begin(1);
-        assert!(tokio::time::timeout(5 * long, quiet(&meter, long)).await.is_err());
+        assert!((&mut quiet).now_or_never().is_none() && begun.get() == 0, "beside a request");
         drop(asked);
-        let since = Instant::now();
-        quiet(&meter, long).await;
-        assert!(since.elapsed() >= long);
+        assert!((&mut quiet).now_or_never().is_none() && begun.get() == 1, "right after it");
+        drop(meter.begin(1));
+        over.add_permits(1);
+        assert!((&mut quiet).now_or_never().is_none() && begun.get() == 2, "somebody asked in the pause");
+        over.add_permits(1);
+        quiet.await;
     }
 }
