@@ -125,6 +125,11 @@ fn lease_path(dir: &Path, id: &str) -> PathBuf {
     dir.join(format!("{id}.lease"))
 }
 
+/// Has an empty file for each mount that was lost, of its name.
+fn lost_dir(dir: &Path) -> PathBuf {
+    dir.join("lost")
+}
+
 impl Lease {
     /// One that this process got from the one before it.
     pub(crate) fn inherited(store: &Store, id: &str, file: File) -> Self {
@@ -141,6 +146,14 @@ impl Lease {
         Ok(())
     }
 
+    /// Notes that the mount was lost, for [`Store::has_lost_mounts`]; before its record says so, or nobody would look there.
+    pub fn note_lost(&self) -> Result<(), Error> {
+        let dir = lost_dir(&self.dir);
+        fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+        let path = dir.join(&self.id);
+        File::create(&path).map_err(Error::io("create", &path)).map(drop)
+    }
+
     /// Says who serves it, in the lease itself.
     pub fn sign(&self, servers: Servers) -> Result<(), Error> {
         let mut text = serde_json::to_vec(&servers).map_err(|e| Error::Internal(e.to_string()))?;
@@ -154,6 +167,7 @@ impl Lease {
         // Who finds a record without a lease takes the mount for gone, as it is.
         let _ = fs::remove_file(record_path(&self.dir, &self.id));
         let _ = fs::remove_file(lease_path(&self.dir, &self.id));
+        let _ = fs::remove_file(lost_dir(&self.dir).join(&self.id));
         self.ended.store(true, Ordering::Relaxed);
     }
 }
@@ -229,6 +243,16 @@ impl Store {
         // What is gone meanwhile, or is no record, is passed over.
         let records = files.filter_map(|f| serde_json::from_slice(&fs::read(dir.join(f)).ok()?).ok());
         Ok(records.filter(|record: &MountRecord| record.boot == boot).collect())
+    }
+
+    /// Was any mount lost that has not gone yet? Costs the same however many there are.
+    pub(crate) fn has_lost_mounts(&self) -> Result<bool, Error> {
+        let dir = lost_dir(&self.mounts_dir());
+        match fs::read_dir(&dir) {
+            Ok(mut entries) => Ok(entries.next().is_some()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(Error::io("list", &dir)(e)),
+        }
     }
 
     /// Who serves a mount; None where nobody does.
