@@ -3,6 +3,7 @@
 //! The image is mounted on `image`; an overlay of `upper` over it on `rootfs` is what the program sees.
 //! A container that was not run with `--rm` keeps its `upper` until `hoist rm`.
 
+mod left;
 pub mod output;
 mod overlay;
 mod program;
@@ -20,6 +21,7 @@ use anyhow::Context;
 use self::removal::remove_tree;
 use crate::failure::user_hint;
 
+pub use left::remove_left;
 pub use program::Program;
 pub use record::{Listed, Record, environment, is_running, is_there, list, process, running};
 pub use removal::{Removal, remove};

@@ -402,6 +402,50 @@ fn a_killed_run_is_cleaned_up_once_its_container_is_gone() {
     .unwrap();
 }
 
+/// Whoever was to remove a container with `--rm` was killed, the daemon too: the next daemon does, or the next `hoist run`, once
+/// it has ended and not before.
+#[test]
+fn what_a_killed_run_and_a_killed_daemon_left_goes_with_the_next() {
+    let image = programs();
+    for by_daemon in [true, false] {
+        let node = Node::new();
+        let mut daemon = Daemon::start(&node, &[]);
+        let (mut client, pipe) = waiting(&node, &image, 0);
+        let mut out = client.stdout.take().unwrap();
+        let listed = || -> serde_json::Value { serde_json::from_str(&node.says(&["ps", "--json"])).unwrap() };
+        let program = listed()[0]["pid"].as_i64().unwrap();
+        let is_there = || fs::read_dir(node.store("containers")).unwrap().next().is_some();
+        client.kill().unwrap();
+        client.wait().unwrap();
+        daemon.signal(Signal::KILL);
+        daemon.wait();
+        let next =
+            |node: &Node| drop(node.says(&["run", "--rm", "--no-daemon", &image.name, "sh", "-c", "exit 0"]));
+        match by_daemon {
+            true => Daemon::start(&node, &[]).end(),
+            false => next(&node),
+        }
+        assert!(Path::new(&format!("/proc/{program}")).exists() && is_there(), "it runs on");
+        fs::write(&pipe, "go on\n").unwrap();
+        let mut rest = String::new();
+        out.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "still read\n");
+        let runs = || listed().as_array().unwrap().iter().any(|one| one["state"] == "running");
+        process::wait_until("its end", PATIENCE, || Ok(!runs())).unwrap();
+        assert!(is_there(), "who only looks removes nothing");
+        let _daemon = match by_daemon {
+            true => Some(Daemon::start(&node, &[])),
+            false => {
+                next(&node);
+                assert!(!is_there());
+                None
+            }
+        };
+        process::wait_until("the container's folder to go", PATIENCE, || Ok(!is_there())).unwrap();
+        wait_until_nothing_is_mounted(&node);
+    }
+}
+
 /// Replaced or gone for good, it costs the program neither its exit code nor its container's end.
 #[test]
 fn a_daemon_that_goes_away_is_nothing_to_the_program() {

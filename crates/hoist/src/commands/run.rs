@@ -25,7 +25,7 @@ use crate::bundle::user::{self, User};
 use crate::bundle::volume::{self, Volume};
 use crate::bundle::{self, Bundle};
 use crate::cli::{Global, Net, Run, Seccomp};
-use crate::container::{Container, Record, output};
+use crate::container::{self, Container, Record, output};
 use crate::container_image::{Mounted, Resolved};
 use crate::daemon::client::Gone;
 use crate::daemon::status;
@@ -124,6 +124,7 @@ impl Plan<'_> {
             command: command.clone(),
             runtime: Some(self.runtime.program().to_owned()),
             stop_signal: image_process.stop_signal.clone(),
+            rm: self.options.rm,
             ..Record::default()
         };
         let outcome =
@@ -145,6 +146,8 @@ impl Plan<'_> {
             outcome => outcome,
         };
         let cleaned = container.clean(self.options.rm || never_ran);
+        // After the program, whose start is what this is for.
+        container::remove_left(&self.global.root()?).await;
         let code = outcome?;
         cleaned?;
         Ok(code)

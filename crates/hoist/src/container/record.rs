@@ -32,6 +32,8 @@ pub struct Record {
     pub demand_stalls: Option<u64>,
     /// The OCI runtime that runs it.
     pub runtime: Option<PathBuf>,
+    /// It is to be removed at its end.
+    pub rm: bool,
     /// The signal that asks its program to end, if its image names one.
     pub stop_signal: Option<String>,
 }

@@ -83,6 +83,8 @@ pub fn run(global: &Global, options: &cli::Daemon) -> anyhow::Result<()> {
             tracing::info!(socket = %socket.display(), "serving the kubelet's images");
         }
         tokio::spawn(accept(listener, Arc::clone(&daemon)));
+        let left = root.clone();
+        tokio::spawn(async move { crate::container::remove_left(&left).await });
         tracing::info!(root = %root.display(), socket = %path.display(), "ready");
         notify::ready("serving");
         let mut running = Running { global, options, config, daemon, log, metrics, ending };
