@@ -28,6 +28,7 @@ deps:
 
 chroots:
 	scripts/chroots
+	scripts/containerd-next
 
 build:
 	$(CARGO) build --release --bin hoist --bin hoist-testkit

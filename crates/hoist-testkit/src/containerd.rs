@@ -30,6 +30,8 @@ pub enum Version {
     V1_7,
     /// 2.1 or what came after it, of Debian testing.
     V2,
+    /// 2.2, which `scripts/containerd-next` builds. It unpacks layers side by side.
+    V2_2,
 }
 
 impl Version {
@@ -40,13 +42,19 @@ impl Version {
     pub fn system(self) -> Result<Arc<System>> {
         let (system, version) = match self {
             Version::V1_6 => (System::this()?, "1.6."),
-            Version::V1_7 => (System::of("trixie")?, "1.7."),
-            Version::V2 => (System::of("forky")?, "2."),
+            Version::V1_7 => (System::of(&["trixie"])?, "1.7."),
+            Version::V2 => (System::of(&["forky"])?, "2."),
+            Version::V2_2 => (System::of(&["containerd-2.2", "forky"])?, "2.2."),
         };
         let said = process::run(system.command("containerd").arg("--version"))?;
-        let is = said.split_whitespace().nth(2).unwrap_or_default();
+        let is = said.split_whitespace().nth(2).unwrap_or_default().trim_start_matches('v');
         ensure!(is.starts_with(version), "containerd {is} is not of version {version}");
         Ok(Arc::new(system))
+    }
+
+    /// Is it 2.0 or later?
+    pub fn is_2(self) -> bool {
+        matches!(self, Version::V2 | Version::V2_2)
     }
 
     /// What `deploy/` has for it.
@@ -54,7 +62,7 @@ impl Version {
         let name = match self {
             Version::V1_6 => "containerd-1.6.toml",
             Version::V1_7 => "containerd-1.7.toml",
-            Version::V2 => "containerd-2.toml",
+            Version::V2 | Version::V2_2 => "containerd-2.toml",
         };
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(name);
         std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
@@ -71,7 +79,7 @@ impl Version {
                 ),
                 "io.containerd.grpc.v1.cri",
             ),
-            Version::V2 => (
+            Version::V2 | Version::V2_2 => (
                 format!(
                     "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = {pause:?}\n\
                      [plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n"
@@ -79,8 +87,12 @@ impl Version {
                 "io.containerd.cri.v1.images",
             ),
         };
+        let side_by_side = match self {
+            Version::V2_2 => "[plugins.\"io.containerd.transfer.v1.local\"]\nmax_concurrent_unpacks = 4\n",
+            _ => "",
+        };
         let mirrors = certs.map(|certs| format!("[plugins.{images:?}.registry]\nconfig_path = {certs:?}\n"));
-        besides + &mirrors.unwrap_or_default()
+        besides + side_by_side + &mirrors.unwrap_or_default()
     }
 }
 
@@ -235,8 +247,9 @@ impl Daemon {
     fn show(&self, namespace: &str, snapshotter: &str, image: &str, options: &[&str]) -> Result<View> {
         let path = tempfile::Builder::new().prefix("view-").tempdir_in(self.directory.path())?.keep();
         let target = self.system.inside(&path);
+        // From 2.2 on it is containerd that mounts, where it is itself.
         let command = |what: &[&str]| {
-            let mut command = ctr_here(&self.system, &self.socket());
+            let mut command = ctr(&self.system, &self.socket());
             command.args(["--namespace", namespace, "images"]).args(what);
             command.args(["--snapshotter", snapshotter]);
             command
@@ -244,7 +257,7 @@ impl Daemon {
         process::run(command(&["mount"]).args(options).arg(image).arg(&target))?;
         let mut unmount = command(&["unmount", "--rm"]);
         unmount.arg(&target);
-        Ok(View { path, unmount })
+        Ok(View { path: self.system.seen(&path), unmount })
     }
 
     fn end_tasks(&self, namespace: &str) {
@@ -316,15 +329,7 @@ fn launch(system: &System, directory: &Path) -> Result<Process> {
 }
 
 fn ctr(system: &System, socket: &Path) -> Command {
-    of_socket(system.command("ctr"), system, socket)
-}
-
-/// The same, but that what it mounts is mounted here.
-fn ctr_here(system: &System, socket: &Path) -> Command {
-    of_socket(system.command_here("ctr"), system, socket)
-}
-
-fn of_socket(mut command: Command, system: &System, socket: &Path) -> Command {
+    let mut command = system.command("ctr");
     command.arg("--address").arg(system.inside(socket));
     command
 }

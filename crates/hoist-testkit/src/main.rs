@@ -150,7 +150,7 @@ fn main() -> Result<()> {
             Ok(())
         }
         Subcommands::System { debian, file } => {
-            let system = System::of(&debian)?;
+            let system = System::of(&[&debian])?;
             let root = system.directory().parent().context("a system has a root")?.to_owned();
             let keeper = system.keeper().context("it has no mount namespace")?;
             write_whole(&file, &format!("{keeper} {}\n", root.display()))?;

@@ -68,13 +68,19 @@ impl System {
         Ok(System { directory: folder()?, other: None })
     }
 
-    /// This Debian.
+    /// A Debian, below what else lies over it.
     ///
     /// # Errors
-    /// It was not made; the caller is not root.
-    pub fn of(debian: &str) -> Result<System> {
-        let lower = chroots().join(debian);
-        ensure!(lower.is_dir(), "there is no {}: `scripts/chroots` makes what tests need", lower.display());
+    /// One was not made; the caller is not root.
+    pub fn of(folders: &[&str]) -> Result<System> {
+        let lower: Vec<_> = folders.iter().map(|folder| chroots().join(folder)).collect();
+        for folder in &lower {
+            ensure!(
+                folder.is_dir(),
+                "there is no {}: `make chroots` makes what tests need",
+                folder.display()
+            );
+        }
         // From here on whatever is mounted goes with it.
         let mut system = Self::this()?;
         let root = mount_root(&lower, system.directory.path())?;
@@ -128,20 +134,9 @@ impl System {
     pub fn command(&self, program: &str) -> Command {
         let Some(other) = &self.other else { return Command::new(program) };
         let mut command = Command::new("nsenter");
-        command.arg(format!("--mount=/proc/{}/ns/mnt", other.pid));
-        Self::with_its_files(command, program)
-    }
-
-    /// The same, but that what it mounts is mounted here.
-    pub fn command_here(&self, program: &str) -> Command {
-        let Some(other) = &self.other else { return Command::new(program) };
-        let mut command = Command::new("/usr/sbin/chroot");
-        command.arg(&other.root);
-        Self::with_its_files(command, program)
-    }
-
-    fn with_its_files(mut command: Command, program: &str) -> Command {
-        command.arg(program).env("PATH", "/usr/sbin:/usr/bin").env("TMPDIR", "/tmp");
+        command.arg(format!("--mount=/proc/{}/ns/mnt", other.pid)).arg(program);
+        // As the system has them.
+        command.env("PATH", "/usr/sbin:/usr/bin").env("TMPDIR", "/tmp");
         command
     }
 }
@@ -153,16 +148,17 @@ impl Drop for System {
     }
 }
 
-/// Mounts a root in `directory`, over `lower`.
-fn mount_root(lower: &Path, directory: &Path) -> Result<PathBuf> {
+/// Mounts a root in `directory`, over these, the uppermost first.
+fn mount_root(lower: &[PathBuf], directory: &Path) -> Result<PathBuf> {
     let path = |name: &str| directory.join(name);
     for name in ["root", "changed", "work", "data"] {
         fs::create_dir(path(name))?;
     }
     let root = path("root");
     let (upper, work) = (path("changed"), path("work"));
+    let lower: Vec<_> = lower.iter().map(|folder| folder.display().to_string()).collect();
     let options =
-        format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+        format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());
     let options = std::ffi::CString::new(options)?;
     rustix::mount::mount("overlay", &root, "overlay", MountFlags::empty(), options.as_c_str())
         .with_context(|| format!("mounting an overlay on {}", root.display()))?;

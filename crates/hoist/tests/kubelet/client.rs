@@ -29,14 +29,15 @@ pub fn pulls_runs_and_removes(kubelet: &Kubelet<'_>, version: Version, lazy: &Pu
     // `ctr` itself does not say of which image a layer is; the transfer service does, if it is told to.
     let (by_client, by_service) = match version {
         Version::V1_6 | Version::V1_7 => (pull(&[], plain), pull(&[], lazy)),
-        Version::V2 => (pull(&["--local"], plain), pull(&[], lazy)),
+        Version::V2 | Version::V2_2 => (pull(&["--local"], plain), pull(&[], lazy)),
     };
     assert_eq!(by_client, (0, 0), "{}", kubelet.said());
     // The lower layer is there already: the client has unpacked it.
-    assert_eq!(by_service, if version == Version::V2 { (1, 0) } else { (0, 0) }, "{}", kubelet.said());
-    // 1.6 can't mount so, nor copy.
+    assert_eq!(by_service, if version.is_2() { (1, 0) } else { (0, 0) }, "{}", kubelet.said());
+    // 1.6 can't mount so, nor copy; and its `ctr images mount` has overlayfs unpack an image, whatever it is told.
     if version != Version::V1_6 {
         runs_mapped(kubelet, version, &ctr, lazy);
+        mounts_what_hoist_gave(kubelet, &ctr, lazy);
     }
     ctr(&["images", "rm", "--sync", &lazy.name, &plain.name]);
     let left = || Ok(ctr(&["snapshots", "--snapshotter", "hoist", "ls"]).lines().count() == 1);
@@ -67,9 +68,19 @@ fn runs_mapped(kubelet: &Kubelet<'_>, version: Version, ctr: &dyn Fn(&[&str]) ->
     }
     // Where containerd knows that hoist can map owners, nothing was copied to be given away.
     let copied = snapshots(kubelet).iter().filter(|id| !before.contains(id)).any(|id| has(id, "bin/sh"));
-    assert_eq!(copied, version != Version::V2);
+    assert_eq!(copied, !version.is_2());
     ctr(&["tasks", "delete", "--force", "mapped"]);
     ctr(&["containers", "delete", "mapped"]);
+}
+
+/// `ctr images mount` of an image whose layers containerd has never seen.
+fn mounts_what_hoist_gave(kubelet: &Kubelet<'_>, ctr: &dyn Fn(&[&str]) -> String, image: &Published) {
+    ctr(&["images", "rm", "--sync", &image.name]);
+    let socket = kubelet.containerd.socket();
+    kubelet.node.says(&["pull", "--containerd", "--address", socket.to_str().unwrap(), &image.name]);
+    let shown = kubelet.containerd.as_a_container(DEFAULT, "hoist", &image.name);
+    let shown = shown.unwrap_or_else(|e| panic!("{e}\n{}", kubelet.said()));
+    assert!(shown.path().join("bin/sh").exists());
 }
 
 /// Folders of snapshots.
