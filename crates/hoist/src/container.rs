@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use self::removal::remove_tree;
+use self::removal::{not_mounted, remove_tree};
 use crate::failure::user_hint;
 
 pub use left::remove_left;
@@ -201,10 +201,17 @@ impl Container {
         self.dir.join("state")
     }
 
-    /// Removes what is of no use after the end, with the writes too if `all`.
+    /// Removes what is of no use after the end, with the writes too if `all`. Nothing of it where something is still
+    /// mounted in it: whoever unmounts that finds the container and removes it.
+    ///
+    /// # Errors
+    /// Something is mounted in it, or the file system's.
     pub fn clean(self, all: bool) -> anyhow::Result<()> {
         let dir = &self.dir;
         if all {
+            for folder in ["rootfs", "image"] {
+                not_mounted(&dir.join(folder))?;
+            }
             return remove_tree(dir);
         }
         for folder in ["bundle", "state", "work", "image", "rootfs"] {

@@ -54,12 +54,18 @@ pub fn remove(root: &Path, name: &str, force: bool) -> anyhow::Result<Removal> {
     Ok(Removal::Removed)
 }
 
-/// Removes a folder with what is in it, unless something is mounted there.
-pub(super) fn remove_tree(path: &Path) -> anyhow::Result<()> {
-    // Never through a mount: the device differs below one, and removing would empty what is mounted.
+/// Fails where something is mounted.
+pub(super) fn not_mounted(path: &Path) -> anyhow::Result<()> {
     if crate::mount_table::mounted_type(path)?.is_some() {
         anyhow::bail!("{} is still mounted and can't be removed", path.display());
     }
+    Ok(())
+}
+
+/// Removes a folder with what is in it, unless something is mounted there.
+pub(super) fn remove_tree(path: &Path) -> anyhow::Result<()> {
+    // Never through a mount: the device differs below one, and removing would empty what is mounted.
+    not_mounted(path)?;
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("removing {}", path.display()))
@@ -72,6 +78,21 @@ pub(super) fn remove_tree(path: &Path) -> anyhow::Result<()> {
 mod tests {
     use super::super::Container;
     use super::*;
+
+    /// Half removed, nobody would know it for a container any more.
+    #[test]
+    fn one_that_something_is_mounted_in_stays_whole() {
+        use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+        let root = tempfile::tempdir().unwrap();
+        let container = Container::create(root.path(), Some("web")).unwrap();
+        let image = container.image();
+        mount("none", &image, "tmpfs", MountFlags::empty(), c"").unwrap();
+        let cleaned = container.clean(true);
+        unmount(&image, UnmountFlags::empty()).unwrap();
+        assert!(cleaned.is_err());
+        Container::reopen(root.path(), "web").unwrap().clean(true).unwrap();
+        assert!(!root.path().join("containers/web").exists());
+    }
 
     #[test]
     fn a_running_container_is_not_removed() {
