@@ -4,6 +4,7 @@
 mod beside;
 mod elf;
 mod missing;
+mod over;
 mod warm;
 
 use std::fs::File;
@@ -15,6 +16,7 @@ use crate::failure::{EXIT_NO_PROGRAM, EXIT_NOT_RUNNABLE};
 use crate::rootdir::RootDir;
 
 pub use missing::{is_of_reading, not_found, why_not};
+pub use over::Over;
 pub use warm::{MAX_FILE, Start, warm};
 
 /// Most that Linux reads of a script's first line (`BINPRM_BUF_SIZE`).

@@ -404,6 +404,30 @@ fn what_a_start_reads_besides_its_program_is_fetched_too() {
     ]);
 }
 
+/// A registry that is silent keeps no mount whose last container has gone: what is fetched ahead for it is called off.
+#[test]
+fn what_is_fetched_ahead_is_called_off_with_the_mount() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = in_layers(dir.path(), &[("bin/tool", b"#!/bin/interpreter\n")]);
+    let (node, proxy) = (Node::new(), &image.published.proxy);
+    let socket = node.path("snapshotter.sock");
+    let options = ["daemon", "--log", "debug", "--snapshotter-socket", socket.to_str().unwrap()];
+    let mut daemon = Daemon::launch(&node, node.hoist(&options));
+    daemon.wait_said("ready");
+    let snapshots = Snapshots::at(socket);
+    let top = snapshots.pull(&image, "a");
+    let layers: Vec<_> = image.built.layers.iter().map(|layer| format!("/blobs/{layer}")).collect();
+    layers.iter().for_each(|layer| proxy.inject(Fault::new(layer, When::Always, FaultKind::Hang)));
+    snapshots.prepare("default/2/container", &top, &BTreeMap::new()).unwrap();
+    let asked = || Ok(proxy.log().iter().any(|asked| asked.path.contains(&layers[0])));
+    process::wait_until("the program to be asked for", Duration::from_secs(30), asked).unwrap();
+    snapshots.remove("default/2/container");
+    image.chain.iter().rev().for_each(|chain| snapshots.remove(chain));
+    wait_no_images(&node);
+    // It went while the registry was silent, not because that was given up.
+    assert!(!daemon.said().contains("fetching ahead: "), "{}", daemon.said());
+}
+
 #[test]
 fn what_is_known_of_an_image_is_asked_for_at_once() {
     let image = Image::indexed();

@@ -12,7 +12,6 @@ mod unread;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use hoist_engine::Progress;
@@ -31,7 +30,7 @@ use crate::daemon::client::Gone;
 use crate::daemon::status;
 use crate::failure::user_hint;
 use crate::printer::Printer;
-use crate::program::{self, Found};
+use crate::program::{self, Found, Over};
 use crate::rootdir::RootDir;
 use crate::rootless::{self, Root};
 use crate::runtime::{NotStarted, Runtime, Started, Streams};
@@ -58,7 +57,7 @@ struct Plan<'a> {
     runtime: Runtime,
     volumes: Vec<Volume>,
     /// The program has ended.
-    over: Arc<AtomicBool>,
+    over: Arc<Over>,
     root: Root,
     /// Who waits for the program to run, where this process is in the background.
     reporter: Option<Reporter>,
@@ -188,7 +187,7 @@ impl Plan<'_> {
         };
         let outcome = self.run_mounted(container, image_process, command, &hostname, signals).await;
         record.exit_code = outcome.as_ref().ok().copied();
-        self.over.store(true, Ordering::Relaxed);
+        self.over.say();
         if container.state().join(container.name()).exists() {
             self.runtime.delete(container.name(), &container.state()).await;
         }

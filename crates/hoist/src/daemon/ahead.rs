@@ -4,31 +4,30 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hoist_engine::oci::RunConfig;
 use hoist_engine::{Files, Image};
 
 use crate::bundle::process::DEFAULT_PATH;
-use crate::program::{self, Found, Start};
+use crate::program::{self, Found, Over, Start};
 use crate::rootdir::RootDir;
 
 /// The folders of images that are read ahead in, and what calls it off.
 #[derive(Default)]
 pub struct Ahead {
-    under_way: Mutex<HashMap<PathBuf, Arc<AtomicBool>>>,
+    under_way: Mutex<HashMap<PathBuf, Arc<Over>>>,
 }
 
 impl Ahead {
-    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Arc<AtomicBool>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Arc<Over>>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads for the program of `image`, which is mounted on `folder`: of several containers that start at once, for one.
     /// Blocks until it is done or called off.
     pub fn read(&self, folder: &Path, image: &Image, files: &Files) {
-        let over = Arc::new(AtomicBool::new(false));
+        let over = Arc::<Over>::default();
         {
             let mut under_way = self.lock();
             if under_way.contains_key(folder) {
@@ -44,11 +43,11 @@ impl Ahead {
 
     /// What is mounted there is to go.
     pub fn call_off(&self, folder: &Path) {
-        self.lock().get(folder).iter().for_each(|over| over.store(true, Ordering::Relaxed));
+        self.lock().get(folder).iter().for_each(|over| over.say());
     }
 }
 
-fn warm(folder: &Path, config: &RunConfig, files: &Files, over: &Arc<AtomicBool>) -> std::io::Result<()> {
+fn warm(folder: &Path, config: &RunConfig, files: &Files, over: &Arc<Over>) -> std::io::Result<()> {
     let words = config.entrypoint.iter().chain(&config.cmd).flatten();
     let Some(name) = words.into_iter().next() else { return Ok(()) };
     let variable = |name: &str| {
@@ -62,10 +61,16 @@ fn warm(folder: &Path, config: &RunConfig, files: &Files, over: &Arc<AtomicBool>
         let (path, library_path) = (path.to_owned(), variable("LD_LIBRARY_PATH").map(str::to_owned));
         let runtime = tokio::runtime::Handle::current();
         let fetch = |paths: &[PathBuf]| {
-            if let Err(error) = runtime.block_on(files.fetch(paths, program::MAX_FILE)) {
-                // Who reads it hears of it.
-                tracing::debug!("fetching ahead: {error}");
-            }
+            // What was asked for comes all the same; who waits for it is what keeps the mount.
+            runtime.block_on(async {
+                tokio::select! {
+                    fetched = files.fetch(paths, program::MAX_FILE) => fetched
+                        // Who reads it hears of it.
+                        .inspect_err(|error| tracing::debug!("fetching ahead: {error}"))
+                        .is_ok(),
+                    () = over.said() => false,
+                }
+            })
         };
         program::warm(Start { root, program, path, library_path }, Some(&fetch), over);
     }

@@ -10,12 +10,12 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::beside::{self, ACCOUNTS, CONVERSIONS, OF_THE_C_LIBRARY};
 use super::elf::Elf;
-use super::{LIBRARY_PATH, interpreter_of_script, search};
+use super::{LIBRARY_PATH, Over, interpreter_of_script, search};
 use crate::rootdir::RootDir;
 
 /// Of a larger file this much from its start is read whole; of the rest what the start itself needs.
@@ -44,12 +44,13 @@ pub struct Start {
     pub library_path: Option<String>,
 }
 
-/// Fetches the first [`MAX_FILE`] bytes of files of the image, side by side. Paths are through no links. Blocks.
-pub type Fetch<'a> = &'a (dyn Fn(&[PathBuf]) + Sync);
+/// Fetches the first [`MAX_FILE`] bytes of files of the image, side by side. Paths are through no links. Blocks until they
+/// are here, can't be had, or it is called off; false then.
+pub type Fetch<'a> = &'a (dyn Fn(&[PathBuf]) -> bool + Sync);
 
-/// Reads ahead until all that the start needs was looked at, or `over` is set, so that no open file keeps the mount from
+/// Reads ahead until all that the start needs was looked at, or it is called off, so that no open file keeps the mount from
 /// going. Blocks.
-pub fn warm(start: Start, fetch: Option<Fetch<'_>>, over: &Arc<AtomicBool>) {
+pub fn warm(start: Start, fetch: Option<Fetch<'_>>, over: &Arc<Over>) {
     let Start { root, program, path, library_path } = start;
     let library_path = library_path.unwrap_or_default();
     let (seen, programs, opens) = (Mutex::default(), Mutex::default(), AtomicUsize::new(0));
@@ -72,7 +73,7 @@ pub fn warm(start: Start, fetch: Option<Fetch<'_>>, over: &Arc<AtomicBool>) {
 }
 
 struct Work<'a> {
-    over: Arc<AtomicBool>,
+    over: Arc<Over>,
     root: Arc<RootDir>,
     path: String,
     library_path: String,
@@ -112,14 +113,13 @@ impl Work<'_> {
     }
 
     fn is_over(&self) -> bool {
-        self.over.load(Ordering::Relaxed)
+        self.over.is()
     }
 
-    /// Fetches files if they can be fetched other than by reading them.
-    fn fetch_all(&self, paths: Vec<PathBuf>) {
-        if let Some(fetch) = self.fetch.filter(|_| !paths.is_empty() && !self.is_over()) {
-            fetch(&paths);
-        }
+    /// Fetches files if they can be fetched other than by reading them. False where it is of no use to read them: they could
+    /// not be had, or nobody wants them any more.
+    fn fetch_all(&self, paths: Vec<PathBuf>) -> bool {
+        !self.is_over() && (paths.is_empty() || self.fetch.is_none_or(|fetch| fetch(&paths)))
     }
 
     fn of_the_c_library(&self) -> Vec<PathBuf> {
@@ -147,7 +147,10 @@ impl Work<'_> {
         }
         let Some(file) = self.root.open_file(path)? else { return Ok(Vec::new()) };
         let own = self.root.path_of(&file)?;
-        self.fetch_all(own.iter().cloned().collect());
+        // A read of it can't be called off.
+        if !self.fetch_all(own.iter().cloned().collect()) {
+            return Ok(Vec::new());
+        }
         let Some(elf) = Elf::read(&file)? else {
             let script = interpreter_of_script(&file)?;
             return Ok(script.into_iter().flat_map(|words| self.of_script(&words)).collect());
