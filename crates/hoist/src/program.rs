@@ -3,6 +3,8 @@
 
 mod beside;
 mod elf;
+#[cfg(test)]
+mod made;
 mod missing;
 mod over;
 mod warm;

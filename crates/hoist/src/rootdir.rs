@@ -20,6 +20,9 @@ const MAX_FILE: u64 = 4 << 20;
 #[derive(Debug)]
 pub struct RootDir {
     fd: OwnedFd,
+    /// How often something was looked for.
+    #[cfg(test)]
+    pub looked: std::sync::atomic::AtomicUsize,
 }
 
 /// What a folder has, by paths.
@@ -35,10 +38,16 @@ impl RootDir {
     /// Opens `path` itself, a trusted folder of the host's.
     pub fn open(path: &Path) -> io::Result<RootDir> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(RootDir { fd: rustix::fs::open(path, flags, Mode::empty())? })
+        Ok(RootDir {
+            fd: rustix::fs::open(path, flags, Mode::empty())?,
+            #[cfg(test)]
+            looked: std::sync::atomic::AtomicUsize::new(0),
+        })
     }
 
     fn open_inside(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+        #[cfg(test)]
+        self.looked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         loop {
             match rustix::fs::openat2(&self.fd, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {

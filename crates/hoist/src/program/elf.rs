@@ -139,6 +139,7 @@ fn range(file: &File, at: u64, size: u64) -> std::io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::made::Made;
     use super::*;
     use std::io::Write;
     use std::process::Command;
@@ -159,6 +160,42 @@ mod tests {
             assert_eq!(needs.libraries, libraries, "{path}");
             let interpreter = elf.interpreter().unwrap();
             assert!(said.contains(&format!("interpreter: {interpreter}]")), "{path}: {interpreter}");
+        }
+    }
+
+    /// Bytes that this thread has read.
+    fn read() -> u64 {
+        let io = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+        io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+    }
+
+    /// However much a file claims to have, so much of it is read, and no more names come of it.
+    #[test]
+    fn hostile_files_are_read_in_part() {
+        let name = |i: usize| format!("lib{i}.so").into_bytes();
+        let plain = Made { needed: vec![name(0)], search: Some(b"/lib".to_vec()), ..Made::default() };
+        let cases = [
+            ("plain", plain.clone(), 1),
+            ("many names", Made { needed: (0..100_000).map(name).collect(), ..plain.clone() }, MAX_LIBRARIES),
+            ("long names", Made { needed: vec![vec![b'x'; 300_000]; 3], ..plain.clone() }, 0),
+            ("long folders", Made { search: Some(b"$ORIGIN:".repeat(5000)), ..plain.clone() }, 1),
+            ("a gigabyte of strings", Made { claimed: 1 << 30, ..plain.clone() }, 1),
+            ("strings past all ends", Made { claimed: u64::MAX >> 1, ..plain.clone() }, 1),
+            ("many segments", Made { idle_segments: 60_000, ..plain.clone() }, 0),
+        ];
+        let before = read();
+        let own_cost = read() - before;
+        for (what, made, libraries) in cases {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&made.bytes()).unwrap();
+            // A hole: there is a gigabyte to be read.
+            file.set_len(made.bytes().len() as u64 + made.claimed.min(1 << 30)).unwrap();
+            let before = read();
+            let needs = Elf::read(&file).unwrap().map(|elf| elf.needs(&file).unwrap()).unwrap_or_default();
+            let cost = read() - before - own_cost;
+            assert_eq!(needs.libraries.len(), libraries, "{what}");
+            assert!(cost <= HEAD as u64 + MAX_TABLE + MAX_STRINGS + 100, "{what}: {cost} bytes read");
+            assert!(needs.search.is_none_or(|search| search.len() <= MAX_SEARCH), "{what}");
         }
     }
 

@@ -51,25 +51,8 @@ pub type Fetch<'a> = &'a (dyn Fn(&[PathBuf]) -> bool + Sync);
 /// Reads ahead until all that the start needs was looked at, or it is called off, so that no open file keeps the mount from
 /// going. Blocks.
 pub fn warm(start: Start, fetch: Option<Fetch<'_>>, over: &Arc<Over>) {
-    let Start { root, program, path, library_path } = start;
-    let library_path = library_path.unwrap_or_default();
-    let (seen, programs, opens) = (Mutex::default(), Mutex::default(), AtomicUsize::new(0));
-    let work = Work { over: Arc::clone(over), root, path, library_path, fetch, seen, programs, opens };
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            work.fetch_all(work.there(ACCOUNTS.iter().map(PathBuf::from)));
-            work.fetch_all(work.of_the_c_library());
-        });
-        work.look_through(program);
-        let programs = std::mem::take(&mut *work.programs.lock().unwrap_or_else(PoisonError::into_inner));
-        for program in programs.into_iter().take(MAX_PROGRAMS) {
-            let own = beside::own_files(&work.root, &program, &|| work.is_over()).unwrap_or_else(|error| {
-                tracing::debug!(path = %program.display(), "its folder is not read ahead: {error}");
-                Vec::new()
-            });
-            work.fetch_all(own);
-        }
-    });
+    let (program, work) = Work::of(start, fetch, over);
+    work.run(program);
 }
 
 struct Work<'a> {
@@ -85,7 +68,34 @@ struct Work<'a> {
     opens: AtomicUsize,
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    fn of(start: Start, fetch: Option<Fetch<'a>>, over: &Arc<Over>) -> (PathBuf, Self) {
+        let Start { root, program, path, library_path } = start;
+        let library_path = library_path.unwrap_or_default();
+        let (seen, programs, opens) = (Mutex::default(), Mutex::default(), AtomicUsize::new(0));
+        let over = Arc::clone(over);
+        (program, Work { over, root, path, library_path, fetch, seen, programs, opens })
+    }
+
+    fn run(&self, program: PathBuf) {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                self.fetch_all(self.there(ACCOUNTS.iter().map(PathBuf::from)));
+                self.fetch_all(self.of_the_c_library());
+            });
+            self.look_through(program);
+            let programs = std::mem::take(&mut *self.programs.lock().unwrap_or_else(PoisonError::into_inner));
+            for program in programs.into_iter().take(MAX_PROGRAMS) {
+                let own =
+                    beside::own_files(&self.root, &program, &|| self.is_over()).unwrap_or_else(|error| {
+                        tracing::debug!(path = %program.display(), "its folder is not read ahead: {error}");
+                        Vec::new()
+                    });
+                self.fetch_all(own);
+            }
+        });
+    }
+
     /// Looks at a program, and at all that it needs.
     fn look_through(&self, program: PathBuf) {
         let mut level = vec![program];
@@ -253,7 +263,138 @@ fn multiarch(machine: u16) -> &'static [&'static str] {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::super::made::Made;
     use super::*;
+
+    /// An image whose `/bin/tool` is hostile; gives how many files were looked at, and looked for, and the paths that were
+    /// asked for.
+    fn work_of(fill: impl FnOnce(&Path)) -> (usize, usize, Vec<PathBuf>) {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["bin", "lib", "usr/lib"] {
+            fs::create_dir_all(dir.path().join(folder)).unwrap();
+        }
+        fill(dir.path());
+        let root = Arc::new(RootDir::open(dir.path()).unwrap());
+        let asked = Mutex::new(Vec::new());
+        let fetch = |paths: &[PathBuf]| {
+            asked.lock().unwrap().extend_from_slice(paths);
+            true
+        };
+        let path = "/bin:".repeat(5000);
+        let start = Start { root: Arc::clone(&root), program: "/bin/tool".into(), path, library_path: None };
+        let (program, work) = Work::of(start, Some(&fetch), &Arc::default());
+        work.run(program);
+        let seen = work.seen.lock().unwrap().len();
+        (seen, root.looked.load(Ordering::Relaxed), asked.into_inner().unwrap())
+    }
+
+    fn put(root: &Path, at: &str, bytes: &[u8]) {
+        fs::create_dir_all(root.join(at).parent().unwrap()).unwrap();
+        fs::write(root.join(at), bytes).unwrap();
+        fs::set_permissions(root.join(at), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn needs(names: impl IntoIterator<Item = String>) -> Made {
+        Made { needed: names.into_iter().map(String::into_bytes).collect(), ..Made::default() }
+    }
+
+    /// By what a program names, no more is looked for, looked at or asked for than docs/SPECIFICATION.md has.
+    #[test]
+    fn a_hostile_program_has_little_looked_for() {
+        type Fill = Box<dyn Fn(&Path)>;
+        let many = |prefix: &'static str, count: usize| (0..count).map(move |i| format!("{prefix}{i}.so"));
+        let wide = move |made: Made| Made { search: Some("$ORIGIN/x:".repeat(400).into_bytes()), ..made };
+        let cases: Vec<(&str, usize, Fill)> = vec![
+            ("folders without end", 1, {
+                let made =
+                    Made { search: Some("$ORIGIN:".repeat(5000).into_bytes()), ..needs(many("lib", 3)) };
+                Box::new(move |root| put(root, "bin/tool", &made.bytes()))
+            }),
+            ("an origin that grows", 1, {
+                let made = Made { search: Some("$ORIGIN".repeat(580).into_bytes()), ..needs(many("lib", 3)) };
+                Box::new(move |root| put(root, "bin/tool", &made.bytes()))
+            }),
+            ("names without end", 1, {
+                let made = wide(needs(many("none", 100_000)));
+                Box::new(move |root| put(root, "bin/tool", &made.bytes()))
+            }),
+            ("names of a megabyte", 1, {
+                let made = needs((0..4).map(|_| "x".repeat(200_000)));
+                Box::new(move |root| put(root, "bin/tool", &made.bytes()))
+            }),
+            ("libraries that want more libraries", 64, {
+                let library = wide(needs(many("none", 128).chain(many("lib", 300)))).bytes();
+                let tool = wide(needs(many("lib", 128))).bytes();
+                Box::new(move |root| {
+                    put(root, "bin/tool", &tool);
+                    (0..128).for_each(|i| put(root, &format!("lib/lib{i}.so"), &library));
+                })
+            }),
+            ("a chain of libraries", 64, {
+                Box::new(move |root| {
+                    put(root, "bin/tool", &needs(["lib0.so".to_owned()]).bytes());
+                    for i in 0..200 {
+                        put(root, &format!("lib/lib{i}.so"), &needs([format!("lib{}.so", i + 1)]).bytes());
+                    }
+                })
+            }),
+            // By ever longer ways.
+            ("one that needs itself", 64, {
+                let made = Made {
+                    interpreter: Some(b"/bin/tool".to_vec()),
+                    search: Some(b"$ORIGIN".to_vec()),
+                    ..needs(["tool".to_owned(), "tool".to_owned(), "../bin/tool".to_owned()])
+                };
+                Box::new(move |root| put(root, "bin/tool", &made.bytes()))
+            }),
+            ("links that lead in circles", 1, {
+                let made = needs(["a.so".to_owned(), "b.so".to_owned(), "own.so".to_owned()]);
+                Box::new(move |root| {
+                    put(root, "bin/tool", &made.bytes());
+                    for (link, to) in [("a.so", "b.so"), ("b.so", "a.so"), ("own.so", "own.so")] {
+                        symlink(to, root.join("lib").join(link)).unwrap();
+                    }
+                })
+            }),
+            ("a script that runs itself", 1, Box::new(|root| put(root, "bin/tool", b"#!/bin/tool\n"))),
+            ("a script that is looked for everywhere", 2, {
+                Box::new(|root| {
+                    put(root, "bin/tool", b"#!/bin/env none\n");
+                    put(root, "bin/env", b"#!/bin/env none\n");
+                })
+            }),
+        ];
+        for (what, files, fill) in cases {
+            let (seen, looked, asked) = work_of(fill);
+            assert!((1..=files).contains(&seen), "{what}: {seen} files");
+            // Beside what was looked for by name: files looked at, folders of programs, what any start reads.
+            assert!(looked <= MAX_OPENS + MAX_FILES + 20, "{what}: looked {looked} times");
+            assert!(asked.len() <= MAX_FILES, "{what}: {} asked for", asked.len());
+        }
+    }
+
+    /// Nor by what stands in the folder of its name.
+    #[test]
+    fn a_hostile_folder_has_little_asked_for() {
+        let made = Made { interpreter: Some(b"/none".to_vec()), ..Made::default() };
+        let (_, looked, asked) = work_of(|root| {
+            put(root, "usr/bin/tool", &made.bytes());
+            symlink("/usr/bin/tool", root.join("bin/tool")).unwrap();
+            for i in 0..3000 {
+                put(root, &format!("usr/lib/tool/{i}"), b"x");
+            }
+            for i in 0..100 {
+                put(root, &format!("usr/lib/tool/of-{i}/file"), &[b'x'; 200 << 10]);
+            }
+            symlink("tool", root.join("usr/lib/tool/circle")).unwrap();
+        });
+        assert!(looked <= 65 + 20, "looked {looked} times");
+        // At most 1,024 names of the folder, and 8 MiB.
+        assert!(asked.len() <= 1 + 1024 + 40, "{} asked for", asked.len());
+    }
 
     #[test]
     fn the_origin_stands_for_the_program_s_folder_once() {
