@@ -53,7 +53,9 @@ impl Elf {
 
     fn parse(head: Vec<u8>) -> Result<Self, ParseError> {
         let bad = ParseError::BadOffset(0);
-        let ident = parse_ident::<AnyEndian>(&head)?;
+        // The parser takes for granted that there are so many.
+        let ident =
+            parse_ident::<AnyEndian>(head.get(..elf::abi::EI_NIDENT).ok_or(ParseError::BadOffset(0))?)?;
         let tail = match ident.1 {
             Class::ELF32 => 36,
             Class::ELF64 => 48,
@@ -196,6 +198,15 @@ mod tests {
             assert_eq!(needs.libraries.len(), libraries, "{what}");
             assert!(cost <= HEAD as u64 + MAX_TABLE + MAX_STRINGS + 100, "{what}: {cost} bytes read");
             assert!(needs.search.is_none_or(|search| search.len() <= MAX_SEARCH), "{what}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_short_is_no_elf_file() {
+        for length in 0..64 {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&Made::default().bytes()[..length]).unwrap();
+            assert!(Elf::read(&file).unwrap().is_none(), "{length}");
         }
     }
 
