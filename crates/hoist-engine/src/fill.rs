@@ -280,6 +280,26 @@ impl LayerFill {
         let wanted = self.table.extents.touching(start, end);
         let before = self.lock().failures;
         let mut counted = false;
+        let look = || {
+            let missing: Vec<_> = wanted.clone().filter(|&i| !self.live.get(i as u64)).collect();
+            let (Some(&first), Some(&last)) = (missing.first(), missing.last()) else {
+                return Ok(Some(()));
+            };
+            if !std::mem::replace(&mut counted, true) {
+                let mut state = self.lock();
+                state.demands += 1;
+                self.sweep_if_dense(&mut state);
+            }
+            self.claim_for(first, last, before).map(|()| None)
+        };
+        self.until(look).await
+    }
+
+    /// Looks at each publication, and once before, until that finds what is waited for.
+    ///
+    /// # Errors
+    /// Those of looking, and that the layer is out of service.
+    async fn until<T>(&self, mut look: impl FnMut() -> Result<Option<T>, FillError>) -> Result<T, FillError> {
         loop {
             let published = self.progress.notified();
             tokio::pin!(published);
@@ -288,16 +308,9 @@ impl LayerFill {
             if let Some(why) = self.condemned() {
                 return Err(FillError::Lied(why));
             }
-            let missing: Vec<_> = wanted.clone().filter(|&i| !self.live.get(i as u64)).collect();
-            let (Some(&first), Some(&last)) = (missing.first(), missing.last()) else {
-                return Ok(());
-            };
-            if !std::mem::replace(&mut counted, true) {
-                let mut state = self.lock();
-                state.demands += 1;
-                self.sweep_if_dense(&mut state);
+            if let Some(found) = look()? {
+                return Ok(found);
             }
-            self.claim_for(first, last, before)?;
             published.await;
         }
     }

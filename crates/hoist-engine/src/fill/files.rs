@@ -18,22 +18,15 @@ impl LayerFill {
         let wanted = |range: &Range<u64>| self.table.extents.touching(range.start, range.end);
         let wanted: BTreeSet<usize> = ranges.iter().flat_map(wanted).collect();
         let before = self.lock().failures;
-        loop {
-            let published = self.progress.notified();
-            tokio::pin!(published);
-            // Enabled before looking, or a publication in between would be missed.
-            published.as_mut().enable();
-            if let Some(why) = self.condemned() {
-                return Err(FillError::Lied(why));
-            }
+        let look = || {
             let missing = wanted.iter().filter(|&&i| !self.live.get(i as u64));
             let spans: BTreeSet<usize> = missing.map(|&i| self.span_of(i)).collect();
             if spans.is_empty() {
-                return Ok(());
+                return Ok(Some(()));
             }
-            self.claim_ahead(&spans, &wanted, before)?;
-            published.await;
-        }
+            self.claim_ahead(&spans, &wanted, before).map(|()| None)
+        };
+        self.until(look).await
     }
 
     /// Sees to it that jobs are under way for these spans, as far as extents are wanted of them. Again and again: another's

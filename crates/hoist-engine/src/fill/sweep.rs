@@ -168,20 +168,12 @@ impl LayerFill {
             self.start_jobs(&mut state, (span, last + 1, job::ALL), plan::JOB_MAX);
             (span, self.table.spans.stored_bytes(span..last + 1))
         };
-        loop {
-            let published = self.progress.notified();
-            tokio::pin!(published);
-            published.as_mut().enable();
-            if let Some(why) = self.condemned() {
-                return Err(FillError::Lied(why));
-            }
-            match &self.lock().spans[span] {
-                SpanState::Claimed => {}
-                SpanState::Failed(_, e) => return Err(e.clone()),
-                SpanState::Idle => return Ok(Some(bytes)),
-            }
-            published.await;
-        }
+        let look = || match &self.lock().spans[span] {
+            SpanState::Claimed => Ok(None),
+            SpanState::Failed(_, e) => Err(e.clone()),
+            SpanState::Idle => Ok(Some(bytes)),
+        };
+        self.until(look).await.map(Some)
     }
 }
 
