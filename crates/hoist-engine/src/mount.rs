@@ -433,6 +433,7 @@ impl Engine {
         let (tree, layers, before) = (tree.to_owned(), layers.all.clone(), record.clone());
         let (read_timeout, owners) = (self.config.read_timeout, self.config.owners);
         let (guard, keeper_of) = (Arc::clone(lease), Arc::clone(server));
+        let (upkeep, meter) = (Arc::clone(&self.serving.upkeep), Arc::clone(&self.meter));
         let serving = tokio::task::spawn_blocking(move || {
             let keep = |session: &Session, how: &FuseRecord| {
                 if whole && driver == Driver::ErofsFuse {
@@ -446,6 +447,8 @@ impl Engine {
             };
             let show = fuse::Show {
                 tree: &tree,
+                upkeep: &upkeep,
+                meter: &meter,
                 layers: &layers,
                 target: &before.target,
                 image: &before.image,

@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Deref;
 use std::ptr::NonNull;
 
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 /// A whole file, mapped.
 ///
@@ -40,6 +40,15 @@ impl FileMap {
         };
         let start = NonNull::new(map.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
         Ok(Self { start: Some(start), len })
+    }
+
+    /// Has its pages count as this process's memory no more, until they are read again: then they come from the page
+    /// cache, or from the disk.
+    pub fn give_back(&self) {
+        if let Some(start) = self.start {
+            // SAFETY: our own mapping, of a file: whoever reads it now or later is given the same bytes again.
+            let _ = unsafe { rustix::mm::madvise(start.as_ptr().cast(), self.len, Advice::LinuxDontNeed) };
+        }
     }
 }
 

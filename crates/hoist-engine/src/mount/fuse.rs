@@ -18,24 +18,28 @@ mod image;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use hoist_sys::fuse::{self, Handler, MountOptions, Negotiated, Session};
+use hoist_sys::fuse::{self, Answer, Handler, MountOptions, Negotiated, Request, Session};
 use hoist_sys::keeper::Table;
 use tokio::sync::watch;
 
 use super::layer::{LazyLayer, MountedLayer};
+use super::upkeep::Upkeep;
 use carrier::Carrier;
 use data::Data;
 use image::ImageFs;
 
 use crate::config::Owners;
+use crate::fill::Meter;
 use crate::store::mounts::{FuseRecord, LoopRecord};
 
 /// What is to be shown, and where.
 pub(super) struct Show<'a> {
     pub tree: &'a Path,
+    /// Who has the tree in memory.
+    pub upkeep: &'a Upkeep,
+    pub meter: &'a Arc<Meter>,
     pub layers: &'a [MountedLayer],
     pub target: &'a Path,
     pub image: &'a str,
@@ -53,8 +57,7 @@ pub(super) type Keep<'k> = dyn Fn(&Session, &FuseRecord) -> Result<(), String> +
 /// A FUSE session under way. It lasts until the file system is unmounted everywhere, whatever becomes of
 /// this value.
 pub(super) struct Served {
-    /// True once the session is over.
-    ended: watch::Receiver<bool>,
+    end: End,
     carrier: Option<Carrier>,
     record: FuseRecord,
 }
@@ -86,8 +89,8 @@ impl Served {
             session.count_answers(show.answers);
             let record = describe(&session, show.owners, None);
             keep(&session, &record)?;
-            let threads = serve(&session, &handler).map_err(text)?;
-            Ok(Self { ended: watch_end(threads), carrier: None, record })
+            let end = serve(&session, handler).map_err(text)?;
+            Ok(Self { end, carrier: None, record })
         });
         match &served {
             Ok(_) => {
@@ -108,13 +111,13 @@ impl Served {
         let negotiated = Negotiated { minor, flags, max_readahead };
         let mut session = Session::from_fds(descriptors, negotiated).map_err(text)?;
         session.count_answers(show.answers);
-        let threads = match &record.carried {
-            None => serve(&session, &image_handler(show)?),
-            Some(_) => serve(&session, &Arc::new(carrier::Files::of(show)?)),
+        let end = match &record.carried {
+            None => serve(&session, image_handler(show)?),
+            Some(_) => serve(&session, carrier::Files::of(show)?),
         };
-        let threads = threads.map_err(text)?;
+        let end = end.map_err(text)?;
         let carrier = record.carried.as_ref().map(|loops| Carrier::of(show.layers, loops));
-        Ok(Self { ended: watch_end(threads), carrier, record })
+        Ok(Self { end, carrier, record })
     }
 
     /// What a successor must know.
@@ -124,8 +127,8 @@ impl Served {
 
     /// Shows the image as EROFS over data files that FUSE serves.
     pub fn carried(show: &Show<'_>, keep: &Keep<'_>) -> Result<Self, String> {
-        let (carrier, record, threads) = Carrier::mount(show, keep)?;
-        Ok(Self { ended: watch_end(threads), carrier: Some(carrier), record })
+        let (carrier, record, end) = Carrier::mount(show, keep)?;
+        Ok(Self { end, carrier: Some(carrier), record })
     }
 
     /// A layer is complete and verified: its readers need not come to us any more.
@@ -137,37 +140,50 @@ impl Served {
 
     /// Is it unmounted everywhere?
     pub fn has_ended(&self) -> bool {
-        *self.ended.borrow()
+        *self.end.borrow()
     }
 
     /// Returns when the file system is unmounted everywhere. Cancel safe.
     pub async fn end(&self) {
         // An error is that nobody watches any more: over as well.
-        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+        let _ = self.end.clone().wait_for(|ended| *ended).await;
     }
 }
 
-/// The threads end when the kernel has let go of the session.
-fn watch_end(threads: Vec<JoinHandle<()>>) -> watch::Receiver<bool> {
-    let (tell, ended) = watch::channel(false);
-    std::thread::spawn(move || {
-        for thread in threads {
-            let _ = thread.join();
-        }
-        tell.send_replace(true);
-    });
-    ended
-}
-
-fn image_handler(show: &Show<'_>) -> Result<Arc<ImageFs>, String> {
+fn image_handler(show: &Show<'_>) -> Result<ImageFs, String> {
     let data = Data::open(show)?;
     // Only root of the machine may see `trusted.` attributes (xattr(7)).
     let trusted = hoist_sys::userns::is_initial();
-    ImageFs::open(show.tree, data, show.owners, trusted).map(Arc::new)
+    let bad = |e: &dyn std::fmt::Display| format!("reading {}: {e}", show.tree.display());
+    let tree = show.upkeep.tree(show.tree, show.meter).map_err(|e| bad(&e))?;
+    ImageFs::open(tree, data, show.owners, trusted).map_err(|e| bad(&e))
 }
 
-fn serve(session: &Session, handler: &Arc<impl Handler>) -> std::io::Result<Vec<JoinHandle<()>>> {
-    session.serve(handler, threads())
+/// True once a session is over.
+type End = watch::Receiver<bool>;
+
+/// A handler that tells when the last thread has let go of it: then the kernel has let go of the session.
+struct Until<H> {
+    handler: H,
+    over: watch::Sender<bool>,
+}
+
+impl<H: Handler> Handler for Until<H> {
+    fn handle(&self, request: &Request<'_>, answer: Answer) {
+        self.handler.handle(request, answer);
+    }
+}
+
+impl<H> Drop for Until<H> {
+    fn drop(&mut self) {
+        self.over.send_replace(true);
+    }
+}
+
+fn serve(session: &Session, handler: impl Handler) -> std::io::Result<End> {
+    let (over, end) = watch::channel(false);
+    session.serve(&Arc::new(Until { handler, over }), threads())?;
+    Ok(end)
 }
 
 /// Threads that answer: reads that have to wait hold none of them.

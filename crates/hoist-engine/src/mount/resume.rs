@@ -129,9 +129,12 @@ impl Engine {
         let (how, record, tree, layers) = (how.clone(), record.clone(), tree.to_owned(), layers.all.clone());
         let (read_timeout, server) = (self.config.read_timeout, Arc::clone(server));
         let image = record.image.clone();
+        let (upkeep, meter) = (Arc::clone(&self.serving.upkeep), Arc::clone(&self.meter));
         let serving = tokio::task::spawn_blocking(move || {
             let show = fuse::Show {
                 tree: &tree,
+                upkeep: &upkeep,
+                meter: &meter,
                 layers: &layers,
                 target: &record.target,
                 image: &record.image,

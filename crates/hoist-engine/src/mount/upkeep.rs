@@ -1,15 +1,18 @@
 //! What is done beside reading, by one task for all mounts of a process: page cache given back, what was fetched
 //! made durable, complete layers noticed, the store's limit kept, condemnations by other processes heard, tables that
-//! nobody uses put away.
+//! nobody uses put away, and trees that nobody reads.
 //!
 //! It sleeps until there is something to do. The fill path rings when something was published or read; of reads
 //! of complete layers, which come past us, and of what other processes write, the kernel tells
 //! (`hoist_sys::watch`). Where it cannot (too many watches), everything is looked at again and again.
 
 mod second;
+mod trees;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
+use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -26,6 +29,8 @@ use crate::engine::Engine;
 use crate::evict;
 use crate::fill::Meter;
 use second::Second;
+pub(super) use trees::Tree;
+use trees::Trees;
 
 /// After something was read or published there is a turn, and another each so often until all is done.
 const TURN: Duration = Duration::from_millis(250);
@@ -34,7 +39,10 @@ const SYNC_AFTER: Duration = Duration::from_secs(2);
 
 /// See the module.
 #[derive(Default)]
-pub(crate) struct Upkeep(Mutex<State>);
+pub(crate) struct Upkeep {
+    state: Mutex<State>,
+    trees: Trees,
+}
 
 #[derive(Default)]
 struct State {
@@ -72,7 +80,12 @@ impl Drop for Attended {
 
 impl Upkeep {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A tree whose bytes are asked for as long as something is mounted.
+    pub fn tree(&self, path: &Path, meter: &Arc<Meter>) -> io::Result<Arc<Tree>> {
+        self.trees.of(path, meter)
     }
 
     /// Looks after a mount's layers until the value is dropped.
@@ -311,7 +324,7 @@ impl Upkeep {
         if busy && !sync {
             round.sync.get_or_insert_with(|| Instant::now() + SYNC_AFTER);
         }
-        if busy || !all_watched {
+        if self.trees.rest() || busy || !all_watched {
             round.turn_by(Instant::now() + TURN);
         }
         if self.lock().second.has_some_awake() {

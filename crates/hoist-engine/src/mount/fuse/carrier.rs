@@ -7,7 +7,6 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use hoist_sys::fuse::{
     self, Answer, Attributes, Detached, Entry, FileSystem, Handler, Listing, MountOptions, Operation, ROOT,
@@ -17,7 +16,7 @@ use hoist_sys::loop_device::LoopDevice;
 
 use super::super::layer::{LazyLayer, MountedLayer};
 use super::data::Data;
-use super::{Keep, Show};
+use super::{End, Keep, Show};
 use crate::store::mounts::{FuseRecord, LoopRecord};
 
 /// What EROFS is mounted on. It holds none of it: so the session ends when the mount is gone, whoever had it.
@@ -30,17 +29,14 @@ pub(super) struct Carrier {
 const BLOCK: u32 = 4096;
 
 impl Carrier {
-    pub fn mount(
-        show: &Show<'_>,
-        keep: &Keep<'_>,
-    ) -> Result<(Self, FuseRecord, Vec<JoinHandle<()>>), String> {
-        let files = Arc::new(Files::of(show)?);
+    pub fn mount(show: &Show<'_>, keep: &Keep<'_>) -> Result<(Self, FuseRecord, End), String> {
+        let files = Files::of(show)?;
         let text = |e: std::io::Error| e.to_string();
         let options = MountOptions { source: show.image, allow_other: true, nosuid: true, nodev: true };
         let (carrier, device) = Detached::new(&options).map_err(text)?;
         let mut session = Session::start(device, super::threads(), false).map_err(text)?;
         session.count_answers(show.answers);
-        let threads = super::serve(&session, &files).map_err(text)?;
+        let end = super::serve(&session, files).map_err(text)?;
         let path = |(i, layer): (usize, &MountedLayer)| match layer {
             MountedLayer::Whole(data) => data.clone(),
             MountedLayer::Lazy(_) => carrier.path(&i.to_string()),
@@ -62,7 +58,7 @@ impl Carrier {
         keep(&session, &record)?;
         let devices: Vec<_> = loops.iter().map(LoopDevice::path).collect();
         hoist_sys::mount::erofs(tree.path(), &devices, show.target).map_err(text)?;
-        Ok((carrier, record, threads))
+        Ok((carrier, record, end))
     }
 
     /// Of what was recorded when it was mounted.

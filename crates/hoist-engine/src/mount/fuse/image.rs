@@ -3,16 +3,14 @@
 //! Inode numbers of the session are those of the image, moved by two, but for the root folder, which FUSE
 //! wants to be 1. So nothing has to be remembered, and a successor process gives the same numbers.
 
-use std::fs::File;
-use std::path::Path;
 use std::sync::Arc;
 
 use hoist_format::erofs::{self, DecodeError, Node, NodeKind};
 use hoist_sys::fuse::{
     self, Answer, Attributes, Entry, FileSystem, Handler, Listing, Operation, ROOT, Request,
 };
-use hoist_sys::map::FileMap;
 
+use super::super::upkeep::Tree;
 use super::data::Data;
 use crate::config::Owners;
 
@@ -20,7 +18,7 @@ use crate::config::Owners;
 const FIRST: u64 = 2;
 
 pub(super) struct ImageFs {
-    tree: FileMap,
+    tree: Arc<Tree>,
     head: erofs::Head,
     data: Arc<Data>,
     owners: Owners,
@@ -72,15 +70,17 @@ fn reply(with: Reply, answer: Answer) {
 }
 
 impl ImageFs {
-    pub fn open(tree: &Path, data: Arc<Data>, owners: Owners, trusted: bool) -> Result<Self, String> {
-        let bad = |e: &dyn std::fmt::Display| format!("reading {}: {e}", tree.display());
-        // Trees are written aside, renamed and unlinked, never changed.
-        let map = File::open(tree).and_then(|file| FileMap::of(&file)).map_err(|e| bad(&e))?;
-        let image = erofs::Image::new(&map).map_err(|e| bad(&e))?;
-        let size = image.devices().iter().map(|d| d.size).sum::<u64>() + map.len() as u64;
+    pub fn open(
+        tree: Arc<Tree>,
+        data: Arc<Data>,
+        owners: Owners,
+        trusted: bool,
+    ) -> Result<Self, DecodeError> {
+        let image = erofs::Image::new(&tree)?;
+        let size = image.devices().iter().map(|d| d.size).sum::<u64>() + tree.len() as u64;
         let shown = FileSystem { blocks: size.div_ceil(4096), files: 0 };
         let head = image.head();
-        Ok(Self { tree: map, head, data, owners, trusted, shown })
+        Ok(Self { tree, head, data, owners, trusted, shown })
     }
 
     fn image(&self) -> erofs::Image<'_> {
