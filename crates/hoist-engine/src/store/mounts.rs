@@ -250,7 +250,14 @@ impl Store {
         let dir = lost_dir(&self.mounts_dir());
         match fs::read_dir(&dir) {
             Ok(mut entries) => Ok(entries.next().is_some()),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            // A hoist that had no such folder noted it in the records alone.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                let any = self.mounts()?.iter().any(|record| record.lost);
+                if !any {
+                    fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+                }
+                Ok(any)
+            }
             Err(e) => Err(Error::io("list", &dir)(e)),
         }
     }
