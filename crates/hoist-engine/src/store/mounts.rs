@@ -125,9 +125,9 @@ fn lease_path(dir: &Path, id: &str) -> PathBuf {
     dir.join(format!("{id}.lease"))
 }
 
-/// Has an empty file for each mount that was lost, of its name.
-fn lost_dir(dir: &Path) -> PathBuf {
-    dir.join("lost")
+/// Has an empty file for each mount that was lost, of its name; beside the folder of the records.
+fn lost_dir(records: &Path) -> PathBuf {
+    records.with_file_name("lost-mounts")
 }
 
 impl Lease {
