@@ -127,6 +127,11 @@ impl Error {
         }
     }
 
+    /// Is the disk full?
+    pub fn is_for_room(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull)
+    }
+
     pub(crate) fn io(doing: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_owned();
         move |source| Self::Io { doing, path, source }

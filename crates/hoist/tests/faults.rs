@@ -341,6 +341,18 @@ fn a_pull_onto_a_full_disk_fails_and_succeeds_when_there_is_room() {
     case.source.assert_shown(node.mount(&case.image.name, &[]).root());
 }
 
+/// A pull keeps the blob that it fetches, to go on after an interruption: but not in the room of the layer.
+#[test]
+fn a_pull_has_all_the_room_for_what_it_is_to_leave() {
+    let case = Case::new();
+    let disk = SmallDisk::new(40);
+    let node = Node::with_store(&disk.root().join("store"));
+    let data: usize = FILES.iter().map(|(_, length)| length).sum();
+    disk.fill(data as u64 + (2 << 20));
+    node.says(&["pull", &case.image.name]);
+    case.source.assert_shown(node.mount(&case.image.name, &[]).root());
+}
+
 #[test]
 fn reads_that_find_the_disk_full_fail_and_succeed_when_there_is_room() {
     // The log is on the full disk too.

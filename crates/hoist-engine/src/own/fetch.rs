@@ -46,6 +46,14 @@ pub(crate) async fn fetch_and_ingest(
             Err(e @ (Error::Digest { .. } | Error::Layer { .. })) if source.lied(&expected.blob) => {
                 tracing::warn!("{e}; fetching it from another server");
             }
+            // The layer may have room without its blob beside it.
+            Err(e @ Error::Io { .. }) if e.is_for_room() && begun.is_some() => {
+                tracing::info!(
+                    "{e}; once more, keeping nothing of the blob for a pull that goes on after this one"
+                );
+                begun.take().iter().for_each(|begun| begun.give_way());
+                kept = None;
+            }
             done => return done.map(|done| (done, kept.map_or(0, |kept| kept.bytes()))),
         }
     }

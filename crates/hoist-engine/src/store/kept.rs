@@ -73,8 +73,14 @@ impl Begun {
     pub fn keep(&self, bytes: &[u8], at: u64) {
         let new = at + bytes.len() as u64 > self.had;
         if new && !self.over.load(Relaxed) && self.file.write_all_at(bytes, at).is_err() {
-            self.forget();
+            self.give_way();
         }
+    }
+
+    /// Its room is wanted, also by those who have it open.
+    pub fn give_way(&self) {
+        self.forget();
+        let _ = self.file.set_len(0);
     }
 
     /// What is here is wrong, or not needed any more.
