@@ -446,6 +446,29 @@ fn what_a_killed_run_and_a_killed_daemon_left_goes_with_the_next() {
     }
 }
 
+#[test]
+fn what_a_run_killed_before_its_mount_left_goes_with_the_next() {
+    let image = programs();
+    let node = Node::new();
+    let layer = image.layers().remove(0);
+    image.proxy.inject(Fault::new(format!("/blobs/{layer}"), When::Always, FaultKind::Hang));
+    let run = ["run", "--rm", "--trust-index", "none", &image.name, "sh", "-c", "exit 7"];
+    let containers = node.store("containers");
+    let left = || fs::read_dir(&containers).map_or(0, Iterator::count);
+    let mut client = node.hoist(&run).spawn().unwrap();
+    process::wait_until("the layer's request", PATIENCE, || {
+        Ok(image.proxy.log().iter().any(|request| request.path.contains(&layer)))
+    })
+    .unwrap();
+    client.kill().unwrap();
+    client.wait().unwrap();
+    assert_eq!(left(), 1);
+    image.proxy.clear_faults();
+    let ran = node.hoist(&run).output().unwrap();
+    assert_eq!(ran.status.code(), Some(7), "{}", String::from_utf8_lossy(&ran.stderr));
+    assert_eq!(left(), 0);
+}
+
 /// Replaced or gone for good, it costs the program neither its exit code nor its container's end.
 #[test]
 fn a_daemon_that_goes_away_is_nothing_to_the_program() {

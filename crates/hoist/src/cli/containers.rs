@@ -127,7 +127,8 @@ pub struct Ps {
 
 /// Show what the program of a container in the background has said
 ///
-/// That is its standard output and error, as they were written: what `hoist run -d` keeps in the file
+/// That is its standard output and error; what it writes to both at about the same time may have changed its order, as
+/// the OCI runtime copies them apart. `hoist run -d` keeps it in the file
 /// `containers/NAME/output` of the store. What hoist itself says of the container meanwhile is in `log/run-NAME-*.log`
 /// there, and `hoist why NAME` tells of its image.
 #[derive(Debug, Args)]

@@ -126,6 +126,10 @@ impl Plan<'_> {
             rm: self.options.rm,
             ..Record::default()
         };
+        if record.rm {
+            // Who is killed while the image is mounted, or even fetched, removes nothing.
+            container.note(&record)?;
+        }
         let outcome =
             self.run_in(&container, image, &image_process, command, &mut signals, &mut record).await;
         // Who was told that it runs asks later how it ended.
