@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use hoist_testkit::layout::{Builder, Compression};
-use hoist_testkit::{Fault, FaultKind, When, process};
+use hoist_testkit::{Fault, FaultKind, ProxyOptions, When, process};
 use node::case::PATIENCE;
 use node::daemon::Daemon;
 use node::tree::Source;
@@ -128,12 +128,14 @@ fn a_container_in_the_background_is_entered_stopped_and_removed() {
         let said = exec("echo $X $Y $HOME $0; pwd; id -G");
         assert_eq!(String::from_utf8(said.stdout).unwrap(), "it is too /home/app sh\n/tmp\n1001 44\n");
         assert_eq!(node.says(&["exec", "-u", "app:app", "web", "id", "-G"]), "1001\n");
+        assert_eq!(node.says(&["exec", "-w", "tmp", "web", "pwd"]), "/tmp\n");
         // As the container has it: the program is its first process.
         assert_eq!(node.says(&["exec", "web", "sh", "-c", "read -r name </proc/1/comm; echo $name"]), "sh\n");
         // What can't be run is told as `hoist run` tells it.
         for (command, code, wanted) in [
             (&["web", "no-such"][..], 127, "error: the container has no program \"no-such\" in its PATH\n"),
             (&["web", "/no/such"], 127, "error: the container has no program /no/such\n"),
+            (&["-w", "/no/such", "web", "pwd"], 1, "has no folder \"/no/such\" to run it in"),
             (&["-w", "/etc", "web", "./passwd"], 126, "passwd can't be run: it has no execute permission"),
         ] {
             let refused = node.hoist(&[&["exec"], command].concat()).output().unwrap();
@@ -341,6 +343,18 @@ fn down(image: &Published) {
 }
 
 /// What is complete and verified is pulled, and it is said that nobody could be asked; else it fails.
+#[test]
+fn what_a_pull_took_counts_what_asking_took() {
+    let image = programs();
+    let node = Node::new();
+    node.says(&["pull", &image.name]);
+    let delay = Duration::from_millis(400);
+    image.proxy.set_options(ProxyOptions { delay, rate: None });
+    let again: Value = serde_json::from_str(&node.says(&["pull", "--json", &image.name])).unwrap();
+    assert_eq!(again["stats"]["requests"], 1, "{again}");
+    assert!(again["stats"]["seconds_total"].as_f64().unwrap() >= delay.as_secs_f64(), "{again}");
+}
+
 #[test]
 fn a_pull_without_the_registry_says_what_it_knows() {
     let image = Published::indexed(&Source::new().layout(Compression::Gzip(6)).directory);

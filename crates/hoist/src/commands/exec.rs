@@ -85,7 +85,7 @@ fn arguments(options: &Exec, user: Option<&User>, given: &[String]) -> anyhow::R
         give("--env", &variable);
     }
     if let Some(dir) = &options.workdir {
-        give("--cwd", dir);
+        give("--cwd", &bundle::absolute_cwd(dir));
     }
     if options.tty {
         arguments.push("--tty".into());
@@ -104,7 +104,7 @@ fn described(root: &Path, options: &Exec, user: &User, given: &[String]) -> anyh
     process["args"] = options.command().into();
     process["env"] = process::env(&container, given, own, &[])?.into();
     if let Some(dir) = &options.workdir {
-        process["cwd"] = dir.as_str().into();
+        process["cwd"] = bundle::absolute_cwd(dir).into();
     }
     process["terminal"] = options.tty.into();
     process["user"]["uid"] = user.uid.into();
@@ -126,6 +126,12 @@ fn why_not(root: &Path, options: &Exec, running: &Program) -> Option<anyhow::Err
     let path = given.or_else(|| env.iter().find_map(|entry| entry.strip_prefix("PATH=")))?;
     let cwd = options.workdir.as_deref().unwrap_or(&cwd);
     let root = RootDir::open(&of_process(running, "root")).ok()?;
+    if let (Some(dir), Ok(false)) = (&options.workdir, root.has(Path::new(&bundle::absolute_cwd(cwd)))) {
+        return Some(user_hint(
+            format!("the container {:?} has no folder {dir:?} to run it in", options.name()),
+            "name one that it has with -w, or make it first: hoist exec NAME mkdir -p DIR",
+        ));
+    }
     let program = options.command().first()?;
     program::why_not(&root, "container", program, path, &bundle::absolute_cwd(cwd)).ok()?
 }

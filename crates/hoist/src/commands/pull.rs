@@ -15,7 +15,7 @@ pub(super) fn run(global: &Global, options: &Pull) -> anyhow::Result<()> {
     crate::stats_file::check(options.stats.path.as_deref())?;
     let printer = if options.json { Printer::new() } else { Printer::telling() };
     let began = Instant::now();
-    let pulled = super::interruptible(&printer, async {
+    let mut pulled = super::interruptible(&printer, async {
         if options.containerd {
             return containerd::pull(global, options, &printer).await;
         }
@@ -25,6 +25,10 @@ pub(super) fn run(global: &Global, options: &Pull) -> anyhow::Result<()> {
         }
         worker.pull(&options.image, &printer).await
     })?;
+    // Asking what the name means is part of it.
+    if let Some(total) = pulled["stats"].get_mut("seconds_total") {
+        *total = began.elapsed().as_secs_f64().into();
+    }
     if let Some(path) = &options.stats.path {
         crate::stats_file::write(path, &pulled["stats"])?;
     }
