@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use hoist_format::table::Table;
 use hoist_sys::shm::SharedBits;
 use hoist_testkit::layout::{Builder, Compression};
-use hoist_testkit::{FaultKind, ProxyOptions, When, digest, process};
+use hoist_testkit::{Fault, FaultKind, Proxy, ProxyOptions, When, digest, process};
 use node::case::{Case, PATIENCE};
 use node::daemon::Daemon;
 use node::disk::{self, SmallDisk};
@@ -339,6 +339,21 @@ fn a_pull_onto_a_full_disk_fails_and_succeeds_when_there_is_room() {
     fs::remove_file(ballast).unwrap();
     node.says(&["pull", &case.image.name]);
     case.source.assert_shown(node.mount(&case.image.name, &[]).root());
+}
+
+/// What it sends of the layer, and of the windows, which are too many to be fetched at once.
+#[test]
+fn what_a_mirror_has_wrong_comes_from_the_registry() {
+    let source = Source::new();
+    source.write("lib/e.so", &noise(99, 14_000_000));
+    let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
+    let mirror = Proxy::start(image.registry.address(), ProxyOptions::default()).unwrap();
+    mirror.inject(Fault::new(format!("GET /v2/{REPO}/blobs"), When::Always, FaultKind::FlipBit(100)));
+    let node = Node::new();
+    let config = node.mirrored(&image, &mirror);
+    let _daemon = Daemon::start(&node, &["--config", config.to_str().unwrap()]);
+    source.assert_shown(node.mount(&image.name, &[]).root());
+    assert!(!mirror.log().is_empty());
 }
 
 /// A pull keeps the blob that it fetches, to go on after an interruption: but not in the room of the layer.

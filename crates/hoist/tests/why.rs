@@ -98,19 +98,7 @@ fn a_mirror_s_failures_are_told() {
     let image = Published::indexed(&source.layout(Compression::Gzip(6)).directory);
     let mirror = Proxy::start(image.registry.address(), ProxyOptions::default()).unwrap();
     let node = Node::new();
-    let folder = node.path("certs.d").join(image.proxy.host().replace(':', "_"));
-    let by_host = node.path("certs.d").join(image.proxy.host());
-    for folder in [&folder, &by_host] {
-        std::fs::create_dir_all(folder).unwrap();
-        let hosts = format!(
-            "server = \"http://{}\"\n[host.\"http://{}\"]\n  capabilities = [\"pull\", \"resolve\"]\n",
-            image.proxy.host(),
-            mirror.host()
-        );
-        std::fs::write(folder.join("hosts.toml"), hosts).unwrap();
-    }
-    let config = node.path("hoist.toml");
-    std::fs::write(&config, format!("certs_dirs = [{:?}]\n", node.path("certs.d"))).unwrap();
+    let config = node.mirrored(&image, &mirror);
     let _daemon = Daemon::start(&node, &["--config", config.to_str().unwrap()]);
     let mount = node.mount(&image.name, &[]);
     mirror.inject(Fault::new(format!("GET /v2/{REPO}/blobs"), When::Always, FaultKind::Status(503, vec![])));

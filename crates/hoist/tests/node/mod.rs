@@ -44,6 +44,24 @@ pub fn drivers() -> Vec<&'static str> {
 const OF_THE_DAEMON: [&str; 3] = ["--background", "--read-timeout", "--store-limit"];
 
 impl Node {
+    /// A configuration by which the image is asked of the mirror first.
+    pub fn mirrored(&self, image: &Published, mirror: &Proxy) -> PathBuf {
+        let folder = self.path("certs.d").join(image.proxy.host().replace(':', "_"));
+        let by_host = self.path("certs.d").join(image.proxy.host());
+        for folder in [&folder, &by_host] {
+            fs::create_dir_all(folder).unwrap();
+            let hosts = format!(
+                "server = \"http://{}\"\n[host.\"http://{}\"]\n  capabilities = [\"pull\", \"resolve\"]\n",
+                image.proxy.host(),
+                mirror.host()
+            );
+            fs::write(folder.join("hosts.toml"), hosts).unwrap();
+        }
+        let config = self.path("hoist.toml");
+        fs::write(&config, format!("certs_dirs = [{:?}]\n", self.path("certs.d"))).unwrap();
+        config
+    }
+
     /// With an empty store.
     pub fn new() -> Node {
         let dir = tempfile::tempdir().unwrap();
